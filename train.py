@@ -1,0 +1,449 @@
+"""Trains an image encoder without labels with AdaDim (arXiv 2505.12576), or with any method of its family.
+
+    L = α·InfoNCE + (1 − α)·VICReg + β·m·I(R;Z)
+
+    python train.py --dataset cifar100 --beta 1e-4              the paper's main experiment: the defaults are its own
+    python train.py --dataset cifar100 --alpha 1 --beta 0       SimCLR
+    python train.py --dataset cifar100 --alpha 0 --beta 0       VICReg
+    python train.py --dataset folder --data-dir my_images --arch resnet18 --epochs 100 --alpha-every 5
+
+A run leaves in --out: log.csv (a row an epoch), last.pt (to --resume from), backbone.pt (the encoder, for torchvision's
+ResNet) and dynamics.png. Exit status: 0; 2 with one line on stderr for bad input or a loss that is no longer finite;
+130 or 143 when stopped by Ctrl-C or SIGTERM. The file reads top to bottom: flags, optimiser, evaluation, checkpoints,
+then train(), the whole run as one function.
+"""
+import argparse
+import copy
+import math
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from data import AUGMENTATIONS, DATASETS, augment, live, load, normalise, random_subset
+from losses import adadim, wasserstein_uniformity
+from metrics import draw_dynamics, effective_rank, knn_accuracy, representation_metrics, top_k_accuracy
+from models import RESNETS, encode, mlp, resnet
+
+COLUMNS = ("epoch step seconds samples_per_s lr alpha loss info_nce vicreg mi_loss probe_loss probe_top1 probe_top5 knn_top1 "
+           "erank_r erank_z h2_r h2_z mi uniformity_r uniformity_z w2_r w2_z eigs_r eigs_z var30_r var30_z").split()
+RATES = {"lars": (0.4, 0.1), "sgd": (0.05, 0.1), "adamw": (1e-3, 1e-2)}       # default rate of the encoder, of the probe
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+TEST_IMAGES, KNN_IMAGES = 2048, 8192      # fixed random images that an evaluation uses, of the test and training set
+
+
+# --- flags ------------------------------------------------------------------------------------------------------------
+
+def number(kind, accept, wanted):
+    """An argparse type: kind(text), where accept() holds for it."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not accept(value):
+            raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
+        return value
+    return parse
+
+
+def parse_args(argv):
+    count = number(int, lambda v: v > 0, "a whole number above 0")
+    positive = number(float, lambda v: 0 < v < math.inf, "a number above 0")
+    not_negative = number(float, lambda v: 0 <= v < math.inf, "0 or a number above it")
+    alpha = number(lambda text: text if text in ("ada", "linear", "cosine") else float(text),
+                   lambda v: isinstance(v, str) or 0 <= v <= 1, "ada, linear, cosine or a number from 0 to 1")
+    sizes = number(str, lambda v: re.fullmatch(r"[1-9]\d*(-[1-9]\d*)*", v), "layer sizes such as 2048-2048-2048")
+    device = number(str, lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v), "auto, cpu, cuda or cuda:N")
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: stop(f"{message} (--help explains the flags)")
+
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", choices=DATASETS, default="cifar100", help="cifar10 and cifar100 are downloaded; folder is your own images, "
+        "train/<class>/… and test/<class>/… (or val/) in --data-dir; shapes is built in (default: %(default)s)")
+    add("--data-dir", default="./data", metavar="DIR", help="where the files are, or are downloaded to (default: %(default)s)")
+    add("--augment", choices=AUGMENTATIONS, default="vicreg", help="augmentation scheme (default: %(default)s)")
+    add("--limit-train", type=count, metavar="N", help="train on N random images only, for quick trials")
+
+    add = parser.add_argument_group("networks").add_argument
+    add("--arch", choices=RESNETS, default="resnet50", help="encoder (default: %(default)s)")
+    add("--width", type=count, default=64, metavar="N", help="channels of its first stage; less suits a CPU (default: %(default)s)")
+    add("--projector", type=sizes, default="2048-2048-2048", metavar="SIZES", help="layer sizes (default: %(default)s)")
+
+    add = parser.add_argument_group("loss").add_argument
+    add("--alpha", type=alpha, default="ada", help="weight of InfoNCE against VICReg: ada (measured: AdaDim), linear or cosine "
+        "(from 0 to 1 over training), or a number from 0 (VICReg) to 1 (SimCLR) (default: %(default)s)")
+    add("--alpha-every", type=count, default=20, metavar="N", help="with ada: α is set after every Nth epoch, and is 0 until then "
+        "(default: %(default)s)")
+    add("--alpha-batches", type=count, default=10, metavar="N", help="with ada: batches that α is measured on (default: %(default)s)")
+    add("--beta", type=number(float, math.isfinite, "a finite number"), default=1e-4, help="weight of I(R;Z): above 0 lowers it, "
+        "below 0 raises it (default: %(default)s)")
+    add("--mi-scale", choices=("alpha", "1"), default="alpha", help="m, which multiplies β: alpha (published), or 1 for a constant "
+        "regulariser (default: %(default)s)")
+    add("--temperature", type=positive, default=0.1, help="τ of InfoNCE (default: %(default)s)")
+    add("--w2-weight", type=not_negative, default=0.0, metavar="W", help="adds W times the Wasserstein uniformity of the embeddings, "
+        "the mean of both views (default: %(default)s)")
+
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--epochs", type=count, default=400, help="(default: %(default)s)")
+    add("--batch-size", type=number(int, lambda v: v > 1, "a whole number above 1"), default=256, metavar="N", help="images a step, two "
+        "views of each; an epoch's last incomplete batch is dropped (default: %(default)s)")
+    add("--optimizer", choices=RATES, default="lars", help="(default: %(default)s)")
+    add("--lr", type=positive, help="rate for a batch of 256, scaled with the batch (default: 0.4 for lars, 0.05 for sgd, 0.001 for adamw)")
+    add("--weight-decay", type=not_negative, default=1e-4, metavar="W", help="(default: %(default)s)")
+    add("--warmup-epochs", type=not_negative, metavar="N", help="epochs of linear warm-up before the cosine decay (default: 10, or a "
+        "fifth of a run of less than 50)")
+    add("--precision", choices=DTYPES, default="bf16", help="of the networks; losses and metrics take fp32 (default: %(default)s)")
+    add("--compile", action="store_true", help="compile networks and losses with torch.compile: slow to start, then faster")
+    add("--device", type=device, default="auto", help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one (default: %(default)s)")
+    add("--seed", type=number(int, lambda v: 0 <= v < 2 ** 31, "a whole number from 0"), default=0, help="(default: %(default)s)")
+
+    group = parser.add_argument_group("the run")
+    add = group.add_argument
+    add("--out", type=Path, metavar="DIR", help="where the run goes (default: runs/ and a name made of dataset, α, β and seed)")
+    add("--eval-every", type=count, default=1, metavar="N", help="evaluate after every Nth epoch, and the last (default: %(default)s)")
+    add("--baseline", action="store_true", help="train the same probe on the untrained encoder too, and compare at the end")
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--resume", action="store_true", help="go on from last.pt in --out, exactly; start, where there is none yet")
+    add("--overwrite", action="store_true", help="replace the run that is in --out")
+
+    args = parser.parse_args(argv)
+    args.lr = args.lr or RATES[args.optimizer][0]
+    args.warmup_epochs = min(10, args.epochs / 5) if args.warmup_epochs is None else args.warmup_epochs
+    if args.warmup_epochs >= args.epochs:
+        parser.error(f"--warmup-epochs {args.warmup_epochs:g} must be below --epochs {args.epochs}")
+    args.out = args.out or Path(f"runs/{args.dataset}-alpha_{args.alpha}-beta_{args.beta:g}-seed{args.seed}")
+    return args
+
+
+def stop(message):
+    """Bad input: one line on stderr, exit status 2."""
+    live("")
+    print(f"train.py: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+# --- optimisation -----------------------------------------------------------------------------------------------------
+
+class LARS(torch.optim.Optimizer):
+    """Momentum SGD whose step is, for each weight tensor w with gradient g, scaled to w's own size (You et al., 2017).
+
+    q = eta·‖w‖ / (‖g‖ + weight_decay·‖w‖ + 1e-8), with clip_lr at most lr in effect: q ← min(q/lr, 1);
+    g ← q·(g + weight_decay·w); v ← momentum·v + g; w ← w − lr·v. Biases and norms (one dimension) take the plain
+    step without decay; so does, but for the decay, a tensor of zeros, which could never leave zero otherwise.
+    """
+
+    def __init__(self, params, lr, momentum=0.9, weight_decay=1e-4, eta=0.02, clip_lr=True):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, eta=eta, clip_lr=clip_lr))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = sorted((p for p in group["params"] if p.grad is not None), key=lambda p: p.ndim <= 1)
+            if not params:
+                continue
+            lr, decay = group["lr"], group["weight_decay"]
+            weights = [p for p in params if p.ndim > 1]
+            grads = [p.grad for p in params]
+            if weights:     # foreach: a handful of kernels for all tensors together
+                decayed = torch._foreach_add(grads[:len(weights)], weights, alpha=decay)
+                w = torch.stack(torch._foreach_norm(weights))
+                g = torch.stack(torch._foreach_norm(grads[:len(weights)]))
+                q = group["eta"] * w / (g + decay * w + 1e-8)
+                if group["clip_lr"]:
+                    q = (q / lr).clamp(max=1)
+                q = torch.where(w > 0, q, 1)
+                grads[:len(weights)] = torch._foreach_mul(decayed, q.unbind())
+            for p in params:
+                if "momentum" not in self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            momenta = [self.state[p]["momentum"] for p in params]
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, grads)
+            torch._foreach_add_(params, momenta, alpha=-lr)
+        return loss
+
+
+def make_optimizer(args, encoder_params, probe_params):
+    """The optimiser, with the probes in a group of their own: own rate, no decay, the same schedule."""
+    scale, (_, probe_lr) = args.batch_size / 256, RATES[args.optimizer]
+    groups = [dict(params=list(encoder_params), base_lr=args.lr * scale, weight_decay=args.weight_decay),
+              dict(params=list(probe_params), base_lr=probe_lr * scale, weight_decay=0.0)]
+    if args.optimizer == "lars":
+        return LARS(groups, lr=args.lr)
+    if args.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=args.lr, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=args.lr)
+
+
+def rate_at(step, base, warmup, total):
+    """Linear warm-up from 3e-5 to base over `warmup` steps, then a cosine to 0 at `total`."""
+    if step < warmup:
+        return 3e-5 + (base - 3e-5) * step / warmup
+    return base * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+
+def alpha_at(schedule, measured, progress):
+    """α at a step: measured, a share of the training's progress (0 … 1), or fixed."""
+    return {"ada": measured, "linear": progress, "cosine": 0.5 * (1 - math.cos(math.pi * progress))}.get(schedule, schedule)
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+def evaluate(nets, data, autocast):
+    """Accuracies and metrics on the fixed test images, by their names in log.csv."""
+    x, y, bank, bank_y = data["test_x"], data["test_y"], data["train_x"][data["knn"]], data["train_y"][data["knn"]]
+    with autocast():
+        r, z, logits = encode(x, nets["encoder"], nets["projector"], nets["probe"], mean=data["mean"], std=data["std"])
+        bank, = encode(bank, nets["encoder"], mean=data["mean"], std=data["std"])
+    return {"probe_top1": top_k_accuracy(logits, y).item(), "probe_top5": top_k_accuracy(logits, y, 5).item(),
+            "knn_top1": knn_accuracy(bank, bank_y, r, y, k=min(20, len(bank))).item(), **representation_metrics(r, z)}
+
+
+# --- what a run leaves ------------------------------------------------------------------------------------------------
+
+def write_whole(path, write):
+    """Calls write(file) on a temporary file that then takes path's place: path is there whole, or not at all."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def csv_line(row):
+    return (",".join("" if value is None else f"{value:.7g}" for value in row) + "\n").encode()
+
+
+def read_checkpoint(path, config):
+    """last.pt, if it is whole and of this configuration; if not, one line says what is wrong."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        theirs = checkpoint["config"]
+    except Exception as error:      # a damaged file can raise anything
+        stop(f"{path} is not a whole checkpoint ({type(error).__name__}): restore it, or start over with --overwrite")
+    wrong = [f"{key} {theirs.get(key)} there, {value} here" for key, value in config.items() if theirs.get(key) != value]
+    if wrong:
+        stop(f"{path} is of another configuration ({'; '.join(wrong)}): give the same flags, or another --out")
+    return checkpoint
+
+
+def duration(seconds):
+    """h:mm:ss, or days and hours."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours // 24} days {hours % 24} h" if hours > 48 else f"{hours}:{minutes:02}:{seconds:02}"
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+def train(args):
+    # what can be refused is refused before anything is written or takes long
+    last, log = args.out / "last.pt", args.out / "log.csv"
+    if (last.exists() or log.exists()) and not (args.resume or args.overwrite):
+        stop(f"{args.out} already holds a run: --resume goes on with it, --overwrite replaces it, another --out spares it")
+    parent = next(path for path in (args.out, *args.out.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        stop(f"cannot write to {args.out}: {parent} is not {'writable' if parent.is_dir() else 'a directory'}")
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        stop(f"--device {args.device} can't be used here ({str(error).splitlines()[0]}): leave it out, or say cpu")
+    autocast = lambda: torch.autocast(device.type, DTYPES[args.precision], enabled=args.precision != "fp32")
+    torch.backends.cudnn.benchmark = True
+
+    # the data, on the device for good
+    try:
+        data = load(args.dataset, args.data_dir, args.limit_train, args.seed)
+    except (ValueError, OSError) as error:
+        stop(error)
+    n, n_classes = len(data["train_x"]), len(data["classes"])
+    steps, total = n // args.batch_size, n // args.batch_size * args.epochs
+    if steps == 0:
+        stop(f"--batch-size {args.batch_size} is larger than the training set of {n:,} images")
+    skip = ("out", "data_dir", "device", "compile", "resume", "overwrite")      # these may differ when a run is resumed
+    config = {f"--{key.replace('_', '-')}": value for key, value in vars(args).items() if key not in skip}
+    config |= {"number of training images": n, "sum of their pixels": int(data["train_x"].sum(dtype=torch.int64))}
+    fixed = random_subset(len(data["test_x"]), TEST_IMAGES, seed=0)
+    data |= {"test_x": data["test_x"][fixed], "test_y": data["test_y"][fixed], "knn": random_subset(n, KNN_IMAGES, seed=0)}
+    data = {key: value.to(device) if torch.is_tensor(value) else value for key, value in data.items()}
+
+    # the networks; with --baseline an encoder that stays as it was drawn, and a probe that learns from it
+    torch.manual_seed(args.seed)
+    encoder, width = resnet(args.arch, args.width, data["image_size"])
+    projector, probe = mlp(width, args.projector), nn.Linear(width, n_classes)
+    nets = nn.ModuleDict({"encoder": encoder, "projector": projector, "probe": probe})
+    if args.baseline:
+        nets.update({"untrained": copy.deepcopy(encoder), "untrained_probe": copy.deepcopy(probe)})
+    nets.to(device, memory_format=torch.channels_last)
+    probes = [p for name in nets if "probe" in name for p in nets[name].parameters()]
+    optimizer = make_optimizer(args, [*encoder.parameters(), *projector.parameters()], probes)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
+
+    def losses_of(views, labels, alpha):
+        """The loss to train on, and what is logged of it; the two views came stacked, for one pass through the encoder."""
+        with autocast():
+            r = encoder(views)
+            z = projector(r)
+            logits = probe(r.detach())
+        (r1, r2), (z1, z2), both = r.chunk(2), z.chunk(2), labels.repeat(2)
+        loss, parts = adadim(r1, r2, z1, z2, alpha, args.beta, 1.0 if args.mi_scale == "1" else None, args.temperature)
+        if args.w2_weight:
+            loss = loss + args.w2_weight * (wasserstein_uniformity(z1) + wasserstein_uniformity(z2)) / 2
+        probe_loss = F.cross_entropy(logits.float(), both)
+        objective = loss + probe_loss
+        if args.baseline:
+            with autocast():
+                with torch.no_grad():
+                    r = nets["untrained"](views)
+                objective = objective + F.cross_entropy(nets["untrained_probe"](r).float(), both)
+        return objective, torch.stack([loss, *parts.values(), probe_loss]).detach(), z1.detach()
+
+    if args.compile:
+        losses_of = torch.compile(losses_of)
+
+    # where it starts: from nothing, or from a checkpoint
+    done, measured_alpha, earlier, rows = 0, 0.0, 0.0, []
+    if args.resume and last.exists():
+        saved = read_checkpoint(last, config)
+        nets.load_state_dict(saved["nets"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scaler.load_state_dict(saved["scaler"])
+        done, measured_alpha, earlier, rows = saved["epoch"], saved["alpha"], saved["seconds"], saved["rows"]
+    elif args.resume:
+        print(f"{args.out} holds no checkpoint yet: starting from the beginning", file=sys.stderr)
+
+    def save(epoch, seconds):
+        write_whole(last, lambda file: torch.save({
+            "epoch": epoch, "alpha": measured_alpha, "seconds": seconds, "rows": rows, "config": config,
+            "nets": nets.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+            "classes": data["classes"], "image_size": data["image_size"], "mean": data["mean"], "std": data["std"]}, file))
+
+    def check_finite(logged, epoch):
+        bad = (~logged.isfinite()).any(1)
+        if len(logged) == steps:        # the last step's update can break the weights after its loss was taken
+            bad[-1] |= ~torch.stack([value.isfinite().all() for value in nets.state_dict().values()]).all()
+        if bad.any():
+            stop(f"the loss became NaN or infinite in epoch {epoch}, step {int(bad.int().argmax()) + 1} of {steps}: try a lower "
+                 f"--lr, or --precision fp32; {last} still holds epoch {epoch - 1}")
+
+    millions = lambda net: f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M"
+    print(f"{args.dataset}: {n:,} training images of {data['image_size']} pixels, {n_classes} classes; {args.arch} "
+          f"({millions(encoder)} parameters), projector {args.projector} ({millions(projector)}); "
+          f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}, {args.precision}; to {args.out}")
+    if args.alpha == "ada" and args.alpha_every >= args.epochs:
+        print(f"note: α stays 0, for it is first measured after epoch {args.alpha_every}: a lower --alpha-every changes that")
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.overwrite:
+        for name in ("log.csv", "last.pt", "backbone.pt", "dynamics.png"):
+            (args.out / name).unlink(missing_ok=True)
+    # the checkpoint is what counts: rows of the log that came after it are trained, and written, again
+    write_whole(log, lambda file: file.writelines([(",".join(COLUMNS) + "\n").encode(), *map(csv_line, rows)]))
+    if done == 0:
+        save(0, 0.0)
+
+    started, generator = time.time(), torch.Generator(device)
+    for epoch in range(done + 1, args.epochs + 1):
+        # all of an epoch's randomness comes from its number, so that it can be repeated exactly
+        generator.manual_seed(args.seed * 1_000_003 + epoch)
+        order = torch.randperm(n, generator=generator, device=device)
+        measure = torch.randperm(steps, generator=generator, device=device)[:args.alpha_batches].tolist()
+        embeddings, logged, begun = [], torch.zeros(steps, 5, device=device), time.time()
+        shown = begun
+        for step, batch in enumerate(order[:steps * args.batch_size].view(steps, -1)):
+            at = (epoch - 1) * steps + step
+            alpha = alpha_at(args.alpha, measured_alpha, at / max(1, total - 1))
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(at, group["base_lr"], args.warmup_epochs * steps, total)
+            views = torch.cat([augment(data["train_x"][batch], args.augment, view, generator) for view in (0, 1)])
+            views = normalise(views, data["mean"], data["std"]).contiguous(memory_format=torch.channels_last)
+            objective, logged[step], z = losses_of(views, data["train_y"][batch], torch.tensor(alpha, device=device))
+            optimizer.zero_grad()
+            scaler.scale(objective).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            if step in measure and args.alpha == "ada" and epoch % args.alpha_every == 0:
+                embeddings.append(z)
+            if epoch == done + 1 and step in (1, 4):        # the first step is slow
+                logged.cpu()                                # waits for the device
+                if step == 4:
+                    print(f"about {duration((time.time() - mark) / 3 * (total - at))} to go on this device", flush=True)
+                mark = time.time()
+            if time.time() - shown > 1:
+                check_finite(logged[:step + 1], epoch)
+                shown, rate = time.time(), (step + 1) * args.batch_size / (time.time() - begun)
+                live(f"epoch {epoch}/{args.epochs}  step {step + 1}/{steps}  loss {logged[step, 0]:.3f}  {rate:,.0f} samples/s")
+        check_finite(logged, epoch)
+        rate = steps * args.batch_size / (time.time() - begun)
+        if embeddings:      # divided by the largest rank that a batch can have, so that α can come near 1
+            measured_alpha = sum(effective_rank(z).item() / min(z.shape) for z in embeddings) / len(embeddings)
+
+        row = dict(zip(("loss", "info_nce", "vicreg", "mi_loss", "probe_loss"), logged.mean(0).tolist()))
+        row |= {"epoch": epoch, "step": epoch * steps, "samples_per_s": rate, "lr": optimizer.param_groups[0]["lr"], "alpha": alpha}
+        if epoch % args.eval_every == 0 or epoch == args.epochs:
+            row |= evaluate(nets, data, autocast)
+        row["seconds"] = earlier + time.time() - started
+        rows.append([row.get(column) for column in COLUMNS])
+        with open(log, "ab") as file:
+            file.write(csv_line(rows[-1]))
+        save(epoch, row["seconds"])
+        live("")
+        accuracy = f"probe {row['probe_top1']:.1f} %  k-NN {row['knn_top1']:.1f} %  " if "probe_top1" in row else ""
+        left = (time.time() - started) / (epoch - done) * (args.epochs - epoch)
+        print(f"epoch {epoch}/{args.epochs}  loss {row['loss']:.3f} (InfoNCE {row['info_nce']:.3f}, VICReg {row['vicreg']:.3f}, "
+              f"I {row['mi_loss']:.3f})  α {alpha:.3f}  {accuracy}{rate:,.0f} samples/s  {duration(left)} left", flush=True)
+
+    weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
+    write_whole(args.out / "backbone.pt", lambda file: torch.save(weights, file))
+    try:
+        draw_dynamics(log, args.out / "dynamics.png")
+    except ImportError:
+        print("dynamics.png was left out: it needs matplotlib (pip install matplotlib)")
+    final = dict(zip(COLUMNS, rows[-1]))
+    print(f"finished in {duration(final['seconds'])}; in {args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
+    if args.baseline:
+        with autocast():
+            _, logits = encode(data["test_x"], nets["untrained"], nets["untrained_probe"], mean=data["mean"], std=data["std"])
+        before = top_k_accuracy(logits, data["test_y"]).item()
+        print(f"probe accuracy: {final['probe_top1']:.1f} %; of the same probe on the untrained encoder: {before:.1f} %; "
+              f"training gained {final['probe_top1'] - before:.1f} points")
+
+
+def main(argv=None):
+    command = sys.argv[1:] if argv is None else argv
+
+    def terminate(number, frame):
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        train(parse_args(command))
+    except KeyboardInterrupt as interrupt:
+        again = shlex.join(word for word in command if word not in ("--resume", "--overwrite"))
+        live("")
+        print(f"train.py: stopped; go on with: python train.py {again} --resume", file=sys.stderr)
+        sys.exit(143 if interrupt.args else 130)
+    except torch.OutOfMemoryError:
+        stop("the GPU's memory is too small for this: try a smaller --batch-size, --width or --projector")
+    except OSError as error:
+        stop(error)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    main()
