@@ -115,17 +115,16 @@ def renyi_entropy(k, order=2):
         raise ValueError(f"expected a square kernel, got {tuple(k.shape)}")
     if not 0 < order < float("inf"):
         raise ValueError(f"order must be positive and finite, got {order}")
-    with torch.autocast(k.device.type, enabled=False):
-        tiny = torch.finfo(k.dtype).tiny
-        if order == 2:
-            return -(k / n).square().sum().clamp_min(tiny).log()
-        p = spectrum(torch.linalg.eigvalsh, k / n)
-        # numerically zero eigenvalues are zero: a fractional power's slope there is infinite
-        zero = p <= n * torch.finfo(p.dtype).eps * p[-1].clamp_min(tiny)
-        safe = p.masked_fill(zero, 1)
-        if order == 1:
-            return -(safe * safe.log()).sum()
-        return (safe ** order).masked_fill(zero, 0).sum().clamp_min(tiny).log() / (1 - order)
+    tiny = torch.finfo(k.dtype).tiny
+    if order == 2:
+        return -(k / n).square().sum().clamp_min(tiny).log()
+    p = spectrum(torch.linalg.eigvalsh, k / n)
+    # numerically zero eigenvalues are zero: a fractional power's slope there is infinite
+    zero = p <= n * torch.finfo(p.dtype).eps * p[-1].clamp_min(tiny)
+    safe = p.masked_fill(zero, 1)
+    if order == 1:
+        return -(safe * safe.log()).sum()
+    return (safe ** order).masked_fill(zero, 0).sum().clamp_min(tiny).log() / (1 - order)
 
 
 def matrix_mutual_information(r, z, order=2):
@@ -145,16 +144,15 @@ def wasserstein_uniformity(z):
     "Rethinking the Uniformity Metric in Self-Supervised Learning", W_2. z: n × d.
     """
     z, = matrices(z)
-    with torch.autocast(z.device.type, enabled=False):
-        z = unit(z)
-        n, d = z.shape
-        mean = z.mean(0)
-        centred = (z - mean) / n ** 0.5
-        # tr Σ^{1/2} is the sum of the centred rows' singular values: no root of a zero eigenvalue, whose slope is infinite
-        root_trace = spectrum(torch.linalg.svdvals, centred).sum()
-        squared = mean.square().sum() + 1 + centred.square().sum() - 2 / d ** 0.5 * root_trace
-        zero = squared <= torch.finfo(z.dtype).eps      # rounding: the distance itself has no slope at 0
-        return squared.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+    z = unit(z)
+    n, d = z.shape
+    mean = z.mean(0)
+    centred = (z - mean) / n ** 0.5
+    # tr Σ^{1/2} is the sum of the centred rows' singular values: no root of a zero eigenvalue, whose slope is infinite
+    root_trace = spectrum(torch.linalg.svdvals, centred).sum()
+    squared = mean.square().sum() + 1 + centred.square().sum() - 2 / d ** 0.5 * root_trace
+    zero = squared <= torch.finfo(z.dtype).eps      # rounding: the distance itself has no slope at 0
+    return squared.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
 
 
 def adadim(r1, r2, z1, z2, alpha, beta=1e-4, mi_scale=None, temperature=0.1):

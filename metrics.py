@@ -12,6 +12,7 @@ float64). Results are 0-dim tensors; accuracies are in per cent. NaN in gives Na
 shapes or settings.
 """
 import csv
+import math
 
 import torch
 
@@ -36,7 +37,7 @@ def uniformity(x, t=2.0):
     n = len(x)
     squared_distance = 2 - 2 * cosine_kernel(x)
     others = squared_distance[~torch.eye(n, dtype=torch.bool, device=x.device)]
-    return torch.logsumexp(-t * others.clamp_min(0), dim=0) - torch.tensor(n * (n - 1.0), device=x.device).log()
+    return torch.logsumexp(-t * others.clamp_min(0), dim=0) - math.log(n * (n - 1))
 
 
 def alignment(x, y):
