@@ -1,0 +1,369 @@
+"""Tests of data.py, models.py and train.py: images and augmentations against oracles, and whole runs, end to end.
+
+    python -m pytest -q test_train.py
+"""
+import csv
+import hashlib
+import os
+import pickle
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torchvision.transforms import functional as tvf
+
+import data
+import train
+from metrics import knn_accuracy, read_log
+from models import mlp, resnet
+
+HERE = Path(__file__).parent
+TINY = ("--dataset shapes --arch resnet18 --width 2 --projector 16-16 --limit-train 256 --batch-size 64 --alpha-every 2 "
+        "--epochs 4 --eval-every 2 --device cpu").split()
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def save_images(folder, images):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:05}.png")
+
+
+def shapes_folder(root, names, n_train, n_test, size):
+    """Drawn shapes of some classes as an image folder."""
+    x, y = data.draw_shapes((n_train + n_test) * len(data.SHAPES) * 2 // len(names), generator(), size)
+    for name in names:
+        images = x[y == data.SHAPES.index(name)]
+        save_images(root / "train" / name, images[:n_train // len(names)])
+        save_images(root / "test" / name, images[n_train // len(names):(n_train + n_test) // len(names)])
+
+
+def run(*flags):
+    """train.py's main, in this process: its exit status, 0 where it returns."""
+    try:
+        train.main([str(flag) for flag in flags])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+# --- images -------------------------------------------------------------------------------------------------------------
+
+def test_shapes_are_fixed_by_the_seed_and_hard_for_raw_pixels():
+    a, b, c = data.load_shapes(3000, 500), data.load_shapes(3000, 500), data.load_shapes(3000, 500, seed=1)
+    assert torch.equal(a["train_x"], b["train_x"]) and torch.equal(a["test_y"], b["test_y"])
+    assert not torch.equal(a["train_x"], c["train_x"])
+    assert a["train_y"].bincount().min() > 200      # 300 expected of each
+    pixels, test = (a[key].flatten(1).double() / 255 - 0.5 for key in ("train_x", "test_x"))
+    ridge = torch.linalg.solve(pixels.T @ pixels + 100 * torch.eye(3072), pixels.T @ torch.eye(10).double()[a["train_y"]])
+    assert ((test @ ridge).argmax(1) == a["test_y"]).double().mean() < 0.2
+    assert knn_accuracy(pixels, a["train_y"], test, a["test_y"]) < 35
+
+
+def test_colours_and_blur_equal_torchvisions():
+    x, ones = torch.rand(4, 3, 32, 32, generator=generator()), torch.ones       # a draw of 1 is the strongest change
+    assert torch.allclose(data.colour_jitter(x, (0.4, 0, 0, 0), ones), tvf.adjust_brightness(x, 1.4), atol=2e-3)
+    assert torch.allclose(data.colour_jitter(x, (0, 0.4, 0, 0), ones), tvf.adjust_contrast(x, 1.4), atol=2e-3)
+    assert torch.allclose(data.colour_jitter(x, (0, 0, 0.4, 0), ones), tvf.adjust_saturation(x, 1.4), atol=2e-3)
+    assert torch.allclose(data.colour_jitter(x, (0, 0, 0, 0.2), ones), tvf.adjust_hue(x, 0.2), atol=1e-4)
+    assert torch.allclose(data.shift_hue(x, torch.full((4, 1, 1), -0.3)), tvf.adjust_hue(x, -0.3), atol=1e-4)
+    assert torch.allclose(data.gaussian_blur(x, torch.full((4, 1, 1, 1), 1.3)), tvf.gaussian_blur(x, [13, 13], [1.3, 1.3]), atol=1e-5)
+
+
+def test_crop_equals_torchvisions():
+    x = torch.rand(2, 3, 32, 32, generator=generator())
+    draw = lambda *shape: torch.zeros(*shape)       # with this: the top left quarter, flipped (0 < flip_p)
+    ours = data.random_resized_crop(x, (0.25, 0.25), draw, ratio=(1, 1))
+    theirs = tvf.resized_crop(x, 0, 0, 16, 16, [32, 32], antialias=False).flip(3)
+    assert torch.allclose(ours[..., 1:-1, 1:-1], theirs[..., 1:-1, 1:-1], atol=1e-5)       # the border sees its neighbours
+
+
+def test_crops_have_the_right_sizes_and_differ():
+    """Crops of an image whose red is x and whose green is y, from which each crop's box can be read."""
+    axis = torch.linspace(0, 1, 64)
+    image = torch.stack([axis.expand(64, 64), axis[:, None].expand(64, 64), torch.zeros(64, 64)])
+    g = generator()
+    crops = data.random_resized_crop(image.expand(2000, 3, 64, 64), (0.2, 1), lambda *shape: torch.rand(*shape, generator=g))
+    width, height = crops[:, 0, 0, -1] - crops[:, 0, 0, 0], crops[:, 1, -1, 0] - crops[:, 1, 0, 0]
+    assert 0.45 < (width < 0).double().mean() < 0.55        # flips
+    area, ratio = (width.abs() * height), width.abs() / height
+    assert 0.17 < area.min() < 0.22 and area.max() > 0.95
+    assert 0.72 < ratio.min() < 0.80 and 1.25 < ratio.max() < 1.38
+    assert crops.flatten(1).unique(dim=0).shape[0] == 2000
+
+
+def test_views_are_independent_and_repeatable():
+    image = data.load_shapes(1, 1)["train_x"].expand(64, 3, 32, 32)
+    for recipe in data.AUGMENTATIONS:
+        first, second = (data.augment(image, recipe, view, g) for g in [generator()] for view in (0, 1))
+        both = torch.cat([first, second])
+        assert both.flatten(1).unique(dim=0).shape[0] == 128 and both.min() >= 0 and both.max() <= 1
+        assert torch.equal(first, data.augment(image, recipe, 0, generator()))
+
+
+def test_solarise_follows_the_view():
+    white = torch.full((500, 3, 8, 8), 255, dtype=torch.uint8)       # jitter keeps it above 0.6; solarised, it is below 0.4
+    dark = [(data.augment(white, "byol", view, generator()).amax((1, 2, 3)) < 0.5).double().mean() for view in (0, 1)]
+    assert dark[0] == 0 and 0.14 < dark[1] < 0.26
+
+
+def test_folder(tmp_path):
+    red, blue = torch.zeros(3, 20, 20, dtype=torch.uint8), torch.zeros(3, 20, 20, dtype=torch.uint8)
+    red[0], blue[2] = 200, 100
+    save_images(tmp_path / "train" / "red", [red, red])
+    save_images(tmp_path / "train" / "blue", [blue])
+    save_images(tmp_path / "val" / "red", [red])
+    Image.new("L", (20, 20), 7).save(tmp_path / "train" / "blue" / "GREY.JPG")
+    (tmp_path / "train" / "blue" / "notes.txt").write_text("not an image")
+    d = data.load("folder", tmp_path)
+    assert d["classes"] == ["blue", "red"] and d["train_y"].tolist() == [0, 0, 1, 1] and d["test_y"].tolist() == [1]
+    assert torch.equal(d["train_x"][[0, 2]], torch.stack([blue, red])) and torch.equal(d["test_x"][0], red)
+    assert (d["train_x"][1].float() - 7).abs().max() < 3        # upper-case, a JPEG, and grey
+    assert d["mean"][0] == pytest.approx((200 + 200 + 7) / 4 / 255, abs=2e-3) and d["image_size"] == 20
+    # other sizes: the shorter side becomes the smallest, the middle stays
+    wide = torch.zeros(3, 30, 60, dtype=torch.uint8)
+    wide[:, :, 15:45] = 250
+    save_images(tmp_path / "val" / "blue", [wide])
+    d = data.load("folder", tmp_path)
+    assert d["test_x"].shape[1:] == (3, 20, 20) and d["test_x"][0].float().mean() > 240
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_files(name, tmp_path, monkeypatch):
+    """The official pickles, with a few images each and their own md5; then no network."""
+    source = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    key, per_file = ("labels", 5) if name == "cifar10" else ("fine_labels", 5)
+    folder = tmp_path / source.base_folder
+    folder.mkdir()
+
+    def write(file, content):
+        (folder / file).write_bytes(pickle.dumps(content))
+        return [file, hashlib.md5((folder / file).read_bytes()).hexdigest()]
+
+    pixels = torch.randint(256, (per_file, 3072), dtype=torch.uint8, generator=generator())
+    entry = {"data": pixels.numpy(), key: list(range(per_file))}
+    monkeypatch.setattr(source, "train_list", [write(file, entry) for file, _ in source.train_list])
+    monkeypatch.setattr(source, "test_list", [write(file, entry) for file, _ in source.test_list])
+    names = [f"class {i}" for i in range(per_file)]
+    file, md5 = write(source.meta["filename"], {source.meta["key"]: names})
+    monkeypatch.setattr(source, "meta", {**source.meta, "md5": md5})
+    d = data.load(name, tmp_path)
+    assert torch.equal(d["test_x"].flatten(1), pixels) and d["test_y"].tolist() == list(range(per_file)) and d["classes"] == names
+    assert len(d["train_x"]) == per_file * len(source.train_list)
+
+    def offline(*args, **kwargs):
+        raise URLError("no route to host")
+    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", offline)
+    with pytest.raises(ValueError, match=f"no route to host.*{source.filename}.*shapes and folder need no download"):
+        data.load(name, tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere").exists()
+    (folder / source.test_list[0][0]).write_bytes(b"cut off")       # damaged files are fetched again, not read
+    with pytest.raises(ValueError, match="no route to host"):
+        data.load(name, tmp_path)
+
+
+# --- networks -----------------------------------------------------------------------------------------------------------
+
+def test_encoder_is_torchvisions():
+    torch.manual_seed(0)
+    ours, p = resnet("resnet18", 64, 96)
+    theirs = torchvision.models.resnet18()
+    theirs.fc = torch.nn.Identity()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, 96, 96)
+    assert p == 512 and torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+@pytest.mark.parametrize("arch, width, size, p", [("resnet18", 64, 32, 512), ("resnet18", 5, 32, 40), ("resnet50", 3, 28, 96), ("resnet50", 4, 96, 128)])
+def test_widths_and_stems(arch, width, size, p):
+    net, out = resnet(arch, width, size)
+    strides = []
+    net.layer1.register_forward_pre_hook(lambda module, inputs: strides.append(size // inputs[0].shape[-1]))
+    r = net(torch.randn(2, 3, size, size))
+    assert out == p and r.shape == (2, p) and r.min() >= 0 and strides == [1 if size <= 64 else 4]
+    assert mlp(p, "7-9-11")(r).shape == (2, 11) and len(mlp(p, "7-9-11")) == 7
+
+
+# --- whole runs -----------------------------------------------------------------------------------------------------------
+
+def test_training_learns(tmp_path, capsys):
+    """AdaDim in full on small drawn shapes: accuracy rises, and beats that of the same probe on the untrained encoder."""
+    shapes_folder(tmp_path, ("disc", "cross", "bar", "dots"), 4800, 800, 16)
+    assert run("--dataset", "folder", "--data-dir", tmp_path, "--arch", "resnet18", "--width", 8, "--projector", "128-128", "--device", "cpu",
+               "--batch-size", 64, "--epochs", 8, "--alpha-every", 2, "--baseline", "--out", tmp_path / "run") == 0
+    log = read_log(tmp_path / "run" / "log.csv")
+    assert log["alpha"][:2] == [0, 0] and all(0.02 < a < 0.98 for a in log["alpha"][2:])     # starts to count when measured
+    assert log["alpha"][2] == log["alpha"][3] != log["alpha"][4]
+    assert log["probe_top1"][-1] > log["probe_top1"][0] + 5
+    assert log["erank_z"][-1] > log["erank_z"][0]
+    before = float(re.search(r"untrained encoder: ([\d.]+) %", capsys.readouterr().out)[1])
+    assert 20 < before < 40 and log["probe_top1"][-1] > before + 5
+    with Image.open(tmp_path / "run" / "dynamics.png") as figure:
+        assert len(figure.convert("L").getcolors(256)) > 20     # something is drawn
+
+
+def equal(a, b):
+    """Whether two checkpoints' values are the same, bit for bit."""
+    if torch.is_tensor(a):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def rows_without_times(path):
+    with open(path) as file:
+        return [{k: v for k, v in row.items() if k not in ("seconds", "samples_per_s")} for row in csv.DictReader(file)]
+
+
+def test_a_killed_run_resumes_exactly(tmp_path):
+    """Stopped by SIGTERM, then killed twice, at different moments: in the end the same as a run that was left alone."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    flags = [*TINY, "--epochs", "6", "--precision", "fp32"]
+    start = lambda command: subprocess.Popen([sys.executable, str(HERE / "train.py"), *command], env=environment,
+                                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    whole = start([*flags, "--out", str(tmp_path / "whole")])
+
+    cut, command = tmp_path / "cut", [*flags, "--out", str(tmp_path / "cut")]
+    for epochs, number, delay in ((1, signal.SIGTERM, 0), (2, signal.SIGKILL, 0), (4, signal.SIGKILL, 0.15)):
+        process = start(command)
+        deadline = time.time() + 120
+        while time.time() < deadline and process.poll() is None:
+            log = cut / "log.csv"
+            if log.exists() and log.read_text().count("\n") > epochs:
+                break
+            time.sleep(0.002)
+        time.sleep(delay)
+        process.send_signal(number)
+        out, err = process.communicate()
+        assert "\r" not in out
+        if number == signal.SIGTERM:
+            assert process.returncode == 143
+            assert err.count("\n") == 1 and "go on with: python train.py" in err
+            command = shlex.split(err.split("train.py", 2)[2])      # what the message says to type
+            assert command[-1] == "--resume"
+    process = start(command)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    out, err = whole.communicate()
+    assert whole.returncode == 0 and "\r" not in out and out.count("\nepoch ") == 6, err
+
+    a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "cut"))
+    assert all(equal(a[key], b[key]) for key in ("epoch", "alpha", "config", "nets", "optimizer", "scaler"))
+    assert 0 < a["alpha"] < 1
+    assert rows_without_times(tmp_path / "whole" / "log.csv") == rows_without_times(cut / "log.csv")
+    assert len(rows_without_times(cut / "log.csv")) == 6
+
+
+def test_other_settings_run(tmp_path, monkeypatch, capsys):
+    """Each optimiser, precision, schedule and term once; without matplotlib all but the figure is there."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run(*TINY, "--optimizer", "adamw", "--precision", "fp32", "--alpha", "linear", "--w2-weight", 1, "--out", tmp_path / "a") == 0
+    assert "matplotlib" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"log.csv", "last.pt", "backbone.pt"}
+    log = read_log(tmp_path / "a" / "log.csv")
+    assert list(log) == train.COLUMNS and log["alpha"][-1] == 1 and 0 < log["alpha"][0] < 0.3
+    assert [v == v for v in log["mi"]] == [False, True, False, True]        # --eval-every 2
+    assert run(*TINY, "--optimizer", "sgd", "--precision", "fp16", "--alpha", "cosine", "--augment", "simclr", "--epochs", 1, "--out", tmp_path / "b") == 0
+    assert run(*TINY, "--alpha", 0.25, "--beta", -1e-3, "--mi-scale", 1, "--epochs", 1, "--seed", 5, "--out", tmp_path / "c") == 0
+    log = read_log(tmp_path / "c" / "log.csv")
+    assert log["loss"][0] == pytest.approx(0.25 * log["info_nce"][0] + 0.75 * log["vicreg"][0] - 1e-3 * log["mi_loss"][0], rel=1e-5)
+
+
+def test_a_run_is_not_lost(tmp_path, capsys):
+    out, flags = tmp_path / "run", [*TINY, "--epochs", "2"]
+    assert run(*flags, "--out", out) == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    stopped = {
+        "already holds a run": flags,
+        "--beta 0.0001 there, 0.5 here": [*flags, "--resume", "--beta", 0.5],
+        "--epochs 2 there, 9 here": [*flags, "--resume", "--epochs", 9],
+    }
+    for message, command in stopped.items():
+        capsys.readouterr()
+        assert run(*command, "--out", out) == 2
+        assert message in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert run(*flags, "--out", out, "--resume") == 0       # finished: nothing to do, and no harm
+    assert all((out / name).read_bytes() == before[out / name] for name in ("log.csv", "last.pt"))
+    (out / "last.pt").write_bytes(before[out / "last.pt"][:-1000])
+    capsys.readouterr()
+    assert run(*flags, "--out", out, "--resume") == 2 and "is not a whole checkpoint" in capsys.readouterr().err
+    assert run(*flags, "--out", out, "--overwrite", "--seed", 3) == 0
+    assert (out / "backbone.pt").read_bytes() != before[out / "backbone.pt"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+    assert run(*TINY, "--lr", 1e20, "--warmup-epochs", 0, "--out", tmp_path / "run") == 2
+    err = capsys.readouterr().err
+    assert re.search(r"NaN or infinite in epoch 1, step \d of 4", err) and err.count("\n") == 1
+    nets = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["nets"]
+    assert all(value.isfinite().all() for value in nets.values())
+
+
+def folders(root):
+    """Directories that --dataset folder must refuse, each with a word of its message."""
+    image, small, large = (torch.full((3, size, size), 9, dtype=torch.uint8) for size in (32, 4, 400))
+    for case in ("one", "broken", "small", "sizes", "strange", "no_test", "no_images"):
+        for name in ("a", "b")[:1 if case == "one" else 2]:
+            for split in ("train", "test")[:1 if case == "no_test" else 2]:
+                save_images(root / case / split / name, [] if case == "no_images" else [image, small] if case == "small" else [image, large] if case == "sizes" else [image])
+    (root / "broken" / "train" / "b" / "torn.png").write_bytes((root / "broken" / "train" / "b" / "00000.png").read_bytes()[:50])
+    save_images(root / "strange" / "test" / "c", [image])
+    (root / "empty").mkdir()
+
+
+@pytest.mark.parametrize("flags, words", [
+    ("--dataset imagenet", "invalid choice: 'imagenet'"), ("--arch vit", "invalid choice"), ("--augment none", "invalid choice"), ("--typo 1", "--typo"),
+    ("--alpha 1.5", "0 to 1"), ("--alpha nan", "0 to 1"), ("--alpha fast", "0 to 1"), ("--beta inf", "--beta"), ("--temperature 0", "--temperature"),
+    ("--epochs 0", "--epochs"), ("--batch-size -4", "--batch-size"), ("--lr 0", "--lr"), ("--lr nan", "--lr"), ("--width 0", "--width"), ("--projector 64-0", "layer sizes"),
+    ("--alpha-every 0", "--alpha-every"), ("--limit-train 0", "--limit-train"), ("--seed -1", "--seed"), ("--warmup-epochs 4", "--warmup-epochs"),
+    ("--batch-size 300", "larger than the training set of 256"), ("--device cuda:99", "--device cuda:99"), ("--device tpu", "auto, cpu, cuda"),
+    ("--dataset folder --data-dir {}/nowhere", "there is no directory"), ("--dataset folder --data-dir {}/empty", "lacks a test or val"),
+    ("--dataset folder --data-dir {}/no_test", "lacks a test or val"), ("--dataset folder --data-dir {}/no_images", "no images"),
+    ("--dataset folder --data-dir {}/one", "one class"), ("--dataset folder --data-dir {}/broken", "torn.png is not a readable image"),
+    ("--dataset folder --data-dir {}/small", "only 4 pixels"), ("--dataset folder --data-dir {}/sizes", "sizes differ too much"),
+    ("--dataset folder --data-dir {}/strange", "no counterpart"), ("--out {}/empty/file/run", "not a directory"),
+])
+def test_bad_input(flags, words, tmp_path, capsys):
+    folders(tmp_path)
+    (tmp_path / "empty" / "file").write_text("in the way") if "/file/" in flags else None
+    before = sorted(tmp_path.rglob("*"))
+    assert run(*TINY, "--out", tmp_path / "run", *flags.format(tmp_path).split()) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err and captured.err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before        # nothing written
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert run(*TINY, "--out", tmp_path / "run") == 2
+    assert "not writable" in capsys.readouterr().err
+
+
+def test_readme_snippet_loads_the_encoder(tmp_path, monkeypatch):
+    """The README's lines, run as they stand, on a backbone.pt with the small-image stem."""
+    code, = (block for block in re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(), re.S) if "backbone.pt" in block)
+    path = re.search(r'"([^"]*backbone.pt)"', code)[1]
+    monkeypatch.chdir(tmp_path)
+    net, _ = resnet("resnet18" if "resnet18" in code else "resnet50", 64, 32)
+    Path(path).parent.mkdir(parents=True)
+    torch.save(net.state_dict(), path)
+    scope = {"images": torch.rand(2, 3, 32, 32)}
+    exec(code, scope)
+    assert torch.equal(scope["r"], net.eval()((scope["images"])))
