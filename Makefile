@@ -1,19 +1,23 @@
-# make demo     train AdaDim on the built-in images, in two or three minutes on a CPU
-# make test     run the tests
-# make clean    remove .venv and the demo's run
+# make demo       train AdaDim on the built-in images, in two or three minutes on a CPU
+# make test       run the tests
+# make simulate   draw the figures of the paper's simulations
+# make clean      remove .venv and the demo's run
 #
-# Both make .venv from requirements.txt first. To use an environment that you have: make PYTHON=python3 demo
+# Each makes .venv from requirements.txt first. To use an environment that you have: make PYTHON=python3 demo
 
 PYTHON = .venv/bin/python
 ifeq ($(PYTHON),.venv/bin/python)
 INSTALLED = .venv/installed
 endif
 
-.PHONY: demo test clean
+.PHONY: demo test simulate clean
 
 demo: $(INSTALLED)
 	$(PYTHON) train.py --dataset shapes --alpha ada --beta 1e-4 --alpha-every 2 --arch resnet18 --width 8 \
 	    --projector 256-256-256 --epochs 12 --batch-size 128 --baseline --out runs/demo --overwrite
+
+simulate: $(INSTALLED)
+	$(PYTHON) simulate.py
 
 test: $(INSTALLED)
 	$(PYTHON) -m pytest -q

@@ -186,7 +186,8 @@ def test_encoder_is_torchvisions():
     assert p == 512 and torch.equal(ours.eval()(x), theirs.eval()(x))
 
 
-@pytest.mark.parametrize("arch, width, size, p", [("resnet18", 64, 32, 512), ("resnet18", 5, 32, 40), ("resnet50", 3, 28, 96), ("resnet50", 4, 96, 128)])
+@pytest.mark.parametrize("arch, width, size, p", [("resnet18", 64, 32, 512), ("resnet18", 5, 32, 40), ("resnet50", 3, 28, 96),
+                                                  ("resnet50", 4, 96, 128)])
 def test_widths_and_stems(arch, width, size, p):
     net, out = resnet(arch, width, size)
     strides = []
@@ -201,8 +202,8 @@ def test_widths_and_stems(arch, width, size, p):
 def test_training_learns(tmp_path, capsys):
     """AdaDim in full on small drawn shapes: accuracy rises, and beats that of the same probe on the untrained encoder."""
     shapes_folder(tmp_path, ("disc", "cross", "bar", "dots"), 4800, 800, 16)
-    assert run("--dataset", "folder", "--data-dir", tmp_path, "--arch", "resnet18", "--width", 8, "--projector", "128-128", "--device", "cpu",
-               "--batch-size", 64, "--epochs", 8, "--alpha-every", 2, "--baseline", "--out", tmp_path / "run") == 0
+    assert run("--dataset", "folder", "--data-dir", tmp_path, "--arch", "resnet18", "--width", 8, "--projector",
+               "128-128", "--device", "cpu", "--batch-size", 64, "--epochs", 8, "--alpha-every", 2, "--baseline", "--out", tmp_path / "run") == 0
     log = read_log(tmp_path / "run" / "log.csv")
     assert log["alpha"][:2] == [0, 0] and all(0.02 < a < 0.98 for a in log["alpha"][2:])     # starts to count when measured
     assert log["alpha"][2] == log["alpha"][3] != log["alpha"][4]
@@ -272,13 +273,15 @@ def test_a_killed_run_resumes_exactly(tmp_path):
 def test_other_settings_run(tmp_path, monkeypatch, capsys):
     """Each optimiser, precision, schedule and term once; without matplotlib all but the figure is there."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert run(*TINY, "--optimizer", "adamw", "--precision", "fp32", "--alpha", "linear", "--w2-weight", 1, "--out", tmp_path / "a") == 0
+    flags = "--optimizer adamw --precision fp32 --alpha linear --w2-weight 1".split()
+    assert run(*TINY, *flags, "--out", tmp_path / "a") == 0
     assert "matplotlib" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"log.csv", "last.pt", "backbone.pt"}
     log = read_log(tmp_path / "a" / "log.csv")
     assert list(log) == train.COLUMNS and log["alpha"][-1] == 1 and 0 < log["alpha"][0] < 0.3
     assert [v == v for v in log["mi"]] == [False, True, False, True]        # --eval-every 2
-    assert run(*TINY, "--optimizer", "sgd", "--precision", "fp16", "--alpha", "cosine", "--augment", "simclr", "--epochs", 1, "--out", tmp_path / "b") == 0
+    flags = "--optimizer sgd --precision fp16 --alpha cosine --augment simclr --epochs 1".split()
+    assert run(*TINY, *flags, "--out", tmp_path / "b") == 0
     assert run(*TINY, "--alpha", 0.25, "--beta", -1e-3, "--mi-scale", 1, "--epochs", 1, "--seed", 5, "--out", tmp_path / "c") == 0
     log = read_log(tmp_path / "c" / "log.csv")
     assert log["loss"][0] == pytest.approx(0.25 * log["info_nce"][0] + 0.75 * log["vicreg"][0] - 1e-3 * log["mi_loss"][0], rel=1e-5)
@@ -321,19 +324,25 @@ def folders(root):
     for case in ("one", "broken", "small", "sizes", "strange", "no_test", "no_images"):
         for name in ("a", "b")[:1 if case == "one" else 2]:
             for split in ("train", "test")[:1 if case == "no_test" else 2]:
-                save_images(root / case / split / name, [] if case == "no_images" else [image, small] if case == "small" else [image, large] if case == "sizes" else [image])
+                save_images(root / case / split / name, {"no_images": [], "small": [image, small], "sizes": [image, large]}.get(case, [image]))
     (root / "broken" / "train" / "b" / "torn.png").write_bytes((root / "broken" / "train" / "b" / "00000.png").read_bytes()[:50])
     save_images(root / "strange" / "test" / "c", [image])
     (root / "empty").mkdir()
 
 
 @pytest.mark.parametrize("flags, words", [
-    ("--dataset imagenet", "invalid choice: 'imagenet'"), ("--arch vit", "invalid choice"), ("--augment none", "invalid choice"), ("--typo 1", "--typo"),
-    ("--alpha 1.5", "0 to 1"), ("--alpha nan", "0 to 1"), ("--alpha fast", "0 to 1"), ("--beta inf", "--beta"), ("--temperature 0", "--temperature"),
-    ("--epochs 0", "--epochs"), ("--batch-size -4", "--batch-size"), ("--lr 0", "--lr"), ("--lr nan", "--lr"), ("--width 0", "--width"), ("--projector 64-0", "layer sizes"),
-    ("--alpha-every 0", "--alpha-every"), ("--limit-train 0", "--limit-train"), ("--seed -1", "--seed"), ("--warmup-epochs 4", "--warmup-epochs"),
-    ("--batch-size 300", "larger than the training set of 256"), ("--device cuda:99", "--device cuda:99"), ("--device tpu", "auto, cpu, cuda"),
-    ("--dataset folder --data-dir {}/nowhere", "there is no directory"), ("--dataset folder --data-dir {}/empty", "lacks a test or val"),
+    ("--dataset imagenet", "invalid choice: 'imagenet'"), ("--arch vit", "invalid choice"), ("--augment none", "invalid choice"),
+    ("--typo 1", "--typo"),
+    ("--alpha 1.5", "0 to 1"), ("--alpha nan", "0 to 1"), ("--alpha fast", "0 to 1"), ("--beta inf", "--beta"),
+    ("--temperature 0", "--temperature"),
+    ("--epochs 0", "--epochs"), ("--batch-size -4", "--batch-size"), ("--lr 0", "--lr"),
+    ("--lr nan", "--lr"), ("--width 0", "--width"), ("--projector 64-0", "layer sizes"),
+    ("--alpha-every 0", "--alpha-every"), ("--limit-train 0", "--limit-train"),
+    ("--seed -1", "--seed"), ("--warmup-epochs 4", "--warmup-epochs"),
+    ("--batch-size 300", "larger than the training set of 256"), ("--device cuda:99", "--device cuda:99"),
+    ("--device tpu", "auto, cpu, cuda"),
+    ("--dataset folder --data-dir {}/nowhere", "there is no directory"),
+    ("--dataset folder --data-dir {}/empty", "lacks a test or val"),
     ("--dataset folder --data-dir {}/no_test", "lacks a test or val"), ("--dataset folder --data-dir {}/no_images", "no images"),
     ("--dataset folder --data-dir {}/one", "one class"), ("--dataset folder --data-dir {}/broken", "torn.png is not a readable image"),
     ("--dataset folder --data-dir {}/small", "only 4 pixels"), ("--dataset folder --data-dir {}/sizes", "sizes differ too much"),
