@@ -203,7 +203,7 @@ def test_training_learns(tmp_path, capsys):
     """AdaDim in full on small drawn shapes: accuracy rises, and beats that of the same probe on the untrained encoder."""
     shapes_folder(tmp_path, ("disc", "cross", "bar", "dots"), 4800, 800, 16)
     assert run("--dataset", "folder", "--data-dir", tmp_path, "--arch", "resnet18", "--width", 8, "--projector",
-               "128-128", "--device", "cpu", "--batch-size", 64, "--epochs", 8, "--alpha-every", 2, "--baseline", "--out", tmp_path / "run") == 0
+               "128-128", "--device", "cpu", "--batch-size", 64, "--epochs", 12, "--alpha-every", 2, "--baseline", "--out", tmp_path / "run") == 0
     log = read_log(tmp_path / "run" / "log.csv")
     assert log["alpha"][:2] == [0, 0] and all(0.02 < a < 0.98 for a in log["alpha"][2:])     # starts to count when measured
     assert log["alpha"][2] == log["alpha"][3] != log["alpha"][4]
@@ -365,14 +365,20 @@ def test_no_permission(tmp_path, capsys):
     assert "not writable" in capsys.readouterr().err
 
 
-def test_readme_snippet_loads_the_encoder(tmp_path, monkeypatch):
-    """The README's lines, run as they stand, on a backbone.pt with the small-image stem."""
-    code, = (block for block in re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(), re.S) if "backbone.pt" in block)
-    path = re.search(r'"([^"]*backbone.pt)"', code)[1]
+def test_readmes_python_runs(tmp_path, monkeypatch):
+    """Both of the README's examples as they stand; the second on a backbone.pt with the small-image stem."""
+    own_code, encoder = re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(encoding="utf-8"), re.S)
     monkeypatch.chdir(tmp_path)
-    net, _ = resnet("resnet18" if "resnet18" in code else "resnet50", 64, 32)
-    Path(path).parent.mkdir(parents=True)
-    torch.save(net.state_dict(), path)
+    scope = {}
+    exec(own_code, scope)
+    assert scope["loss"].isfinite() and scope["parts"].keys() == {"info_nce", "vicreg", "mi_loss"}
+
+    backbone = Path(re.search(r'"([^"]*backbone.pt)"', encoder)[1])
+    default = train.parse_args(["--dataset", "cifar100", "--beta", "1e-4"])
+    assert backbone.parent == default.out       # where the main experiment's run goes
+    net, _ = resnet(default.arch, default.width, 32)
+    backbone.parent.mkdir(parents=True)
+    torch.save(net.state_dict(), backbone)
     scope = {"images": torch.rand(2, 3, 32, 32)}
-    exec(code, scope)
-    assert torch.equal(scope["r"], net.eval()((scope["images"])))
+    exec(encoder, scope)
+    assert torch.equal(scope["r"], net.eval()(scope["images"]))
