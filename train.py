@@ -84,6 +84,8 @@ def parse_args(argv):
     add("--alpha-every", type=count, default=20, metavar="N", help="with ada: α is set after every Nth epoch, and is 0 until then "
         "(default: %(default)s)")
     add("--alpha-batches", type=count, default=10, metavar="N", help="with ada: batches that α is measured on (default: %(default)s)")
+    add("--alpha-from", choices=("z", "r"), default="z", help="with ada: measure α on the embeddings z (published) or the "
+        "representations r (default: %(default)s)")
     add("--beta", type=number(float, math.isfinite, "a finite number"), default=1e-4, help="weight of I(R;Z): above 0 lowers it, "
         "below 0 raises it (default: %(default)s)")
     add("--mi-scale", choices=("alpha", "1"), default="alpha", help="m, which multiplies β: alpha (published), or 1 for a constant "
@@ -295,7 +297,7 @@ def train(args):
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
 
     def losses_of(views, labels, alpha):
-        """The loss to train on, and what is logged of it; the two views came stacked, for one pass through the encoder."""
+        """The loss to train on, what is logged of it, and what α may be measured on; views: both, stacked for one pass."""
         with autocast():
             r = encoder(views)
             z = projector(r)
@@ -311,7 +313,7 @@ def train(args):
                 with torch.no_grad():
                     r = nets["untrained"](views)
                 objective = objective + F.cross_entropy(nets["untrained_probe"](r).float(), both)
-        return objective, torch.stack([loss, *parts.values(), probe_loss]).detach(), z1.detach()
+        return objective, torch.stack([loss, *parts.values(), probe_loss]).detach(), (z1 if args.alpha_from == "z" else r1).detach()
 
     if args.compile:
         losses_of = torch.compile(losses_of)
@@ -362,7 +364,7 @@ def train(args):
         generator.manual_seed(args.seed * 1_000_003 + epoch)
         order = torch.randperm(n, generator=generator, device=device)
         measure = torch.randperm(steps, generator=generator, device=device)[:args.alpha_batches].tolist()
-        embeddings, logged, begun = [], torch.zeros(steps, 5, device=device), time.time()
+        ranks, logged, begun = [], torch.zeros(steps, 5, device=device), time.time()
         shown = begun
         for step, batch in enumerate(order[:steps * args.batch_size].view(steps, -1)):
             at = (epoch - 1) * steps + step
@@ -371,13 +373,13 @@ def train(args):
                 group["lr"] = rate_at(at, group["base_lr"], args.warmup_epochs * steps, total)
             views = torch.cat([augment(data["train_x"][batch], args.augment, view, generator) for view in (0, 1)])
             views = normalise(views, data["mean"], data["std"]).contiguous(memory_format=torch.channels_last)
-            objective, logged[step], z = losses_of(views, data["train_y"][batch], torch.tensor(alpha, device=device))
+            objective, logged[step], measured = losses_of(views, data["train_y"][batch], torch.tensor(alpha, device=device))
             optimizer.zero_grad()
             scaler.scale(objective).backward()
             scaler.step(optimizer)
             scaler.update()
             if step in measure and args.alpha == "ada" and epoch % args.alpha_every == 0:
-                embeddings.append(z)
+                ranks.append(effective_rank(measured) / min(measured.shape))    # of the largest that a batch can have
             if epoch == done + 1 and step in (1, 4):        # the first step is slow
                 logged.cpu()                                # waits for the device
                 if step == 4:
@@ -389,8 +391,8 @@ def train(args):
                 live(f"epoch {epoch}/{args.epochs}  step {step + 1}/{steps}  loss {logged[step, 0]:.3f}  {rate:,.0f} samples/s")
         check_finite(logged, epoch)
         rate = steps * args.batch_size / (time.time() - begun)
-        if embeddings:      # divided by the largest rank that a batch can have, so that α can come near 1
-            measured_alpha = sum(effective_rank(z).item() / min(z.shape) for z in embeddings) / len(embeddings)
+        if ranks:
+            measured_alpha = torch.stack(ranks).mean().item()
 
         row = dict(zip(("loss", "info_nce", "vicreg", "mi_loss", "probe_loss"), logged.mean(0).tolist()))
         row |= {"epoch": epoch, "step": epoch * steps, "samples_per_s": rate, "lr": optimizer.param_groups[0]["lr"], "alpha": alpha}
