@@ -29,7 +29,7 @@ from torch import nn
 
 from data import AUGMENTATIONS, DATASETS, augment, live, load, normalise, random_subset
 from losses import adadim, wasserstein_uniformity
-from metrics import draw_dynamics, effective_rank, knn_accuracy, representation_metrics, top_k_accuracy
+from metrics import RUN_PANELS, draw_dynamics, effective_rank, knn_accuracy, read_log, representation_metrics, top_k_accuracy
 from models import RESNETS, encode, mlp, resnet
 
 COLUMNS = ("epoch step seconds samples_per_s lr alpha loss info_nce vicreg mi_loss probe_loss probe_top1 probe_top5 knn_top1 "
@@ -112,6 +112,7 @@ def parse_args(argv):
     add = group.add_argument
     add("--out", type=Path, metavar="DIR", help="where the run goes (default: runs/ and a name made of dataset, α, β and seed)")
     add("--eval-every", type=count, default=1, metavar="N", help="evaluate after every Nth epoch, and the last (default: %(default)s)")
+    add("--tensorboard", action="store_true", help="write what log.csv holds for TensorBoard too, into --out")
     add("--baseline", action="store_true", help="train the same probe on the untrained encoder too, and compare at the end")
     add = group.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on from last.pt in --out, exactly; start, where there is none yet")
@@ -268,6 +269,12 @@ def train(args):
     autocast = lambda: torch.autocast(device.type, DTYPES[args.precision], enabled=args.precision != "fp32")
     torch.backends.cudnn.benchmark = True
 
+    if args.tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            stop("--tensorboard needs a package that is not here: pip install tensorboard")
+
     # the data, on the device for good
     try:
         data = load(args.dataset, args.data_dir, args.limit_train, args.seed)
@@ -277,7 +284,7 @@ def train(args):
     steps, total = n // args.batch_size, n // args.batch_size * args.epochs
     if steps == 0:
         stop(f"--batch-size {args.batch_size} is larger than the training set of {n:,} images")
-    skip = ("out", "data_dir", "device", "compile", "resume", "overwrite")      # these may differ when a run is resumed
+    skip = ("out", "data_dir", "device", "compile", "tensorboard", "resume", "overwrite")      # these may differ when a run is resumed
     config = {f"--{key.replace('_', '-')}": value for key, value in vars(args).items() if key not in skip}
     config |= {"number of training images": n, "sum of their pixels": int(data["train_x"].sum(dtype=torch.int64))}
     fixed = random_subset(len(data["test_x"]), TEST_IMAGES, seed=0)
@@ -351,12 +358,15 @@ def train(args):
         print(f"note: α stays 0, for it is first measured after epoch {args.alpha_every}: a lower --alpha-every changes that")
     args.out.mkdir(parents=True, exist_ok=True)
     if args.overwrite:
-        for name in ("log.csv", "last.pt", "backbone.pt", "dynamics.png"):
-            (args.out / name).unlink(missing_ok=True)
+        for name in ("log.csv", "last.pt", "backbone.pt", "dynamics.png", "events.out.*"):
+            for path in args.out.glob(name):
+                path.unlink()
     # the checkpoint is what counts: rows of the log that came after it are trained, and written, again
     write_whole(log, lambda file: file.writelines([(",".join(COLUMNS) + "\n").encode(), *map(csv_line, rows)]))
     if done == 0:
         save(0, 0.0)
+    if args.tensorboard:
+        writer = SummaryWriter(args.out, purge_step=done + 1)
 
     started, generator = time.time(), torch.Generator(device)
     for epoch in range(done + 1, args.epochs + 1):
@@ -403,6 +413,10 @@ def train(args):
         with open(log, "ab") as file:
             file.write(csv_line(rows[-1]))
         save(epoch, row["seconds"])
+        if args.tensorboard:
+            for column in row:
+                writer.add_scalar(column, row[column], epoch)
+            writer.flush()
         live("")
         accuracy = f"probe {row['probe_top1']:.1f} %  k-NN {row['knn_top1']:.1f} %  " if "probe_top1" in row else ""
         left = (time.time() - started) / (epoch - done) * (args.epochs - epoch)
@@ -412,7 +426,7 @@ def train(args):
     weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
     write_whole(args.out / "backbone.pt", lambda file: torch.save(weights, file))
     try:
-        draw_dynamics(log, args.out / "dynamics.png")
+        draw_dynamics({args.out.name: [read_log(log)]}, args.out / "dynamics.png", RUN_PANELS)
     except ImportError:
         print("dynamics.png was left out: it needs matplotlib (pip install matplotlib)")
     final = dict(zip(COLUMNS, rows[-1]))
