@@ -17,10 +17,11 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from PIL import Image           # comes with torchvision
+from PIL import Image, ImageOps         # comes with torchvision
 
 DATASETS = ("shapes", "cifar10", "cifar100", "folder")
 LARGEST, SMALLEST = 224, 8      # pixels: a folder's images are reduced to the first, refused below the second
@@ -143,8 +144,9 @@ def load(name, data_dir="data", limit_train=None, seed=0):
         data = load_cifar(name, data_dir)
     else:
         raise ValueError(f"unknown dataset {name!r}: choose from {', '.join(DATASETS)}")
-    keep = random_subset(len(data["train_x"]), limit_train, seed)
-    data["train_x"], data["train_y"] = data["train_x"][keep], data["train_y"][keep]
+    if limit_train and limit_train < len(data["train_x"]):
+        keep = random_subset(len(data["train_x"]), limit_train, seed)
+        data["train_x"], data["train_y"] = data["train_x"][keep], data["train_y"][keep]
     counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in data["train_x"].transpose(0, 1)]).double()
     p, level = counts / counts.sum(1, keepdim=True), torch.arange(256) / 255
     mean = p @ level.double()
@@ -162,12 +164,14 @@ def random_subset(n, limit, seed):
 def load_cifar(name, data_dir):
     """CIFAR-10 or CIFAR-100 through torchvision, downloaded into data_dir unless it is there, checked by md5."""
     source = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    new = [path for path in (Path(data_dir), *Path(data_dir).parents) if not path.exists()]
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             train, test = (source(data_dir, train=train, download=True) for train in (True, False))
     except Exception as error:      # torchvision raises anything from URLError to RuntimeError
         with contextlib.suppress(OSError):
-            os.rmdir(data_dir)      # if it was made for nothing
+            for path in new:        # directories made for nothing
+                path.rmdir()
         raise ValueError(f"cannot get {name} ({' '.join(str(error).split())}): download {source.url} (md5 {source.tgz_md5}) "
                          f"and put {source.filename} into {data_dir}; --dataset shapes and folder need no download") from error
     pixels = lambda split: torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous()
@@ -191,11 +195,10 @@ def load_folder(data_dir, limit_train=None, seed=0):
     classes = sorted(d.name for d in (root / "train").iterdir() if d.is_dir() and not d.name.startswith("."))
     files, labels = {}, {}
     for split in (root / "train", held_out):
-        found = [(path, label) for label, name in enumerate(classes) for path in sorted((split / name).rglob("*"))
-                 if path.suffix.lower() in (".png", ".jpg", ".jpeg") and not path.name.startswith(".")]
+        found = [(path, label) for label, name in enumerate(classes) for path in list_images(split / name)]
         if not found:
             raise ValueError(f"{split} holds no images: {layout}")
-        files[split], labels[split] = [str(path) for path, _ in found], torch.tensor([label for _, label in found])
+        files[split], labels[split] = [path for path, _ in found], torch.tensor([label for _, label in found])
         strange = sorted(d.name for d in split.iterdir() if d.is_dir() and d.name[0] != "." and d.name not in classes)
         if strange:
             raise ValueError(f"{split / strange[0]} has no counterpart in {root / 'train'}: both need the same classes")
@@ -229,13 +232,23 @@ def load_folder(data_dir, limit_train=None, seed=0):
             "test_x": pixels[n:], "test_y": labels[held_out], "classes": classes}
 
 
+def list_images(folder):
+    """Paths of the images in a folder and below, links followed, sorted; none where there is no such folder."""
+    def refuse(error):
+        if not isinstance(error, FileNotFoundError):
+            raise error
+    return sorted(os.path.join(place, name) for place, _, names in os.walk(folder, followlinks=True, onerror=refuse)
+                  for name in names if name.lower().endswith((".png", ".jpg", ".jpeg")) and not name.startswith("."))
+
+
 def in_parallel(function, paths, title):
     """Yields function(some of the paths), in order, computed in worker processes; shows its progress.
 
     A function returns a sequence, or a text that says which file is broken, which is raised as ValueError.
     """
     # torch's DataLoader with a list as the dataset: collate_fn is where its workers do the work
-    workers = min(os.cpu_count() or 1, 16) if len(paths) > 2000 else 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, 16) if len(paths) > 2000 else 0
     done = 0
     for part in torch.utils.data.DataLoader(paths, batch_size=64, num_workers=workers, collate_fn=function):
         if isinstance(part, str):
@@ -260,12 +273,11 @@ def read_sizes(paths):
 
 def decode(paths, side):
     """The files as one uint8 array n × side × side × 3: shorter side resized to `side`, then the central square."""
-    import numpy as np
     pixels = np.empty((len(paths), side, side, 3), np.uint8)
     for i, path in enumerate(paths):
         try:
             with Image.open(path) as image:
-                image = image.convert("RGB")
+                image = to_rgb(image)
         except Exception as error:
             return broken(path, error)
         if image.size != (side, side):
@@ -275,6 +287,17 @@ def decode(paths, side):
             image = image.resize((w, h), Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
         pixels[i] = np.asarray(image)
     return pixels
+
+
+def to_rgb(image):
+    """A PIL image the right way up, as RGB; 16-bit greys scaled, which PIL would clip, and transparency laid on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) / 256).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def broken(path, error):

@@ -165,6 +165,7 @@ def adadim(r1, r2, z1, z2, alpha, beta=1e-4, mi_scale=None, temperature=0.1):
     I(R;Z) is taken on both views stacked. Nothing flows back through α or m. The dict holds info_nce, vicreg and
     mi_loss, the three terms before weighting, detached.
     """
+    r1, r2 = matrices(r1, r2, same_width=True)
     m = alpha if mi_scale is None else mi_scale
     alpha, m = (x.detach() if torch.is_tensor(x) else x for x in (alpha, m))
     if not torch.is_tensor(alpha) and not 0 <= alpha <= 1:

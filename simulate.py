@@ -254,7 +254,7 @@ def check(name, panels):
 
 
 def write(out, name, panels):
-    """name.csv and, where matplotlib is there, name.png."""
+    """Writes name.csv and, where matplotlib is there, name.png; returns the names."""
     with open(out / f"{name}.csv", "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["panel", "curve", panels[0]["x"] if len({panel["x"] for panel in panels}) == 1 else "x", "mean", "std"])
@@ -264,7 +264,7 @@ def write(out, name, panels):
     try:
         import matplotlib
     except ImportError:
-        return
+        return [f"{name}.csv"]
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
     plt.rcParams.update({"font.size": 11})
@@ -273,7 +273,7 @@ def write(out, name, panels):
     size = (7.5 if across == 1 else 13, 4.2 * down)
     figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
     for axis, panel in zip(axes.flat, panels):
-        for (label, (x, mean, std)), colour in zip(panel["curves"].items(), COLOURS):
+        for (label, (x, mean, std)), colour in zip(panel["curves"].items(), itertools.cycle(COLOURS)):
             axis.plot(x, mean, label=label, color=colour, marker="o" if len(x) < 50 else None, markersize=3.5)
             low, high = ([m + sign * s for m, s in zip(mean, std)] for sign in (-1, 1))
             axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -285,6 +285,7 @@ def write(out, name, panels):
         axis.legend(frameon=False)
     figure.savefig(out / f"{name}.png", dpi=150)
     plt.close(figure)
+    return [f"{name}.csv", f"{name}.png"]
 
 
 def stop(message):
@@ -293,13 +294,13 @@ def stop(message):
 
 
 def main(argv=None):
-    def number(kind, low, above=False):
+    def number(kind, low, above=False, high=math.inf):
         def parse(text):
             try:
                 value = kind(text)
             except ValueError:
                 value = math.nan
-            if not (value > low if above else value >= low) or value == math.inf:
+            if not (value > low if above else value >= low) or value >= high:
                 raise argparse.ArgumentTypeError(f"must be a number {'above' if above else 'of at least'} {low}, not {text!r}")
             return value
         return parse
@@ -310,7 +311,7 @@ def main(argv=None):
     add = parser.add_argument
     add("part", nargs="?", choices=PARTS, help="draw this part only")
     add("--draws", type=number(int, 1), default=100, metavar="N", help="random data sets a point (default: %(default)s)")
-    add("--seed", type=number(int, 0), default=0, help="(default: %(default)s)")
+    add("--seed", type=number(int, 0, high=2 ** 63), default=0, help="(default: %(default)s)")
     add("--out", type=Path, default=Path("figures"), metavar="DIR", help="where figures and CSVs go (default: %(default)s)")
     add("--samples", type=number(int, 2), default=1000, metavar="N", help="in a data set (default: %(default)s)")
     add("--centers", type=number(int, 1), default=5, metavar="N", help="clusters (default: %(default)s)")
@@ -327,34 +328,47 @@ def main(argv=None):
         "their own (default: %(default)s)")
     add("--batch-size", type=number(int, 2), default=100, metavar="N", help="of the networks (default: %(default)s)")
     args = parser.parse_args(argv)
-    if max(args.components) > args.features or max(args.components) > FEATURES[-1]:
-        stop(f"--components {max(args.components)} is more than --features {args.features}: there are no more components than features")
+    args.components.sort(reverse=True)
+    if args.part != "network":
+        limit, where = min((args.features, "--features"), (FEATURES[-1], "features that the widest data set has"))
+        if args.components[0] > limit:
+            stop(f"--components {args.components[0]} is more than the {limit} {where}: there are no more components than features")
+    written, drawn = [], {}
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         if not os.access(args.out, os.W_OK | os.X_OK):
             stop(f"cannot write to {args.out}")
-        drawn = {}
         for part in [args.part] if args.part else PARTS:
             print(f"{part} …", flush=True)
-            if part in ("features", "variance"):
-                drawn["figure2" if not args.part else f"figure2_{part}"] = drawn.get("figure2", []) + globals()[part](args)
-            if part == "variance":
+            if part == "features":
+                drawn["figure2" if not args.part else "figure2_features"] = features(args)
+            elif part == "variance":
+                drawn["figure2" if not args.part else "figure2_variance"] = drawn.get("figure2", []) + variance(args)
                 drawn["figure10"] = determinants(args)
-            if part == "terms":
+            elif part == "terms":
                 drawn["terms"] = terms(args)
-            if part == "network":
+            else:
                 drawn["figure11"] = network(args)
-        for name, panels in drawn.items():
-            write(args.out, name, panels)
+            for name in drawn:
+                if f"{name}.csv" not in written and not (part == "features" and name == "figure2"):     # whose other half comes next
+                    written += write(args.out, name, drawn[name])
+        print(f"in {args.out}: {', '.join(written)}")
+        if not any(name.endswith(".png") for name in written):
+            print("the figures were left out: they need matplotlib (pip install matplotlib)")
+        print("what the paper claims, and whether this run shows it:")
+        sys.exit(0 if all([check(name, panels) for name, panels in drawn.items()]) else 1)
+    except BrokenPipeError:     # as in: python simulate.py | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         stop(error)
-    found = sorted(path.name for path in args.out.iterdir() if path.stem in drawn)
-    print(f"in {args.out}: {', '.join(found)}")
-    if not any(name.endswith(".png") for name in found):
-        print("the figures were left out: they need matplotlib (pip install matplotlib)")
-    print("what the paper claims, and whether this run shows it:")
-    if not all([check(name, panels) for name, panels in drawn.items()]):
-        sys.exit(1)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        stop("there is not enough memory: try fewer --draws or --samples")
+    except KeyboardInterrupt:
+        print("simulate.py: stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

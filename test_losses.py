@@ -155,6 +155,8 @@ def test_invariances():
     close(info_nce(z1, z2), info_nce(7 * z1 @ turn, 3 * z2 @ turn))                                         # cosines only
     close(matrix_mutual_information(r1, z1), matrix_mutual_information(r1 * 9, z1 @ turn))
     close(matrix_mutual_information(r1, z1), matrix_mutual_information(z1, r1))
+    close(metrics.mutual_information(z1, z2, kernel="features"), matrix_mutual_information(z1.T, z2.T))
+    close(metrics.mutual_information(r1, z1, order=1), matrix_mutual_information(r1, z1, order=1))
     close(vicreg(z1, z2), vicreg(z1 + 5, z2 + 5))
     for metric in (metrics.effective_rank, metrics.uniformity, wasserstein_uniformity):
         close(metric(z1), metric(z1[order] @ turn * 3))
@@ -220,7 +222,8 @@ def test_float32_inside_autocast():
     lambda: info_nce(randn(0, 3), randn(0, 3)),
     lambda: matrix_mutual_information(randn(4, 3), randn(5, 3)), lambda: renyi_entropy(randn(4, 3)),
     lambda: renyi_entropy(torch.eye(3), 0),
-    lambda: adadim(randn(4, 2), randn(4, 2), randn(4, 3), randn(4, 3), alpha=1.5), lambda: metrics.uniformity(randn(1, 3)),
+    lambda: adadim(randn(4, 2), randn(4, 2), randn(4, 3), randn(4, 3), alpha=1.5),
+    lambda: adadim(randn(4, 2), randn(4, 3), randn(4, 3), randn(4, 3), alpha=0.5), lambda: metrics.uniformity(randn(1, 3)),
     lambda: metrics.explained_variance(randn(4, 3), 0), lambda: metrics.pearson([1], [1]),
     lambda: metrics.pearson([1, 2], [1, 2, 3]),
     lambda: metrics.knn_accuracy(randn(4, 3), torch.zeros(4).long(), randn(2, 3), torch.zeros(2).long(), k=5),

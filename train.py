@@ -21,6 +21,7 @@ import shlex
 import signal
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import torch
@@ -118,6 +119,9 @@ def parse_args(argv):
     add("--resume", action="store_true", help="go on from last.pt in --out, exactly; start, where there is none yet")
     add("--overwrite", action="store_true", help="replace the run that is in --out")
 
+    if "--beta" in argv[:-1]:       # argparse takes -1e-4 for a flag
+        i = argv.index("--beta")
+        argv = [*argv[:i], "=".join(argv[i:i + 2]), *argv[i + 2:]]
     args = parser.parse_args(argv)
     args.lr = args.lr or RATES[args.optimizer][0]
     args.warmup_epochs = min(10, args.epochs / 5) if args.warmup_epochs is None else args.warmup_epochs
@@ -220,11 +224,15 @@ def evaluate(nets, data, autocast):
 def write_whole(path, write):
     """Calls write(file) on a temporary file that then takes path's place: path is there whole, or not at all."""
     part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:        # torch.save's RuntimeError: the disk is full
+        part.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
 
 
 def csv_line(row):
@@ -236,12 +244,22 @@ def read_checkpoint(path, config):
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         theirs = checkpoint["config"]
+    except OSError:
+        raise
     except Exception as error:      # a damaged file can raise anything
         stop(f"{path} is not a whole checkpoint ({type(error).__name__}): restore it, or start over with --overwrite")
     wrong = [f"{key} {theirs.get(key)} there, {value} here" for key, value in config.items() if theirs.get(key) != value]
     if wrong:
         stop(f"{path} is of another configuration ({'; '.join(wrong)}): give the same flags, or another --out")
     return checkpoint
+
+
+def fingerprint(data):
+    """A checksum of images, labels and classes: a run is resumed on the data that it began with."""
+    total = zlib.crc32("/".join(data["classes"]).encode(errors="surrogateescape"))
+    for key in ("train_x", "train_y", "test_x", "test_y"):
+        total = zlib.crc32(data[key].contiguous().numpy(), total)
+    return total
 
 
 def duration(seconds):
@@ -258,6 +276,8 @@ def train(args):
     last, log = args.out / "last.pt", args.out / "log.csv"
     if (last.exists() or log.exists()) and not (args.resume or args.overwrite):
         stop(f"{args.out} already holds a run: --resume goes on with it, --overwrite replaces it, another --out spares it")
+    if args.resume and log.exists() and not last.exists() and log.read_bytes().count(b"\n") > 1:
+        stop(f"{args.out} holds a log but no last.pt to go on from: --overwrite replaces the run, another --out spares it")
     parent = next(path for path in (args.out, *args.out.absolute().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         stop(f"cannot write to {args.out}: {parent} is not {'writable' if parent.is_dir() else 'a directory'}")
@@ -282,11 +302,13 @@ def train(args):
         stop(error)
     n, n_classes = len(data["train_x"]), len(data["classes"])
     steps, total = n // args.batch_size, n // args.batch_size * args.epochs
+    if len(data["test_x"]) < 2:
+        stop("there is one test image: the metrics need two or more")
     if steps == 0:
         stop(f"--batch-size {args.batch_size} is larger than the training set of {n:,} images")
     skip = ("out", "data_dir", "device", "compile", "tensorboard", "resume", "overwrite")      # these may differ when a run is resumed
     config = {f"--{key.replace('_', '-')}": value for key, value in vars(args).items() if key not in skip}
-    config |= {"number of training images": n, "sum of their pixels": int(data["train_x"].sum(dtype=torch.int64))}
+    config |= {"data": f"{n} images with checksum {fingerprint(data)}"}
     fixed = random_subset(len(data["test_x"]), TEST_IMAGES, seed=0)
     data |= {"test_x": data["test_x"][fixed], "test_y": data["test_y"][fixed], "knn": random_subset(n, KNN_IMAGES, seed=0)}
     data = {key: value.to(device) if torch.is_tensor(value) else value for key, value in data.items()}
@@ -445,16 +467,23 @@ def main(argv=None):
     def terminate(number, frame):
         raise KeyboardInterrupt(number)
 
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")       # a terminal that cannot show α
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         train(parse_args(command))
     except KeyboardInterrupt as interrupt:
-        again = shlex.join(word for word in command if word not in ("--resume", "--overwrite"))
+        again = [sys.executable, __file__, *(word for word in command if word not in ("--resume", "--overwrite")), "--resume"]
         live("")
-        print(f"train.py: stopped; go on with: python train.py {again} --resume", file=sys.stderr)
+        print(f"train.py: stopped; go on with: {shlex.join(again)}", file=sys.stderr)
         sys.exit(143 if interrupt.args else 130)
-    except torch.OutOfMemoryError:
-        stop("the GPU's memory is too small for this: try a smaller --batch-size, --width or --projector")
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        stop("there is not enough memory: try a smaller --batch-size, --width or --projector")
+    except BrokenPipeError:     # as in: python train.py … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         stop(error)
     finally:
