@@ -15,6 +15,7 @@ import io
 import math
 import os
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,14 @@ def load(name, data_dir="data", limit_train=None, seed=0):
     mean = p @ level.double()
     std = (p @ level.double().square() - mean.square()).clamp_min(1e-6).sqrt()
     return data | {"image_size": data["train_x"].shape[-1], "mean": mean.tolist(), "std": std.tolist()}
+
+
+def fingerprint(data):
+    """A checksum of images, labels and classes: a run is resumed on the data that it began with."""
+    total = zlib.crc32("/".join(data["classes"]).encode(errors="surrogateescape"))
+    for key in ("train_x", "train_y", "test_x", "test_y"):
+        total = zlib.crc32(data[key].contiguous().numpy(), total)
+    return total
 
 
 def random_subset(n, limit, seed):

@@ -21,14 +21,13 @@ import shlex
 import signal
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data import AUGMENTATIONS, DATASETS, augment, live, load, normalise, random_subset
+from data import AUGMENTATIONS, DATASETS, augment, fingerprint, live, load, normalise, random_subset
 from losses import adadim, wasserstein_uniformity
 from metrics import RUN_PANELS, draw_dynamics, effective_rank, knn_accuracy, read_log, representation_metrics, top_k_accuracy
 from models import RESNETS, encode, mlp, resnet
@@ -57,6 +56,8 @@ def number(kind, accept, wanted):
 
 def parse_args(argv):
     count = number(int, lambda v: v > 0, "a whole number above 0")
+    two = number(int, lambda v: v > 1, "a whole number above 1")
+    finite = number(float, math.isfinite, "a finite number")
     positive = number(float, lambda v: 0 < v < math.inf, "a number above 0")
     not_negative = number(float, lambda v: 0 <= v < math.inf, "0 or a number above it")
     alpha = number(lambda text: text if text in ("ada", "linear", "cosine") else float(text),
@@ -67,57 +68,54 @@ def parse_args(argv):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: stop(f"{message} (--help explains the flags)")
 
-    add = parser.add_argument_group("data").add_argument
-    add("--dataset", choices=DATASETS, default="cifar100", help="cifar10 and cifar100 are downloaded; folder is your own images, "
-        "train/<class>/… and test/<class>/… (or val/) in --data-dir; shapes is built in (default: %(default)s)")
-    add("--data-dir", default="./data", metavar="DIR", help="where the files are, or are downloaded to (default: %(default)s)")
-    add("--augment", choices=AUGMENTATIONS, default="vicreg", help="augmentation scheme (default: %(default)s)")
-    add("--limit-train", type=count, metavar="N", help="train on N random images only, for quick trials")
+    def group(title):
+        add = parser.add_argument_group(title).add_argument
+        return lambda flag, text, **settings: add(
+            flag, help=text + (f" (default: {settings['default']})" if "default" in settings else ""), **settings)
 
-    add = parser.add_argument_group("networks").add_argument
-    add("--arch", choices=RESNETS, default="resnet50", help="encoder (default: %(default)s)")
-    add("--width", type=count, default=64, metavar="N", help="channels of its first stage; less suits a CPU (default: %(default)s)")
-    add("--projector", type=sizes, default="2048-2048-2048", metavar="SIZES", help="layer sizes (default: %(default)s)")
+    add = group("data")
+    add("--dataset", "cifar10 and cifar100 are downloaded; folder is your own images, train/<class>/… and test/<class>/… (or val/) in "
+        "--data-dir; shapes is built in", choices=DATASETS, default="cifar100")
+    add("--data-dir", "where the files are, or are downloaded to", default="./data", metavar="DIR")
+    add("--augment", "augmentation scheme", choices=AUGMENTATIONS, default="vicreg")
+    add("--limit-train", "train on N random images only, for quick trials", type=count, metavar="N")
 
-    add = parser.add_argument_group("loss").add_argument
-    add("--alpha", type=alpha, default="ada", help="weight of InfoNCE against VICReg: ada (measured: AdaDim), linear or cosine "
-        "(from 0 to 1 over training), or a number from 0 (VICReg) to 1 (SimCLR) (default: %(default)s)")
-    add("--alpha-every", type=count, default=20, metavar="N", help="with ada: α is set after every Nth epoch, and is 0 until then "
-        "(default: %(default)s)")
-    add("--alpha-batches", type=count, default=10, metavar="N", help="with ada: batches that α is measured on (default: %(default)s)")
-    add("--alpha-from", choices=("z", "r"), default="z", help="with ada: measure α on the embeddings z (published) or the "
-        "representations r (default: %(default)s)")
-    add("--beta", type=number(float, math.isfinite, "a finite number"), default=1e-4, help="weight of I(R;Z): above 0 lowers it, "
-        "below 0 raises it (default: %(default)s)")
-    add("--mi-scale", choices=("alpha", "1"), default="alpha", help="m, which multiplies β: alpha (published), or 1 for a constant "
-        "regulariser (default: %(default)s)")
-    add("--temperature", type=positive, default=0.1, help="τ of InfoNCE (default: %(default)s)")
-    add("--w2-weight", type=not_negative, default=0.0, metavar="W", help="adds W times the Wasserstein uniformity of the embeddings, "
-        "the mean of both views (default: %(default)s)")
+    add = group("networks")
+    add("--arch", "encoder", choices=RESNETS, default="resnet50")
+    add("--width", "channels of its first stage; less suits a CPU", type=count, default=64, metavar="N")
+    add("--projector", "layer sizes", type=sizes, default="2048-2048-2048", metavar="SIZES")
 
-    add = parser.add_argument_group("optimisation").add_argument
-    add("--epochs", type=count, default=400, help="(default: %(default)s)")
-    add("--batch-size", type=number(int, lambda v: v > 1, "a whole number above 1"), default=256, metavar="N", help="images a step, two "
-        "views of each; an epoch's last incomplete batch is dropped (default: %(default)s)")
-    add("--optimizer", choices=RATES, default="lars", help="(default: %(default)s)")
-    add("--lr", type=positive, help="rate for a batch of 256, scaled with the batch (default: 0.4 for lars, 0.05 for sgd, 0.001 for adamw)")
-    add("--weight-decay", type=not_negative, default=1e-4, metavar="W", help="(default: %(default)s)")
-    add("--warmup-epochs", type=not_negative, metavar="N", help="epochs of linear warm-up before the cosine decay (default: 10, or a "
-        "fifth of a run of less than 50)")
-    add("--precision", choices=DTYPES, default="bf16", help="of the networks; losses and metrics take fp32 (default: %(default)s)")
-    add("--compile", action="store_true", help="compile networks and losses with torch.compile: slow to start, then faster")
-    add("--device", type=device, default="auto", help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one (default: %(default)s)")
-    add("--seed", type=number(int, lambda v: 0 <= v < 2 ** 31, "a whole number from 0"), default=0, help="(default: %(default)s)")
+    add = group("loss")
+    add("--alpha", "weight of InfoNCE against VICReg: ada (measured: AdaDim), linear or cosine (from 0 to 1 over training), or a "
+        "number from 0 (VICReg) to 1 (SimCLR)", type=alpha, default="ada")
+    add("--alpha-every", "with ada: α is set after every Nth epoch, and is 0 until then", type=count, default=20, metavar="N")
+    add("--alpha-batches", "with ada: batches that α is measured on", type=count, default=10, metavar="N")
+    add("--alpha-from", "with ada: measure α on embeddings z (published) or representations r", choices=("z", "r"), default="z")
+    add("--beta", "weight of I(R;Z): above 0 lowers it, below 0 raises it", type=finite, default=1e-4)
+    add("--mi-scale", "m, which multiplies β: alpha (published), or 1 for a constant regulariser", choices=("alpha", "1"), default="alpha")
+    add("--temperature", "τ of InfoNCE", type=positive, default=0.1)
+    add("--w2-weight", "adds W times the embeddings' Wasserstein uniformity, the views' mean", type=not_negative, default=0.0, metavar="W")
 
-    group = parser.add_argument_group("the run")
-    add = group.add_argument
-    add("--out", type=Path, metavar="DIR", help="where the run goes (default: runs/ and a name made of dataset, α, β and seed)")
-    add("--eval-every", type=count, default=1, metavar="N", help="evaluate after every Nth epoch, and the last (default: %(default)s)")
-    add("--tensorboard", action="store_true", help="write what log.csv holds for TensorBoard too, into --out")
-    add("--baseline", action="store_true", help="train the same probe on the untrained encoder too, and compare at the end")
-    add = group.add_mutually_exclusive_group().add_argument
-    add("--resume", action="store_true", help="go on from last.pt in --out, exactly; start, where there is none yet")
-    add("--overwrite", action="store_true", help="replace the run that is in --out")
+    add = group("optimisation")
+    add("--epochs", "how often all images are seen", type=count, default=400)
+    add("--batch-size", "images a step, two views of each; an epoch's last incomplete batch is dropped", type=two, default=256, metavar="N")
+    add("--optimizer", "for the encoder, the projector and the probe", choices=RATES, default="lars")
+    add("--lr", "rate for a batch of 256, scaled with the batch (default: 0.4 for lars, 0.05 for sgd, 0.001 for adamw)", type=positive)
+    add("--weight-decay", "not on the probe", type=not_negative, default=1e-4, metavar="W")
+    add("--warmup-epochs", "linear warm-up before the cosine decay (default: 10, or a fifth of a run of less than 50 epochs)",
+        type=not_negative, metavar="N")
+    add("--precision", "of the networks; losses and metrics take fp32", choices=DTYPES, default="bf16")
+    add("--compile", "compile networks and losses with torch.compile: slow to start, then faster", action="store_true")
+    add("--device", "cpu, cuda, cuda:1 …; auto takes a GPU where there is one", type=device, default="auto")
+    add("--seed", "of weights, order and augmentation", type=number(int, lambda v: 0 <= v < 2 ** 31, "a whole number from 0"), default=0)
+
+    add = group("the run")
+    add("--out", "where the run goes (default: runs/ and a name made of dataset, α, β and seed)", type=Path, metavar="DIR")
+    add("--eval-every", "evaluate after every Nth epoch, and the last", type=count, default=1, metavar="N")
+    add("--baseline", "train the same probe on the untrained encoder too, and compare at the end", action="store_true")
+    add("--tensorboard", "write what log.csv holds for TensorBoard too, into --out", action="store_true")
+    add("--resume", "go on from last.pt in --out, exactly; start, where there is none yet", action="store_true")
+    add("--overwrite", "replace the run that is in --out", action="store_true")
 
     if "--beta" in argv[:-1]:       # argparse takes -1e-4 for a flag
         i = argv.index("--beta")
@@ -125,6 +123,8 @@ def parse_args(argv):
     args = parser.parse_args(argv)
     args.lr = args.lr or RATES[args.optimizer][0]
     args.warmup_epochs = min(10, args.epochs / 5) if args.warmup_epochs is None else args.warmup_epochs
+    if args.resume and args.overwrite:
+        parser.error("--resume and --overwrite exclude each other")
     if args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs:g} must be below --epochs {args.epochs}")
     args.out = args.out or Path(f"runs/{args.dataset}-alpha_{args.alpha}-beta_{args.beta:g}-seed{args.seed}")
@@ -252,14 +252,6 @@ def read_checkpoint(path, config):
     if wrong:
         stop(f"{path} is of another configuration ({'; '.join(wrong)}): give the same flags, or another --out")
     return checkpoint
-
-
-def fingerprint(data):
-    """A checksum of images, labels and classes: a run is resumed on the data that it began with."""
-    total = zlib.crc32("/".join(data["classes"]).encode(errors="surrogateescape"))
-    for key in ("train_x", "train_y", "test_x", "test_y"):
-        total = zlib.crc32(data[key].contiguous().numpy(), total)
-    return total
 
 
 def duration(seconds):
