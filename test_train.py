@@ -414,6 +414,13 @@ def test_no_permission(tmp_path, capsys):
     assert "not writable" in capsys.readouterr().err
 
 
+def test_tensorboard_is_optional(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert run(*TINY, "--tensorboard", "--out", tmp_path / "run") == 2
+    err = capsys.readouterr().err
+    assert "pip install tensorboard" in err and err.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
 def test_readmes_python_runs(tmp_path, monkeypatch):
     """Both of the README's examples as they stand; the second on a backbone.pt with the small-image stem."""
     own_code, encoder = re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(encoding="utf-8"), re.S)
