@@ -30,7 +30,7 @@ from data import DATASETS, augment, load, random_subset
 from metrics import alignment, knn_accuracy, representation_metrics, top_k_accuracy
 from models import RESNETS, encode, mlp, resnet
 
-RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 TEST_IMAGES = 2048      # that the metrics are taken on, as in train.py
 
 
