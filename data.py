@@ -1,165 +1,142 @@
-"""Images: the datasets as uint8 tensors, and augmentation of whole batches.
+"""Images: each dataset of the paper, one's own folders, and drawn shapes, as tensors or, where they are too many, as files.
 
+    python data.py cifar100           downloads and checks it, prints its splits, draws figures/cifar100.png: images and two views of each
     data = load("cifar100", "data")                       # a dict of facts, see load()
-    views = augment(data["train_x"][:256], "vicreg")      # n × 3 × h × w, float in [0, 1]
-    inputs = normalise(views, data["mean"], data["std"])
+    views = augment(data["train_x"][:256], "vicreg")      # from augment.py
 
-A training set sits on the device as one tensor; a batch is an index into it, and is augmented there with some forty
-tensor operations, ten times as fast on one core as image by image. Every random draw comes from the generator that
-the caller hands over, so an epoch can be repeated exactly. Problems with files raise ValueError (or OSError) with a
-line that says what to do.
+A training set that fits sits on the device as one tensor, and a batch is an index into it. One that does not stays a list
+of files, and worker processes decode and crop what is needed. Problems with files raise ValueError (or OSError) with a line
+that says what to do; python data.py prints that line, with exit status 2.
 """
+import argparse
 import contextlib
 import functools
-import io
 import math
 import os
+import shutil
 import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageOps         # comes with torchvision
+from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
-DATASETS = ("shapes", "cifar10", "cifar100", "folder")
-LARGEST, SMALLEST = 224, 8      # pixels: a folder's images are reduced to the first, refused below the second
+from augment import AUGMENTATIONS, augment, random_boxes
+from shapes import load_shapes
 
-# Probabilities and strengths as in SPEC and solo-learn; jitter is brightness, contrast, saturation, hue. A pair is view
-# 1's and view 2's. "vicreg" is solo-learn's stronger CIFAR scheme.
-AUGMENTATIONS = {
-    "vicreg": dict(scale=(0.2, 1), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0, solarise_p=(0.1, 0.1)),
-    "simclr": dict(scale=(0.08, 1), jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grey_p=0.2, blur_p=0.5, solarise_p=(0, 0)),
-    "byol": dict(scale=(0.08, 1), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0, solarise_p=(0, 0.2)),
+# The paper's datasets [Table 16]. size: of the images, in pixels (of the shorter side, where they differ); crop: of what networks
+# see. Mean and std are the customary ones; where there are none, they are measured. unpacked: what shows that an archive was
+# unpacked, train: its training images. Sources and md5 as torchvision, MedMNIST 3 and the sets' own pages give them.
+IMAGENET = dict(layout="classes", size=256, crop=224, stem="imagenet", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+MEDMNIST = dict(layout="medmnist", size=28, crop=28, stem="small", url="https://zenodo.org/records/10519652/files/")
+ORGANS = ("bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right", "liver", "lung-left", "lung-right", "pancreas", "spleen")
+DATASETS = {
+    "cifar10": dict(
+        layout="cifar", classes=10, size=32, crop=32, stem="small", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", md5="c58f30108f718f92721af3b95e74349a", unpacked="cifar-10-batches-py"),
+    "cifar100": dict(
+        layout="cifar", classes=100, size=32, crop=32, stem="small", mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762),
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", md5="eb9058c3a382ffc7106e4002c42a8d85", unpacked="cifar-100-python"),
+    "stl10": dict(
+        layout="stl10", classes=10, size=96, crop=96, stem="imagenet", mean=(0.4467, 0.4398, 0.4066), std=(0.2603, 0.2566, 0.2713),
+        url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz", md5="91f7769df0f17e558f3565bffb0c7dfb", unpacked="stl10_binary"),
+    "tinyimagenet200": dict(
+        layout="tiny", classes=200, size=64, crop=64, stem="small", mean=(0.4802, 0.4481, 0.3975), std=(0.2770, 0.2691, 0.2821),
+        url="http://cs231n.stanford.edu/tiny-imagenet-200.zip", md5="90528d7ca1a48142e341f4ef8d21d0de", unpacked="tiny-imagenet-200", train=100_000),
+    "cinic10": dict(
+        layout="classes", classes=10, size=32, crop=32, stem="small", mean=(0.4789, 0.4723, 0.4305), std=(0.2421, 0.2383, 0.2587),
+        url="https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz", md5="6ee4d0c996905fe93221de577967a372", unpacked="CINIC-10",
+        train=90_000),
+    "blood": dict(MEDMNIST, file="bloodmnist.npz", md5="7053d0359d879ad8a5505303e11de1dc", classes=(
+        "basophil", "eosinophil", "erythroblast", "immature granulocyte", "lymphocyte", "monocyte", "neutrophil", "platelet")),
+    "organs": dict(MEDMNIST, file="organsmnist.npz", md5="9ab87b696fb54e2a387ebe992d6ed5f1", classes=ORGANS),
+    "organc": dict(MEDMNIST, file="organcmnist.npz", md5="b9ceb9546e10131b32923c5bbeaea2b1", classes=ORGANS),
+    "organa": dict(MEDMNIST, file="organamnist.npz", md5="68e3f8846a6bd62f0c9bf841c0d9eacc", classes=ORGANS),
+    "imagenet": dict(IMAGENET, classes=1000),
+    "imagenet100": dict(IMAGENET, classes=100),
+    "inat21": dict(IMAGENET, classes=10_000),
+    "folder": dict(layout="folder", size=256, crop=224),        # at most; see fit()
+    "shapes": dict(layout="shapes", size=32, crop=32, stem="small"),
 }
+SMALLEST = 8        # pixels: smaller images are refused
 
 
-# --- augmentation -----------------------------------------------------------------------------------------------------
+def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident="auto", room=None):
+    """A dataset as a dict: train_x, test_x (uint8, n × 3 × size × size, or a list of files), train_y, test_y (int64, −1 without a
+    label), classes (their names; none at all where nothing is labelled), size (of the images), image_size (of what networks see),
+    stem (small or imagenet), mean, std (of the training images in [0, 1], for each channel), unused (how many images are in a
+    split that is neither trained nor tested on).
 
-def augment(x, recipe="vicreg", view=0, generator=None):
-    """One random view of each image: crop, flip, colour jitter, greyscale, blur, solarise, drawn anew for each image.
-
-    x: uint8, n × 3 × s × s, square. recipe: a key of AUGMENTATIONS. view: 0 or 1. generator: on x's device.
-    Returns float32 in [0, 1], of x's shape.
-    """
-    a = AUGMENTATIONS[recipe]
-    rand = functools.partial(torch.rand, generator=generator, device=x.device)
-    chance = lambda p: rand(len(x), 1, 1, 1) < p
-    x = random_resized_crop(x.float() / 255, a["scale"], rand)
-    x = torch.where(chance(a["jitter_p"]), colour_jitter(x, a["jitter"], rand), x)
-    x = torch.where(chance(a["grey_p"]), grey(x), x)
-    if a["blur_p"] and x.shape[-1] > 64:        # smaller images have no detail to spare; CIFAR's recipes do not blur
-        x = torch.where(chance(a["blur_p"]), gaussian_blur(x, 0.1 + 1.9 * rand(len(x), 1, 1, 1)), x)
-    return torch.where(chance(a["solarise_p"][view]) & (x >= 0.5), 1 - x, x)
-
-
-def random_resized_crop(x, scale, rand, ratio=(3 / 4, 4 / 3), flip_p=0.5):
-    """A random part of each image of x (n × 3 × s × s, float), resized to s × s, flipped left-right with flip_p.
-
-    Area uniform in `scale`, aspect ratio log-uniform in `ratio`, as torchvision's RandomResizedCrop: of ten draws the
-    first that fits into the image.
-    """
-    n, tries = len(x), 10
-    area = scale[0] + (scale[1] - scale[0]) * rand(n, tries)
-    aspect = (math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * rand(n, tries)).exp()
-    w, h = (area * aspect).sqrt(), (area / aspect).sqrt()
-    first = ((w <= 1) & (h <= 1)).int().argmax(1, keepdim=True)
-    w, h = (side.gather(1, first).clamp(max=1).squeeze(1) for side in (w, h))      # clamp: should all ten fail
-    x0, y0 = ((1 - side) * (2 * rand(n) - 1) for side in (w, h))                   # centre; the image spans −1 … 1
-    w = torch.where(rand(n) < flip_p, -w, w)
-    zero = torch.zeros_like(w)
-    grid = F.affine_grid(torch.stack([w, zero, x0, zero, h, y0], 1).view(n, 2, 3), x.shape, align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-
-
-def grey(x):
-    """Luma of x (n × 3 × h × w) as n × 1 × h × w, with PIL's weights."""
-    return 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
-
-
-def colour_jitter(x, strengths, rand):
-    """Brightness, contrast and saturation in an order drawn for each image, then hue.
-
-    Each factor is uniform in 1 ± its strength, the hue's shift in ± its strength (of a turn). Hue comes last because it
-    commutes with the others but for clipping. x: n × 3 × h × w in [0, 1].
-    """
-    n = len(x)
-    factors = 1 + (2 * rand(n, 3) - 1) * torch.tensor(strengths[:3], device=x.device)
-    order = rand(n, 3).argsort(1)
-    for op in order.unbind(1):
-        factor, op = factors.gather(1, op[:, None]).view(n, 1, 1, 1), op.view(n, 1, 1, 1)
-        luma = grey(x)
-        # each of the three moves the image from, or towards, a base: black, its mean grey, its greys
-        base = torch.where(op == 0, 0, torch.where(op == 1, luma.mean((2, 3), keepdim=True), luma))
-        x = (base + factor * (x - base)).clamp(0, 1)
-    return shift_hue(x, (2 * rand(n, 1, 1) - 1) * strengths[3])
-
-
-def shift_hue(x, shift):
-    """x (n × 3 × h × w in [0, 1]) with its HSV hue turned by shift (n × 1 × 1, in turns)."""
-    value, low = x.amax(1), x.amin(1)
-    chroma = value - low
-    r, g, b = x.unbind(1)
-    sixth = torch.where(value == r, g - b, torch.where(value == g, b - r, r - g)) / chroma.clamp_min(1e-8)
-    sixth = sixth + torch.where(value == r, 0, torch.where(value == g, 2, 4)) + 6 * shift
-    k = (sixth.unsqueeze(1) + torch.tensor([5, 3, 1], device=x.device).view(1, 3, 1, 1)) % 6
-    return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(k, 4 - k).clamp(0, 1)
-
-
-def gaussian_blur(x, sigma, radius=6):
-    """x (n × c × h × w) blurred with a Gaussian of its own width for each image; sigma: n × 1 × 1 × 1, up to 2 pixels."""
-    offsets = range(-radius, radius + 1)
-    weights = [(-0.5 * (i / sigma) ** 2).exp() for i in offsets]
-    total = sum(weights)
-    for dim in (2, 3):
-        pad = (radius, radius, 0, 0) if dim == 3 else (0, 0, radius, radius)
-        size, padded = x.shape[dim], F.pad(x, pad, mode="reflect")
-        x = sum(w / total * padded.narrow(dim, i + radius, size) for w, i in zip(weights, offsets))
-    return x
-
-
-def normalise(x, mean, std):
-    """x (n × 3 × h × w, uint8 or float in [0, 1]) minus mean, over std, channel by channel."""
-    x = x.float() / 255 if x.dtype == torch.uint8 else x
-    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (mean, std))
-    return (x - mean) / std
-
-
-# --- datasets ---------------------------------------------------------------------------------------------------------
-
-def load(name, data_dir="data", limit_train=None, seed=0):
-    """A dataset as a dict: train_x, test_x (uint8, n × 3 × s × s), train_y, test_y (int64), classes (their names),
-    image_size (s), mean, std (of the training images in [0, 1], for each channel).
-
-    name: one of DATASETS. data_dir: where the files are, or are downloaded to. limit_train: keep only that many
-    training images, drawn at random with `seed`.
+    name: a key of DATASETS. data_dir: where the files are, or are downloaded to. limit_train: keep only that many
+    training images, drawn at random with `seed`. classes: a file of class folders' names, one a line, to be used in place of
+    all. resident: yes for tensors, no for lists where the dataset is files, auto for tensors where they take no more than `room`
+    bytes (None: half of the machine's memory).
     Raises ValueError, or OSError for files that can't be read, with what is wrong and what to do.
     """
-    if name == "shapes":
-        data = load_shapes()
-    elif name == "folder":
-        data = load_folder(data_dir, limit_train, seed)
-    elif name in ("cifar10", "cifar100"):
-        data = load_cifar(name, data_dir)
-    else:
+    if name not in DATASETS:
         raise ValueError(f"unknown dataset {name!r}: choose from {', '.join(DATASETS)}")
+    facts, root = DATASETS[name], Path(data_dir)
+    layout = facts["layout"]
+    if classes is not None and layout not in ("classes", "folder"):
+        raise ValueError(f"--classes picks class folders, and {name} has none")
+    if layout == "shapes":
+        data = load_shapes()
+    elif layout in ("cifar", "stl10"):
+        data = load_torchvision(name, root)
+    elif layout == "medmnist":
+        data = load_medmnist(name, root)
+    else:
+        data = find_tiny(name, root) if layout == "tiny" else find_classes(name, root, classes)
     if limit_train and limit_train < len(data["train_x"]):
         keep = random_subset(len(data["train_x"]), limit_train, seed)
-        data["train_x"], data["train_y"] = data["train_x"][keep], data["train_y"][keep]
-    counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in data["train_x"].transpose(0, 1)]).double()
+        data["train_x"] = [data["train_x"][i] for i in keep] if isinstance(data["train_x"], list) else data["train_x"][keep]
+        data["train_y"] = data["train_y"][keep]
+    if not (data["train_y"] >= 0).any() or (data["test_y"] < 0).any():
+        data["classes"] = []
+    data |= {key: facts[key] for key in ("size", "stem") if key in facts} | {"image_size": facts["crop"]}
+    if isinstance(data["train_x"], list):
+        if layout == "folder":
+            data |= fit(data["train_x"] + data["test_x"])
+        images = len(data["train_x"]) + len(data["test_x"])
+        needed, memory = images * 3 * data["size"] ** 2, machine_memory()
+        if resident == "yes" and needed > 0.8 * memory:
+            raise ValueError(f"{images:,} images of {data['size']} pixels take {needed / 1e9:.0f} GB of memory, and this machine has "
+                             f"{memory / 1e9:.0f}: leave --resident to itself, or use --limit-train")
+        if resident == "yes" or resident == "auto" and needed <= (memory / 2 if room is None else room):
+            for key in ("train_x", "test_x"):
+                data[key] = decode_all(data[key], data["size"], data["size"])
+    if "mean" in facts:
+        return data | {"mean": list(facts["mean"]), "std": list(facts["std"])}
+    sample = data["train_x"]
+    if isinstance(sample, list):
+        sample = pixels(data, "train_x", random_subset(len(sample), 2048, seed=0))
+    counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in sample.transpose(0, 1)]).double()
     p, level = counts / counts.sum(1, keepdim=True), torch.arange(256) / 255
     mean = p @ level.double()
     std = (p @ level.double().square() - mean.square()).clamp_min(1e-6).sqrt()
-    return data | {"image_size": data["train_x"].shape[-1], "mean": mean.tolist(), "std": std.tolist()}
+    return data | {"mean": mean.tolist(), "std": std.tolist()}
+
+
+def pixels(data, split, index):
+    """The images data[split][index] as networks see them untrained on: uint8, n × 3 × image_size × image_size, the central square."""
+    x, side = data[split], data["image_size"]
+    if isinstance(x, list):
+        return decode_all([x[i] for i in index], data["size"], side)
+    at = (data["size"] - side) // 2
+    return x[index][:, :, at:at + side, at:at + side]
 
 
 def fingerprint(data):
-    """A checksum of images, labels and classes: a run is resumed on the data that it began with."""
+    """A checksum of images (of their names, where they are files), labels and classes: a run is resumed on the data that it began with."""
     total = zlib.crc32("/".join(data["classes"]).encode(errors="surrogateescape"))
     for key in ("train_x", "train_y", "test_x", "test_y"):
-        total = zlib.crc32(data[key].contiguous().numpy(), total)
+        if isinstance(data[key], list):
+            total = zlib.crc32("\n".join(os.sep.join(path.split(os.sep)[-2:]) for path in data[key]).encode(errors="surrogateescape"), total)
+        else:
+            total = zlib.crc32(data[key].contiguous().numpy(), total)
     return total
 
 
@@ -170,75 +147,165 @@ def random_subset(n, limit, seed):
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:limit].sort().values
 
 
-def load_cifar(name, data_dir):
-    """CIFAR-10 or CIFAR-100 through torchvision, downloaded into data_dir unless it is there, checked by md5."""
-    source = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
-    new = [path for path in (Path(data_dir), *Path(data_dir).parents) if not path.exists()]
+def machine_memory():
+    """In bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+
+
+# --- the official files -----------------------------------------------------------------------------------------------
+
+def fetch(name, root):
+    """The path of a dataset's files in root, downloaded and unpacked unless they are there; whole, or not at all.
+
+    A download goes to a name of its own, and takes its place when its md5 is right; so does what is unpacked from it.
+    """
+    facts = DATASETS[name]
+    file = facts.get("file") or facts["url"].rpartition("/")[2]
+    url = facts["url"] + facts["file"] + "?download=1" if "file" in facts else facts["url"]
+    archive, unpacked = root / file, root / facts["unpacked"] if "unpacked" in facts else None
+    if unpacked and unpacked.is_dir():
+        return unpacked
+    new = [path for path in (root, *root.parents) if not path.exists()]
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            train, test = (source(data_dir, train=train, download=True) for train in (True, False))
+        if not archive.exists():
+            print(f"downloading {url}", file=sys.stderr)
+            download_url(url, str(root), f"{file}.part", facts["md5"])
+            os.replace(root / f"{file}.part", archive)
+        elif not check_integrity(str(archive), facts["md5"]):
+            raise ValueError(f"{archive} is damaged or another file (its md5 is not {facts['md5']}): move it away, and it will be downloaded")
+        if unpacked:
+            print(f"unpacking {archive}", file=sys.stderr)
+            part = root / f"{facts['unpacked']}.part"
+            shutil.rmtree(part, ignore_errors=True)
+            extract_archive(str(archive), str(part))
+            os.replace(part / unpacked.name if (part / unpacked.name).is_dir() else part, unpacked)
+            shutil.rmtree(part, ignore_errors=True)
+        return unpacked or archive
+    except ValueError:
+        raise
     except Exception as error:      # torchvision raises anything from URLError to RuntimeError
+        raise ValueError(f"cannot get {name} ({' '.join(str(error).split())}): download {url} (md5 {facts['md5']}) "
+                         f"and put {file} into {root}; --dataset shapes and folder need no download") from error
+    finally:
         with contextlib.suppress(OSError):
+            (root / f"{file}.part").unlink(missing_ok=True)
             for path in new:        # directories made for nothing
                 path.rmdir()
-        raise ValueError(f"cannot get {name} ({' '.join(str(error).split())}): download {source.url} (md5 {source.tgz_md5}) "
-                         f"and put {source.filename} into {data_dir}; --dataset shapes and folder need no download") from error
-    pixels = lambda split: torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous()
-    return {"train_x": pixels(train), "train_y": torch.tensor(train.targets),
-            "test_x": pixels(test), "test_y": torch.tensor(test.targets), "classes": train.classes}
 
 
-def load_folder(data_dir, limit_train=None, seed=0):
-    """One's own images: train/<class>/… and test/<class>/… (or val/), png, jpg or jpeg, decoded once, in parallel.
+def load_torchvision(name, root):
+    """CIFAR-10, CIFAR-100 and STL-10, read by torchvision, which checks each file's md5."""
+    folder = fetch(name, root)
+    source, splits = {"cifar10": (torchvision.datasets.CIFAR10, (True, False)), "cifar100": (torchvision.datasets.CIFAR100, (True, False)),
+                      "stl10": (torchvision.datasets.STL10, ("train+unlabeled", "test"))}[name]
+    try:
+        train, test = (source(root, split) for split in splits)
+    except Exception as error:
+        raise ValueError(f"{folder} is damaged or not whole: move it away, and it will be unpacked again") from error
+    data = {"classes": train.classes}
+    for split, there in (("train", train), ("test", test)):
+        x = torch.from_numpy(there.data)
+        data[f"{split}_x"] = x if name == "stl10" else x.permute(0, 3, 1, 2).contiguous()
+        data[f"{split}_y"] = torch.as_tensor(there.labels if name == "stl10" else there.targets).long()
+    return data
 
-    Square images of one size, up to 224 pixels, stay as they are; all others are resized so that the shorter side is the
-    smallest one found (224 at most) and cropped to their central square.
+
+def load_medmnist(name, root):
+    """A set of MedMNIST v2: train and test of its npz file; grey images get three equal channels. val is left unused."""
+    path, data = fetch(name, root), {"classes": list(DATASETS[name]["classes"])}
+    if not check_integrity(str(path), DATASETS[name]["md5"]):
+        raise ValueError(f"{path} is damaged or another file (its md5 is not {DATASETS[name]['md5']}): move it away, and it will be downloaded")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for split in ("train", "test"):
+                x, y = (torch.from_numpy(file[f"{split}_{what}"]) for what in ("images", "labels"))
+                x = x.unsqueeze(1).expand(-1, 3, -1, -1) if x.ndim == 3 else x.permute(0, 3, 1, 2)
+                data[f"{split}_x"], data[f"{split}_y"] = x.contiguous(), y.flatten().long()     # labels are n × 1
+            return data | {"unused": {"val": len(file["val_labels"])}}
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is not a file of MedMNIST v2 ({' '.join(str(error).split())})") from error
+
+
+def find_tiny(name, root):
+    """Tiny ImageNet: train/<class>/images/…, and val/images/… whose classes stand in val_annotations.txt."""
+    root = fetch(name, root)
+    classes = sorted(d.name for d in (root / "train").iterdir() if d.is_dir())
+    train_x, train_y = find_images(root / "train", classes)
+    check_whole(name, root, train_x)
+    notes, labels = root / "val" / "val_annotations.txt", {c: i for i, c in enumerate(classes)}
+    try:
+        rows = [line.split("\t")[:2] for line in notes.read_text().splitlines()]
+        test_x, test_y = [str(root / "val" / "images" / file) for file, _ in rows], [labels[c] for _, c in rows]
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{notes} is missing, damaged or of other classes than train ({type(error).__name__})") from error
+    return {"classes": classes, "train_x": train_x, "train_y": train_y, "test_x": test_x, "test_y": torch.tensor(test_y)}
+
+
+def check_whole(name, root, train_x):
+    """Unpacking that was cut off leaves fewer images."""
+    wanted = DATASETS[name].get("train", len(train_x))
+    if len(train_x) != wanted:
+        raise ValueError(f"{root} holds {len(train_x):,} training images, not {wanted:,}: move it away, and it will be unpacked again")
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+def find_classes(name, root, chosen=None):
+    """Images in class folders: train/<class>/… and test/<class>/… (or val/; CINIC-10's valid/ is left unused), as paths and labels.
+
+    A folder without classes is all right for --dataset folder: images straight in train/ (and test/, or val/) or in root;
+    where none are held out for the metrics, a tenth at random is, 2,048 at most.
+    chosen: a file that names the classes to use.
     """
-    root = Path(data_dir)
-    layout = "--dataset folder expects train/<class>/*.png|jpg|jpeg, and the same under test/ or val/, in --data-dir"
+    facts, unused = DATASETS[name], {}
+    if "url" in facts and not (root / "train").is_dir():
+        root = fetch(name, root)
+    layout = f"--dataset {name} expects train/<class>/*.png|jpg|jpeg, and the same under test/ or val/, in --data-dir"
     if not root.is_dir():
         raise ValueError(f"there is no directory {root}: {layout}")
-    held_out = next((root / split for split in ("test", "val") if (root / split).is_dir()), None)
-    if held_out is None or not (root / "train").is_dir():
+    train = next((root / split for split in ("train", "2021_train") if (root / split).is_dir()), root)
+    held_out = next((root / split for split in ("test", "val", "2021_valid") if (root / split).is_dir()), None)
+    flat = [str(path) for path in sorted(train.iterdir()) if is_image(path.name)] if name == "folder" else []
+    if flat and chosen is None:
+        test = [path for path in list_images(held_out)] if held_out else []
+        if not test:
+            if len(flat) < 20:
+                raise ValueError(f"{train} holds {len(flat)} images: too few, 20 or more are needed")
+            mine = random_subset(len(flat), min(2048, max(2, len(flat) // 10)), seed=0).tolist()
+            test, flat = [flat[i] for i in mine], [path for i, path in enumerate(flat) if i not in set(mine)]
+        unlabelled = lambda paths: torch.full((len(paths),), -1)
+        return {"classes": [], "train_x": flat, "train_y": unlabelled(flat), "test_x": test, "test_y": unlabelled(test)}
+    if held_out is None or train == root:
         raise ValueError(f"{root} lacks {'a train' if held_out else 'a test or val'} directory: {layout}")
-    classes = sorted(d.name for d in (root / "train").iterdir() if d.is_dir() and not d.name.startswith("."))
-    files, labels = {}, {}
-    for split in (root / "train", held_out):
-        found = [(path, label) for label, name in enumerate(classes) for path in list_images(split / name)]
+    there = sorted(d.name for d in train.iterdir() if d.is_dir() and not d.name.startswith("."))
+    classes = there if chosen is None else [line.split()[0] for line in Path(chosen).read_text().splitlines() if line.strip()]
+    if missing := sorted(set(classes) - set(there)):
+        raise ValueError(f"{train} has no folder {missing[0]}, which {chosen} names")
+    (train_x, train_y), (test_x, test_y) = find_images(train, classes), find_images(held_out, classes)
+    for split, found in ((train, train_x), (held_out, test_x)):
         if not found:
-            raise ValueError(f"{split} holds no images: {layout}")
-        files[split], labels[split] = [path for path, _ in found], torch.tensor([label for _, label in found])
-        strange = sorted(d.name for d in split.iterdir() if d.is_dir() and d.name[0] != "." and d.name not in classes)
-        if strange:
-            raise ValueError(f"{split / strange[0]} has no counterpart in {root / 'train'}: both need the same classes")
-    if len(labels[root / "train"].unique()) < 2:
-        raise ValueError(f"{root / 'train'} has images of one class only: the probe needs two or more")
+            raise ValueError(f"{split} holds no images{' in folders of classes' if any(map(is_image, os.listdir(split))) else ''}: {layout}")
+    strange = sorted(d.name for d in held_out.iterdir() if d.is_dir() and d.name[0] != "." and d.name not in classes) if chosen is None else []
+    if strange:
+        raise ValueError(f"{held_out / strange[0]} has no counterpart in {train}: both need the same classes")
+    if len(train_y.unique()) < 2:
+        raise ValueError(f"{train} has images of one class only: the probe needs two or more")
+    if "classes" in facts and len(classes) != facts["classes"]:
+        raise ValueError(f"{train} has {len(classes):,} classes, {name} has {facts['classes']:,}: --classes FILE picks them by name, one a line")
+    if "url" in facts:
+        check_whole(name, root, train_x)
+        unused = {"valid": len(list_images(root / "valid"))}
+    return {"classes": classes, "train_x": train_x, "train_y": train_y, "test_x": test_x, "test_y": test_y, "unused": unused}
 
-    keep = random_subset(len(files[root / "train"]), limit_train, seed)
-    files[root / "train"] = [files[root / "train"][i] for i in keep]
-    labels[root / "train"] = labels[root / "train"][keep]
-    paths = files[root / "train"] + files[held_out]
-    sizes = torch.cat([torch.tensor(s) for s in in_parallel(read_sizes, paths, "reading image sizes")])
-    short = sizes.amin(1)
-    smallest, largest = paths[int(short.argmin())], paths[int(short.argmax())]
-    side = min(int(short.min()), LARGEST)
-    if side < SMALLEST:
-        raise ValueError(f"{smallest} is only {side} pixels high or wide: images need {SMALLEST} or more")
-    if min(int(short.max()), LARGEST) > 4 * side:
-        raise ValueError(f"image sizes differ too much, from {smallest} ({int(short.min())} pixels) to {largest} "
-                         f"({int(short.max())}): leave out or enlarge the small ones, to a factor of 4 at most")
-    gigabytes = len(paths) * 3 * side ** 2 / 1e9
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else math.inf
-    if gigabytes > 0.8 * memory:
-        raise ValueError(f"{len(paths):,} images of {side} pixels take {gigabytes:.0f} GB of memory, and this machine has "
-                         f"{memory:.0f}: use smaller images, or --limit-train")
-    pixels, at = torch.empty(len(paths), 3, side, side, dtype=torch.uint8), 0
-    for part in in_parallel(functools.partial(decode, side=side), paths, "decoding images"):
-        pixels[at:at + len(part)] = torch.from_numpy(part).permute(0, 3, 1, 2)
-        at += len(part)
-    n = len(keep)
-    return {"train_x": pixels[:n], "train_y": labels[root / "train"],
-            "test_x": pixels[n:], "test_y": labels[held_out], "classes": classes}
+
+def find_images(folder, classes):
+    """Paths and labels of the images in folder/<class>/…"""
+    found = [(path, label) for label, name in enumerate(classes) for path in list_images(folder / name)]
+    return [path for path, _ in found], torch.tensor([label for _, label in found], dtype=torch.long)
+
+
+def is_image(name):
+    return name.lower().endswith((".png", ".jpg", ".jpeg")) and not name.startswith(".")
 
 
 def list_images(folder):
@@ -247,7 +314,38 @@ def list_images(folder):
         if not isinstance(error, FileNotFoundError):
             raise error
     return sorted(os.path.join(place, name) for place, _, names in os.walk(folder, followlinks=True, onerror=refuse)
-                  for name in names if name.lower().endswith((".png", ".jpg", ".jpeg")) and not name.startswith("."))
+                  for name in names if is_image(name))
+
+
+def fit(paths):
+    """The size, crop and stem that suit a folder's images.
+
+    The size is the shortest side found, 256 pixels at most; the networks see up to 224 of them.
+    """
+    sizes = torch.cat([torch.tensor(s) for s in in_parallel(read_sizes, paths, "reading image sizes")])
+    short, most = sizes.amin(1), DATASETS["folder"]["size"]
+    smallest, largest = paths[int(short.argmin())], paths[int(short.argmax())]
+    side = min(int(short.min()), most)
+    if side < SMALLEST:
+        raise ValueError(f"{smallest} is only {side} pixels high or wide: images need {SMALLEST} or more")
+    if min(int(short.max()), most) > 4 * side:
+        raise ValueError(f"image sizes differ too much, from {smallest} ({int(short.min())} pixels) to {largest} "
+                         f"({int(short.max())}): leave out or enlarge the small ones, to a factor of 4 at most")
+    return {"size": side, "image_size": min(side, DATASETS["folder"]["crop"]), "stem": "small" if side <= 64 else "imagenet"}
+
+
+def decode_all(paths, size, crop):
+    """The files as one tensor: uint8, n × 3 × crop × crop."""
+    out, at = torch.empty(len(paths), 3, crop, crop, dtype=torch.uint8), 0
+    for part in in_parallel(functools.partial(decode, size=size, crop=crop), paths, "decoding images"):
+        out[at:at + len(part)] = torch.from_numpy(part).permute(0, 3, 1, 2)
+        at += len(part)
+    return out
+
+
+def worker_count():
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 16)
 
 
 def in_parallel(function, paths, title):
@@ -256,16 +354,52 @@ def in_parallel(function, paths, title):
     A function returns a sequence, or a text that says which file is broken, which is raised as ValueError.
     """
     # torch's DataLoader with a list as the dataset: collate_fn is where its workers do the work
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, 16) if len(paths) > 2000 else 0
     done = 0
-    for part in torch.utils.data.DataLoader(paths, batch_size=64, num_workers=workers, collate_fn=function):
+    for part in torch.utils.data.DataLoader(paths, batch_size=64, num_workers=worker_count() if len(paths) > 2000 else 0, collate_fn=function):
         if isinstance(part, str):
             raise ValueError(part)
         done += len(part)
         live(f"{title}: {done:,} of {len(paths):,}")
         yield part
     live("")
+
+
+def stream_crops(paths, batches, seed, recipe, size, pin=False):
+    """Yields, for each batch of indices into paths, both views' random crops: uint8, 2 × n × 3 × size × size.
+
+    Worker processes decode each file once, and crop and mirror it twice, a few batches ahead; what they draw follows from the
+    seed and the batch's place alone. The rest of an augmentation is augment(…, cropped=True).
+    """
+    work = functools.partial(crop_batch, paths=paths, scale=AUGMENTATIONS[recipe]["scale"], size=size)
+    tasks = [((seed << 24) + i, batch) for i, batch in enumerate(batches)]
+    for views in torch.utils.data.DataLoader(tasks, batch_size=None, num_workers=worker_count(), prefetch_factor=3, collate_fn=work, pin_memory=pin):
+        if isinstance(views, str):
+            raise ValueError(views)
+        yield views
+
+
+def crop_batch(task, paths, scale, size):
+    """What a worker of stream_crops does for one batch."""
+    seed, batch = task
+    rand = functools.partial(torch.rand, generator=torch.Generator().manual_seed(seed))
+    out = np.empty((2, len(batch), size, size, 3), np.uint8)
+    for i, path in enumerate(paths[j] for j in batch.tolist()):
+        try:
+            with Image.open(path) as image:
+                full = image.size
+                boxes = [[float(v) for v in values] for values in zip(*random_boxes(2, scale, rand, shape=full[1] / full[0]))]
+                # a JPEG decodes at 1/2, 1/4 or 1/8 of its size in less time: to no less than both crops need
+                need = size / min(min(w * full[0], h * full[1]) for w, h, *_ in boxes)
+                image.draft("RGB", (max(1, round(full[0] * need)), max(1, round(full[1] * need))))
+                image = to_rgb(image)
+        except Exception as error:
+            return broken(path, error)
+        for view, (w, h, x0, y0, flip) in enumerate(boxes):
+            left, top = (1 + x0 - w) / 2 * image.width, (1 + y0 - h) / 2 * image.height
+            box = (max(0, left), max(0, top), min(image.width, left + w * image.width), min(image.height, top + h * image.height))
+            crop = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+            out[view, i] = crop[:, ::-1] if flip else crop
+    return torch.from_numpy(out).permute(0, 1, 4, 2, 3)
 
 
 def read_sizes(paths):
@@ -280,22 +414,23 @@ def read_sizes(paths):
     return sizes
 
 
-def decode(paths, side):
-    """The files as one uint8 array n × side × side × 3: shorter side resized to `side`, then the central square."""
-    pixels = np.empty((len(paths), side, side, 3), np.uint8)
+def decode(paths, size, crop):
+    """The files as one uint8 array n × crop × crop × 3: shorter side resized to `size`, then the central square."""
+    out = np.empty((len(paths), crop, crop, 3), np.uint8)
     for i, path in enumerate(paths):
         try:
             with Image.open(path) as image:
+                image.draft("RGB", (2 * size, 2 * size))        # twice what is needed: hardly to be told from all of it
                 image = to_rgb(image)
         except Exception as error:
             return broken(path, error)
-        if image.size != (side, side):
-            ratio = side / min(image.size)
-            w, h = (max(side, round(length * ratio)) for length in image.size)
-            left, top = (w - side) // 2, (h - side) // 2
-            image = image.resize((w, h), Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
-        pixels[i] = np.asarray(image)
-    return pixels
+        ratio = size / min(image.size)
+        w, h = (max(size, round(length * ratio)) for length in image.size)
+        if image.size != (w, h):
+            image = image.resize((w, h), Image.Resampling.BILINEAR)
+        left, top = (w - crop) // 2, (h - crop) // 2
+        out[i] = np.asarray(image.crop((left, top, left + crop, top + crop)))
+    return out
 
 
 def to_rgb(image):
@@ -319,74 +454,54 @@ def live(text):
         print(f"\r\033[K{text}", end="", flush=True)
 
 
-# --- shapes: images that need no file ---------------------------------------------------------------------------------
+# --- a first look -----------------------------------------------------------------------------------------------------
 
-SHAPES = ("disc", "ring", "square", "triangle", "star", "cross", "bar", "crescent", "corner", "dots")
-
-
-def load_shapes(n_train=10_000, n_test=2_048, seed=0):
-    """Ten drawn shapes on 32 × 32 pixels. The class is what is drawn; all else about an image is drawn at random."""
-    x, y = draw_shapes(n_train + n_test, torch.Generator().manual_seed(seed))
-    return {"train_x": x[:n_train], "train_y": y[:n_train], "test_x": x[n_train:], "test_y": y[n_train:], "classes": list(SHAPES)}
-
-
-def draw_shapes(n, generator, size=32):
-    """n images (uint8, n × 3 × size × size) and their classes (int64, indices of SHAPES).
-
-    Place, size, rotation, colours, background and noise are random, and the shape is as often darker than its background
-    as lighter: no pixel's value says much about the class.
-    """
-    rand = lambda *shape: torch.rand(*shape, generator=generator)
-    uniform = lambda low, high: low + (high - low) * rand(n, 1, 1)
-    y = torch.randint(len(SHAPES), (n,), generator=generator)
-    axis = (torch.arange(size) + 0.5) / size * 2 - 1
-    py, px = torch.meshgrid(axis, axis, indexing="ij")
-
-    # the shape's own coordinates u, v: moved, turned, scaled
-    radius, angle = uniform(0.4, 0.75), uniform(0, 2 * math.pi)
-    dx, dy = (px - uniform(-0.35, 0.35)) / radius, (py - uniform(-0.35, 0.35)) / radius
-    u, v = angle.cos() * dx + angle.sin() * dy, angle.cos() * dy - angle.sin() * dx
-    outside = torch.empty(n, size, size)
-    for label, name in enumerate(SHAPES):
-        outside[y == label] = distance(name, u[y == label], v[y == label])
-    cover = (0.5 - outside * radius * size / 2).clamp(0, 1)[:, None]      # one pixel of smooth edge
-
-    # the background is brighter on one side, the shape's colour lighter or darker than it
-    tint = lambda strength: strength * (rand(n, 3, 1, 1) - 0.5)
-    brightness, turn = rand(n, 1, 1, 1), uniform(0, 2 * math.pi)
-    slope = 0.1 * (turn.cos() * px + turn.sin() * py)[:, None]
-    contrast = (0.3 + 0.3 * rand(n, 1, 1, 1)) * torch.where(brightness > 0.5, -1, 1)
-    image = torch.lerp(brightness + tint(0.2) + slope, brightness + contrast + tint(0.5), cover)
-    image = image + 0.05 * torch.randn(n, 3, size, size, generator=generator)
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8), y
+def contact_sheet(data, recipe, columns=16):
+    """Random training images, and under each two views of it, as one image (uint8, 3 × h × w); small ones enlarged."""
+    index = torch.randperm(len(data["train_x"]), generator=torch.Generator().manual_seed(0))[:2 * columns]
+    generator, size = torch.Generator().manual_seed(0), data["image_size"]
+    rows = [pixels(data, "train_x", index)]
+    if isinstance(data["train_x"], list):
+        crops = next(stream_crops(data["train_x"], [index], 0, recipe, size))
+        rows += [augment(crops[view], recipe, view, generator, cropped=True) for view in (0, 1)]
+    else:
+        rows += [augment(data["train_x"][index], recipe, view, generator, size) for view in (0, 1)]
+    rows = [(row * 255).round().to(torch.uint8) if row.is_floating_point() else row for row in rows]
+    images, factor = torch.cat([row[part] for part in torch.arange(len(index)).split(columns) for row in rows]), max(1, 96 // size)
+    images = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    return torchvision.utils.make_grid(images, nrow=min(columns, len(index)))
 
 
-def distance(name, u, v):
-    """How far (u, v) lies outside the named shape of radius 1; negative inside. Near the outline it is a distance."""
-    r = torch.hypot(u, v)
-    box = lambda a, b, width, height: torch.maximum((u - a).abs() - width, (v - b).abs() - height)
-    if name == "disc":
-        return r - 0.9
-    if name == "ring":
-        return (r - 0.75).abs() - 0.18
-    if name == "square":
-        return box(0, 0, 0.75, 0.75)
-    if name == "triangle":
-        return torch.maximum(v, (-v + 3 ** 0.5 * u.abs()) / 2) - 0.55
-    if name == "star":      # fold the plane onto one half of one of the five points, whose edge is a straight line
-        turn = 2 * math.pi / 5
-        a = torch.remainder(torch.atan2(v, u), turn) - turn / 2
-        a = turn / 2 - a.abs()
-        edge = math.atan2(0.42 * math.sin(turn / 2), 1 - 0.42 * math.cos(turn / 2))
-        return r * (a + edge).sin() - math.sin(edge)
-    if name == "cross":
-        return torch.minimum(box(0, 0, 0.95, 0.25), box(0, 0, 0.25, 0.95))
-    if name == "bar":
-        return box(0, 0, 1, 0.25)
-    if name == "crescent":
-        return torch.maximum(r - 0.95, 0.75 - torch.hypot(u - 0.45, v))
-    if name == "corner":
-        return torch.minimum(box(-0.55, 0, 0.22, 0.8), box(0, 0.58, 0.77, 0.22))
-    if name == "dots":
-        return torch.minimum(torch.hypot(u - 0.6, v), torch.hypot(u + 0.6, v)) - 0.38
-    raise ValueError(f"unknown shape {name!r}")
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="data.py", description="Downloads and checks a dataset, prints its splits, and draws images with two views of each.")
+    parser.error = lambda message: sys.exit(print(f"data.py: {message}", file=sys.stderr) or 2)
+    parser.add_argument("name", choices=DATASETS)
+    parser.add_argument("--data-dir", default="./data", metavar="DIR", help="where the files are, or are downloaded to (default: %(default)s)")
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the class folders to use, one a line")
+    parser.add_argument("--augment", choices=AUGMENTATIONS, default="vicreg", help="of the views (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="PNG", help="the contact sheet (default: figures/NAME.png)")
+    args = parser.parse_args(argv)
+    try:
+        data = load(args.name, args.data_dir, classes=args.classes)
+        print(f"{args.name}: {len(data['classes'])} classes, images of {data['size']} pixels, networks see {data['image_size']}, stem {data['stem']}, "
+              f"mean {' '.join(f'{v:.4f}' for v in data['mean'])}, std {' '.join(f'{v:.4f}' for v in data['std'])}")
+        for split in ("train", "test"):
+            y, names = data[f"{split}_y"], data["classes"]
+            counts = torch.bincount(y[y >= 0], minlength=len(names))
+            few, many = (int(counts.argmin()), int(counts.argmax())) if names else (0, 0)
+            print(f"{split:5}  {len(y):,} images" + (f", {int((y < 0).sum()):,} of them without a label" if (y < 0).any() else "")
+                  + (f"; in a class from {counts[few]:,} ({names[few]}) to {counts[many]:,} ({names[many]})" if names else ""))
+        for split, count in data.get("unused", {}).items():
+            print(f"{split:5}  {count:,} images, which are left unused")
+        out = args.out or Path("figures") / f"{args.name}.png"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(contact_sheet(data, args.augment).permute(1, 2, 0).numpy()).save(out)
+        print(f"images, and two views under each: {out}")
+    except (ValueError, OSError, RuntimeError) as error:
+        live("")
+        print(f"data.py: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import DATASETS, augment, load, random_subset
+from augment import augment
+from data import DATASETS, load, pixels, random_subset
 from metrics import alignment, knn_accuracy, representation_metrics, top_k_accuracy
 from models import RESNETS, encode, mlp, resnet
 
@@ -122,7 +123,7 @@ def load_run(folder):
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         config, nets = saved["config"], saved["nets"]
-        encoder, p = resnet(config["--arch"], config["--width"], saved["image_size"])
+        encoder, p = resnet(config["--arch"], config["--width"], saved["stem"])
         projector = mlp(p, config["--projector"])
         for name, net in (("encoder", encoder), ("projector", projector)):
             net.load_state_dict({key.split(".", 1)[1]: value for key, value in nets.items() if key.startswith(f"{name}.")})
@@ -133,14 +134,14 @@ def load_run(folder):
     return encoder, projector, saved
 
 
-def load_weights(path, image_size):
+def load_weights(path):
     """An encoder from a state dict of torchvision's ResNet-18 or 50, whichever it fits; its stem is what the weights have."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = {key: value for key, value in state.get("state_dict", state).items() if not key.startswith("fc.")}
-        width, small = state["conv1.weight"].shape[0], state["conv1.weight"].shape[2] == 3
+        width, stem = state["conv1.weight"].shape[0], "small" if state["conv1.weight"].shape[2] == 3 else "imagenet"
         arch = "resnet50" if "layer1.0.conv3.weight" in state else "resnet18"
-        encoder, _ = resnet(arch, width, 32 if small else 224)
+        encoder, _ = resnet(arch, width, stem)
         encoder.load_state_dict(state)
     except OSError as error:
         stop(error)
@@ -178,7 +179,8 @@ def main(argv=None):
     add("--weights", type=Path, metavar="FILE", help="a state dict of torchvision's ResNet-18 or ResNet-50 instead")
     add("--features", type=Path, metavar="FILE", help="an npz file with arrays r, z and optionally y instead")
     add("--dataset", choices=DATASETS, help="default: the run's own")
-    add("--data-dir", default="./data", metavar="DIR", help="where the files are (default: %(default)s)")
+    add("--data-dir", metavar="DIR", help="where the files are (default: where the run found them, or ./data)")
+    add("--classes", type=Path, metavar="FILE", help="names of the class folders to use, one a line")
     add("--device", default="auto", help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the figures here too")
     args = parser.parse_args(argv)
@@ -197,22 +199,28 @@ def main(argv=None):
             encoder, projector, saved = load_run(args.run) if args.run else (None, None, None)
             name = args.dataset or saved["config"]["--dataset"]
             print(f"loading {name} …", flush=True)
-            data = load(name, args.data_dir)
+            data = load(name, args.data_dir or (saved["data_dir"] if saved and not args.dataset else "./data"), classes=args.classes)
             if encoder is None:
-                encoder = load_weights(args.weights, data["image_size"])
-            mean, std = (saved["mean"], saved["std"]) if saved else (data["mean"], data["std"])
+                encoder = load_weights(args.weights)
+            facts = {key: (saved or data)[key] for key in ("mean", "std")}
             heads = [projector.to(device)] if projector else []
             encoder.to(device, memory_format=torch.channels_last)
-            train_r, = encode(data["train_x"].to(device), encoder, mean=mean, std=std)
-            test_r, *test_z = encode(data["test_x"].to(device), encoder, *heads, mean=mean, std=std)
-            found = measure(train_r, data["train_y"].to(device), test_r, data["test_y"].to(device), *test_z)
-            fixed, generator = data["test_x"][random_subset(len(test_r), TEST_IMAGES, seed=0)].to(device), torch.Generator(device)
+            features = lambda split, index, *nets: [torch.cat(parts) for parts in zip(*(
+                encode(pixels(data, split, some).to(device), encoder, *nets, **facts) for some in index.split(4096)))]
+            test_r, *test_z = features("test_x", torch.arange(len(data["test_x"])), *heads)
+            labelled = (data["train_y"] >= 0).nonzero().flatten()
+            if data["classes"]:
+                train_r, = features("train_x", labelled)
+                found = measure(train_r, data["train_y"][labelled].to(device), test_r, data["test_y"].to(device), *test_z)
+            else:
+                found = metrics_of(test_r, *test_z)
+            fixed, generator = pixels(data, "test_x", random_subset(len(test_r), TEST_IMAGES, seed=0)).to(device), torch.Generator(device)
             views = [augment(fixed, "vicreg", view, generator.manual_seed(view)) for view in (0, 1)]
-            first, second = (encode(view, encoder, *heads, mean=mean, std=std)[-1] for view in views)
+            first, second = (encode(view, encoder, *heads, **facts)[-1] for view in views)
             found["alignment_z" if heads else "alignment_r"] = alignment(first, second).item()
-            found = {"dataset": name, "train_images": len(train_r), "test_images": len(test_r)} | found
+            found = {"dataset": name, "labelled_train_images": len(labelled), "test_images": len(test_r)} | found
         for key, value in found.items():
-            print(f"{key:16}{value:10.4g}" if isinstance(value, float) else f"{key:16}{value:>10}")
+            print(f"{key:22}{value:12.4g}" if isinstance(value, float) else f"{key:22}{value:>12}")
         if args.json:
             args.json.write_text(json.dumps(found, indent=1) + "\n")
     except (ValueError, OSError, AssertionError) as error:

@@ -1,6 +1,6 @@
 """The networks: a ResNet encoder x → r and an MLP projector r → z.
 
-    encoder, p = resnet("resnet18", width=64, image_size=32)
+    encoder, p = resnet("resnet18", width=64, stem="small")
     projector = mlp(p, "2048-2048-2048")
     r = encoder(images)        # n × p, non-negative: the last layer is a ReLU, then a mean
     z = projector(r)           # n × d
@@ -11,23 +11,25 @@ import torch
 import torchvision
 from torch import nn
 
-from data import normalise
+from augment import normalise
 
 RESNETS = {"resnet18": torchvision.models.resnet18, "resnet50": torchvision.models.resnet50}
 
 
-def resnet(arch="resnet50", width=64, image_size=32):
+def resnet(arch="resnet50", width=64, stem="small"):
     """torchvision's ResNet without its classifier, and the width p of its output.
 
     arch: resnet18 (p = 8·width) or resnet50 (p = 32·width). width: channels of the first stage; 64 is the published
-    one, smaller ones suit CPUs. image_size, in pixels: up to 64 the stem is a 3×3 convolution with stride 1 and no
-    max-pool, for ImageNet's stem would shrink such images to nothing; above, it is ImageNet's.
-    Raises ValueError on an unknown arch or a width below 1.
+    one, smaller ones suit CPUs. stem: small, a 3×3 convolution with stride 1 and no max-pool, for images of up to 64
+    pixels, which the other stem would shrink to nothing; or imagenet, torchvision's own.
+    Raises ValueError on an unknown arch or stem, or a width below 1.
     """
     if arch not in RESNETS:
         raise ValueError(f"unknown architecture {arch!r}: choose from {', '.join(RESNETS)}")
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
+    if stem not in ("small", "imagenet"):
+        raise ValueError(f"the stem must be small or imagenet, not {stem!r}")
     net = RESNETS[arch]()
     if width != 64:
         # torchvision fixes the first width at 64: build the stages again, as its constructor does
@@ -36,7 +38,7 @@ def resnet(arch="resnet50", width=64, image_size=32):
         net.conv1, net.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)
         for i, depth in enumerate(depths):
             setattr(net, f"layer{i + 1}", net._make_layer(block, width * 2 ** i, depth, stride=1 if i == 0 else 2))
-    if image_size <= 64:
+    if stem == "small":
         net.conv1, net.maxpool = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.Identity()
     net.fc = nn.Identity()
     for module in net.modules():        # torchvision's initialisation, for the parts that are new

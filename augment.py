@@ -1,0 +1,119 @@
+"""Augmentation of whole batches, on the device: two random views of each image from some forty tensor operations.
+
+    from augment import augment, normalise
+    view = augment(images, "vicreg")                      # uint8, n × 3 × s × s, to float in [0, 1]
+    inputs = normalise(view, mean, std)
+
+On one core that is ten times as fast as image by image. Every random draw comes from the generator that the caller hands
+over, so an epoch can be repeated exactly. This file needs torch alone.
+"""
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+
+# Probabilities and strengths as in SPEC and solo-learn; jitter is brightness, contrast, saturation, hue. A pair is view
+# 1's and view 2's. "vicreg" is solo-learn's stronger CIFAR scheme.
+AUGMENTATIONS = {
+    "vicreg": dict(scale=(0.2, 1), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0, solarise_p=(0.1, 0.1)),
+    "simclr": dict(scale=(0.08, 1), jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grey_p=0.2, blur_p=0.5, solarise_p=(0, 0)),
+    "byol": dict(scale=(0.08, 1), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0, solarise_p=(0, 0.2)),
+}
+
+
+def augment(x, recipe="vicreg", view=0, generator=None, size=None, cropped=False):
+    """One random view of each image: crop, flip, colour jitter, greyscale, blur, solarise, drawn anew for each image.
+
+    x: uint8, n × 3 × s × s, square. recipe: a key of AUGMENTATIONS. view: 0 or 1. generator: on x's device. size: of the view,
+    in pixels (None: x's). cropped: x has its crop and flip already, from data.stream_crops.
+    Returns float32 in [0, 1], n × 3 × size × size.
+    """
+    a = AUGMENTATIONS[recipe]
+    rand = functools.partial(torch.rand, generator=generator, device=x.device)
+    chance = lambda p: rand(len(x), 1, 1, 1) < p
+    x = x.float() / 255
+    if not cropped:
+        x = random_resized_crop(x, a["scale"], rand, size)
+    x = torch.where(chance(a["jitter_p"]), colour_jitter(x, a["jitter"], rand), x)
+    x = torch.where(chance(a["grey_p"]), grey(x), x)
+    if a["blur_p"] and x.shape[-1] > 64:        # smaller images have no detail to spare; CIFAR's recipes do not blur
+        x = torch.where(chance(a["blur_p"]), gaussian_blur(x, 0.1 + 1.9 * rand(len(x), 1, 1, 1)), x)
+    return torch.where(chance(a["solarise_p"][view]) & (x >= 0.5), 1 - x, x)
+
+
+def random_boxes(n, scale, rand, ratio=(3 / 4, 4 / 3), shape=1.0, flip_p=0.5):
+    """n random parts of an image: width, height, centre x, centre y, each n, where the image spans −1 … 1; and whether to flip.
+
+    Area uniform in `scale`, aspect ratio log-uniform in `ratio`, as torchvision's RandomResizedCrop: of ten draws the
+    first that fits into the image. shape: the image's height over its width.
+    """
+    tries = 10
+    area = scale[0] + (scale[1] - scale[0]) * rand(n, tries)
+    aspect = shape * (math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * rand(n, tries)).exp()
+    w, h = (area * aspect).sqrt(), (area / aspect).sqrt()
+    first = ((w <= 1) & (h <= 1)).int().argmax(1, keepdim=True)
+    w, h = (side.gather(1, first).clamp(max=1).squeeze(1) for side in (w, h))      # clamp: should all ten fail
+    x0, y0 = ((1 - side) * (2 * rand(n) - 1) for side in (w, h))
+    return w, h, x0, y0, rand(n) < flip_p
+
+
+def random_resized_crop(x, scale, rand, size=None, ratio=(3 / 4, 4 / 3)):
+    """A random part of each image of x (n × 3 × s × s, float), see random_boxes, resized to size × size, half of them mirrored."""
+    w, h, x0, y0, flip = random_boxes(len(x), scale, rand, ratio)
+    w, zero, size = torch.where(flip, -w, w), torch.zeros_like(w), size or x.shape[-1]
+    grid = F.affine_grid(torch.stack([w, zero, x0, zero, h, y0], 1).view(-1, 2, 3), (len(x), 3, size, size), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def grey(x):
+    """Luma of x (n × 3 × h × w) as n × 1 × h × w, with PIL's weights."""
+    return 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
+
+
+def colour_jitter(x, strengths, rand):
+    """Brightness, contrast and saturation in an order drawn for each image, then hue.
+
+    Each factor is uniform in 1 ± its strength, the hue's shift in ± its strength (of a turn). Hue comes last because it
+    commutes with the others but for clipping. x: n × 3 × h × w in [0, 1].
+    """
+    n = len(x)
+    factors = 1 + (2 * rand(n, 3) - 1) * torch.tensor(strengths[:3], device=x.device)
+    order = rand(n, 3).argsort(1)
+    for op in order.unbind(1):
+        factor, op = factors.gather(1, op[:, None]).view(n, 1, 1, 1), op.view(n, 1, 1, 1)
+        luma = grey(x)
+        # each of the three moves the image from, or towards, a base: black, its mean grey, its greys
+        base = torch.where(op == 0, 0, torch.where(op == 1, luma.mean((2, 3), keepdim=True), luma))
+        x = (base + factor * (x - base)).clamp(0, 1)
+    return shift_hue(x, (2 * rand(n, 1, 1) - 1) * strengths[3])
+
+
+def shift_hue(x, shift):
+    """x (n × 3 × h × w in [0, 1]) with its HSV hue turned by shift (n × 1 × 1, in turns)."""
+    value, low = x.amax(1), x.amin(1)
+    chroma = value - low
+    r, g, b = x.unbind(1)
+    sixth = torch.where(value == r, g - b, torch.where(value == g, b - r, r - g)) / chroma.clamp_min(1e-8)
+    sixth = sixth + torch.where(value == r, 0, torch.where(value == g, 2, 4)) + 6 * shift
+    k = (sixth.unsqueeze(1) + torch.tensor([5, 3, 1], device=x.device).view(1, 3, 1, 1)) % 6
+    return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def gaussian_blur(x, sigma, radius=6):
+    """x (n × c × h × w) blurred with a Gaussian of its own width for each image; sigma: n × 1 × 1 × 1, up to 2 pixels."""
+    offsets = range(-radius, radius + 1)
+    weights = [(-0.5 * (i / sigma) ** 2).exp() for i in offsets]
+    total = sum(weights)
+    for dim in (2, 3):
+        pad = (radius, radius, 0, 0) if dim == 3 else (0, 0, radius, radius)
+        size, padded = x.shape[dim], F.pad(x, pad, mode="reflect")
+        x = sum(w / total * padded.narrow(dim, i + radius, size) for w, i in zip(weights, offsets))
+    return x
+
+
+def normalise(x, mean, std):
+    """x (n × 3 × h × w, uint8 or float in [0, 1]) minus mean, over std, channel by channel."""
+    x = x.float() / 255 if x.dtype == torch.uint8 else x
+    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (mean, std))
+    return (x - mean) / std
