@@ -11,7 +11,7 @@ import torchvision
 
 import evaluate
 import train
-from data import draw_shapes
+from shapes import draw_shapes
 from evaluate import linear_probe, share_of_labels
 from metrics import effective_rank
 from test_train import save_images
@@ -112,7 +112,7 @@ def test_features_are_measured(tmp_path):
     ("", "give one of"), ("{run} --features x.npz", "give one of"), ("{tmp}/nowhere", "is {tmp}/nowhere the folder of a run"), ("--weights {tmp}/a.pth", "needs a --dataset"),
     ("--weights {tmp}/a.pth --dataset shapes", "No such file"), ("--weights {tmp}/text --dataset shapes", "not a state dict"),
     ("--features {tmp}/text", "not an npz file"), ("--features {tmp}/pickled.npz", "not an npz file"), ("--features {tmp}/uneven.npz", "as many rows"),
-    ("{run} --dataset imagenet", "invalid choice"), ("{run} --data-dir {tmp}/nowhere", "there is no directory"), ("{run} --device cuda:77", "--device cuda:77"),
+    ("{run} --dataset imagenet22k", "invalid choice"), ("{run} --data-dir {tmp}/nowhere", "there is no directory"), ("{run} --device cuda:77", "--device cuda:77"),
     ("{tmp}/torn", "not a whole checkpoint"), ("{run} --json {tmp}/no/where.json", "cannot write"),
 ])
 def test_bad_input(flags, words, place, tmp_path, capsys):

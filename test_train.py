@@ -1,11 +1,9 @@
-"""Tests of data.py, models.py and train.py: images and augmentations against oracles, and whole runs, end to end.
+"""Tests of augment.py, models.py and train.py: images and augmentations against oracles, and whole runs, end to end.
 
     python -m pytest -q test_train.py
 """
 import csv
-import hashlib
 import os
-import pickle
 import re
 import shlex
 import signal
@@ -13,16 +11,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from urllib.error import URLError
 
-import numpy as np
 import pytest
 import torch
 import torchvision
 from PIL import Image
 from torchvision.transforms import functional as tvf
 
-import data
+import augment as augmentation
+import shapes
 import train
 from metrics import knn_accuracy, read_log
 from models import encode, mlp, resnet
@@ -44,9 +41,9 @@ def save_images(folder, images):
 
 def shapes_folder(root, names, n_train, n_test, size):
     """Drawn shapes of some classes as an image folder."""
-    x, y = data.draw_shapes((n_train + n_test) * len(data.SHAPES) * 2 // len(names), generator(), size)
+    x, y = shapes.draw_shapes((n_train + n_test) * len(shapes.SHAPES) * 2 // len(names), generator(), size)
     for name in names:
-        images = x[y == data.SHAPES.index(name)]
+        images = x[y == shapes.SHAPES.index(name)]
         save_images(root / "train" / name, images[:n_train // len(names)])
         save_images(root / "test" / name, images[n_train // len(names):(n_train + n_test) // len(names)])
 
@@ -63,7 +60,7 @@ def run(*flags):
 # --- images -------------------------------------------------------------------------------------------------------------
 
 def test_shapes_are_fixed_by_the_seed_and_hard_for_raw_pixels():
-    a, b, c = data.load_shapes(3000, 500), data.load_shapes(3000, 500), data.load_shapes(3000, 500, seed=1)
+    a, b, c = shapes.load_shapes(3000, 500), shapes.load_shapes(3000, 500), shapes.load_shapes(3000, 500, seed=1)
     assert torch.equal(a["train_x"], b["train_x"]) and torch.equal(a["test_y"], b["test_y"])
     assert not torch.equal(a["train_x"], c["train_x"])
     assert a["train_y"].bincount().min() > 200      # 300 expected of each
@@ -75,18 +72,18 @@ def test_shapes_are_fixed_by_the_seed_and_hard_for_raw_pixels():
 
 def test_colours_and_blur_equal_torchvisions():
     x, ones = torch.rand(4, 3, 32, 32, generator=generator()), torch.ones       # a draw of 1 is the strongest change
-    assert torch.allclose(data.colour_jitter(x, (0.4, 0, 0, 0), ones), tvf.adjust_brightness(x, 1.4), atol=2e-3)
-    assert torch.allclose(data.colour_jitter(x, (0, 0.4, 0, 0), ones), tvf.adjust_contrast(x, 1.4), atol=2e-3)
-    assert torch.allclose(data.colour_jitter(x, (0, 0, 0.4, 0), ones), tvf.adjust_saturation(x, 1.4), atol=2e-3)
-    assert torch.allclose(data.colour_jitter(x, (0, 0, 0, 0.2), ones), tvf.adjust_hue(x, 0.2), atol=1e-4)
-    assert torch.allclose(data.shift_hue(x, torch.full((4, 1, 1), -0.3)), tvf.adjust_hue(x, -0.3), atol=1e-4)
-    assert torch.allclose(data.gaussian_blur(x, torch.full((4, 1, 1, 1), 1.3)), tvf.gaussian_blur(x, [13, 13], [1.3, 1.3]), atol=1e-5)
+    assert torch.allclose(augmentation.colour_jitter(x, (0.4, 0, 0, 0), ones), tvf.adjust_brightness(x, 1.4), atol=2e-3)
+    assert torch.allclose(augmentation.colour_jitter(x, (0, 0.4, 0, 0), ones), tvf.adjust_contrast(x, 1.4), atol=2e-3)
+    assert torch.allclose(augmentation.colour_jitter(x, (0, 0, 0.4, 0), ones), tvf.adjust_saturation(x, 1.4), atol=2e-3)
+    assert torch.allclose(augmentation.colour_jitter(x, (0, 0, 0, 0.2), ones), tvf.adjust_hue(x, 0.2), atol=1e-4)
+    assert torch.allclose(augmentation.shift_hue(x, torch.full((4, 1, 1), -0.3)), tvf.adjust_hue(x, -0.3), atol=1e-4)
+    assert torch.allclose(augmentation.gaussian_blur(x, torch.full((4, 1, 1, 1), 1.3)), tvf.gaussian_blur(x, [13, 13], [1.3, 1.3]), atol=1e-5)
 
 
 def test_crop_equals_torchvisions():
     x = torch.rand(2, 3, 32, 32, generator=generator())
     draw = lambda *shape: torch.zeros(*shape)       # with this: the top left quarter, flipped (0 < flip_p)
-    ours = data.random_resized_crop(x, (0.25, 0.25), draw, ratio=(1, 1))
+    ours = augmentation.random_resized_crop(x, (0.25, 0.25), draw, ratio=(1, 1))
     theirs = tvf.resized_crop(x, 0, 0, 16, 16, [32, 32], antialias=False).flip(3)
     assert torch.allclose(ours[..., 1:-1, 1:-1], theirs[..., 1:-1, 1:-1], atol=1e-5)       # the border sees its neighbours
 
@@ -96,7 +93,7 @@ def test_crops_have_the_right_sizes_and_differ():
     axis = torch.linspace(0, 1, 64)
     image = torch.stack([axis.expand(64, 64), axis[:, None].expand(64, 64), torch.zeros(64, 64)])
     g = generator()
-    crops = data.random_resized_crop(image.expand(2000, 3, 64, 64), (0.2, 1), lambda *shape: torch.rand(*shape, generator=g))
+    crops = augmentation.random_resized_crop(image.expand(2000, 3, 64, 64), (0.2, 1), lambda *shape: torch.rand(*shape, generator=g))
     width, height = crops[:, 0, 0, -1] - crops[:, 0, 0, 0], crops[:, 1, -1, 0] - crops[:, 1, 0, 0]
     assert 0.45 < (width < 0).double().mean() < 0.55        # flips
     area, ratio = (width.abs() * height), width.abs() / height
@@ -106,83 +103,25 @@ def test_crops_have_the_right_sizes_and_differ():
 
 
 def test_views_are_independent_and_repeatable():
-    image = data.load_shapes(1, 1)["train_x"].expand(64, 3, 32, 32)
-    for recipe in data.AUGMENTATIONS:
-        first, second = (data.augment(image, recipe, view, g) for g in [generator()] for view in (0, 1))
+    image = shapes.load_shapes(1, 1)["train_x"].expand(64, 3, 32, 32)
+    for recipe in augmentation.AUGMENTATIONS:
+        first, second = (augmentation.augment(image, recipe, view, g) for g in [generator()] for view in (0, 1))
         both = torch.cat([first, second])
         assert both.flatten(1).unique(dim=0).shape[0] == 128 and both.min() >= 0 and both.max() <= 1
-        assert torch.equal(first, data.augment(image, recipe, 0, generator()))
+        assert torch.equal(first, augmentation.augment(image, recipe, 0, generator()))
 
 
 def test_solarise_follows_the_view():
     white = torch.full((500, 3, 8, 8), 255, dtype=torch.uint8)       # jitter keeps it above 0.6; solarised, it is below 0.4
-    dark = [(data.augment(white, "byol", view, generator()).amax((1, 2, 3)) < 0.5).double().mean() for view in (0, 1)]
+    dark = [(augmentation.augment(white, "byol", view, generator()).amax((1, 2, 3)) < 0.5).double().mean() for view in (0, 1)]
     assert dark[0] == 0 and 0.14 < dark[1] < 0.26
-
-
-def test_folder(tmp_path):
-    red, blue = torch.zeros(3, 20, 20, dtype=torch.uint8), torch.zeros(3, 20, 20, dtype=torch.uint8)
-    red[0], blue[2] = 200, 100
-    save_images(tmp_path / "train" / "red", [red, red])
-    save_images(tmp_path / "train" / "blue", [blue])
-    save_images(tmp_path / "val" / "red", [red])
-    Image.new("L", (20, 20), 7).save(tmp_path / "train" / "blue" / "GREY.JPG")
-    (tmp_path / "train" / "blue" / "notes.txt").write_text("not an image")
-    Image.fromarray(np.full((20, 20), 40 * 256, np.uint16)).save(tmp_path / "val" / "red" / "16bit.png")
-    Image.new("RGBA", (20, 20), (9, 9, 9, 0)).save(tmp_path / "val" / "red" / "clear.png")
-    d = data.load("folder", tmp_path)
-    assert d["classes"] == ["blue", "red"] and d["train_y"].tolist() == [0, 0, 1, 1] and d["test_y"].tolist() == [1, 1, 1]
-    assert torch.equal(d["train_x"][[0, 2]], torch.stack([blue, red])) and torch.equal(d["test_x"][0], red)
-    assert (d["test_x"][1] == 40).all() and (d["test_x"][2] == 255).all()       # 16 bits scaled, transparency on white
-    assert (d["train_x"][1].float() - 7).abs().max() < 3        # upper-case, a JPEG, and grey
-    assert d["mean"][0] == pytest.approx((200 + 200 + 7) / 4 / 255, abs=2e-3) and d["image_size"] == 20
-    # other sizes: the shorter side becomes the smallest, the middle stays
-    wide = torch.zeros(3, 30, 60, dtype=torch.uint8)
-    wide[:, :, 15:45] = 250
-    save_images(tmp_path / "val" / "blue", [wide])
-    d = data.load("folder", tmp_path)
-    assert d["test_x"].shape[1:] == (3, 20, 20) and d["test_x"][0].float().mean() > 240
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_files(name, tmp_path, monkeypatch):
-    """The official pickles, with a few images each and their own md5; then no network."""
-    source = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
-    key, per_file = ("labels", 5) if name == "cifar10" else ("fine_labels", 5)
-    folder = tmp_path / source.base_folder
-    folder.mkdir()
-
-    def write(file, content):
-        (folder / file).write_bytes(pickle.dumps(content))
-        return [file, hashlib.md5((folder / file).read_bytes()).hexdigest()]
-
-    pixels = torch.randint(256, (per_file, 3072), dtype=torch.uint8, generator=generator())
-    entry = {"data": pixels.numpy(), key: list(range(per_file))}
-    monkeypatch.setattr(source, "train_list", [write(file, entry) for file, _ in source.train_list])
-    monkeypatch.setattr(source, "test_list", [write(file, entry) for file, _ in source.test_list])
-    names = [f"class {i}" for i in range(per_file)]
-    file, md5 = write(source.meta["filename"], {source.meta["key"]: names})
-    monkeypatch.setattr(source, "meta", {**source.meta, "md5": md5})
-    d = data.load(name, tmp_path)
-    assert torch.equal(d["test_x"].flatten(1), pixels) and d["test_y"].tolist() == list(range(per_file)) and d["classes"] == names
-    assert len(d["train_x"]) == per_file * len(source.train_list)
-
-    def offline(*args, **kwargs):
-        raise URLError("no route to host")
-    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", offline)
-    with pytest.raises(ValueError, match=f"no route to host.*{source.filename}.*shapes and folder need no download"):
-        data.load(name, tmp_path / "elsewhere")
-    assert not (tmp_path / "elsewhere").exists()
-    (folder / source.test_list[0][0]).write_bytes(b"cut off")       # damaged files are fetched again, not read
-    with pytest.raises(ValueError, match="no route to host"):
-        data.load(name, tmp_path)
 
 
 # --- networks -----------------------------------------------------------------------------------------------------------
 
 def test_encoder_is_torchvisions():
     torch.manual_seed(0)
-    ours, p = resnet("resnet18", 64, 96)
+    ours, p = resnet("resnet18", 64, "imagenet")
     theirs = torchvision.models.resnet18()
     theirs.fc = torch.nn.Identity()
     theirs.load_state_dict(ours.state_dict())
@@ -192,9 +131,9 @@ def test_encoder_is_torchvisions():
 
 def test_encode_uses_frozen_batch_norms():
     torch.manual_seed(0)
-    net, _ = resnet("resnet18", 2, 32)
-    images = data.load_shapes(40, 1)["train_x"]
-    net(data.normalise(images, [0.5] * 3, [0.2] * 3))       # moves the running statistics
+    net, _ = resnet("resnet18", 2)
+    images = shapes.load_shapes(40, 1)["train_x"]
+    net(augmentation.normalise(images, [0.5] * 3, [0.2] * 3))       # moves the running statistics
     before = {key: value.clone() for key, value in net.state_dict().items()}
     settings = dict(mean=[0.5] * 3, std=[0.2] * 3)
     whole, = encode(images, net, **settings)
@@ -206,7 +145,7 @@ def test_encode_uses_frozen_batch_norms():
 @pytest.mark.parametrize("arch, width, size, p", [("resnet18", 64, 32, 512), ("resnet18", 5, 32, 40), ("resnet50", 3, 28, 96),
                                                   ("resnet50", 4, 96, 128)])
 def test_widths_and_stems(arch, width, size, p):
-    net, out = resnet(arch, width, size)
+    net, out = resnet(arch, width, "small" if size <= 64 else "imagenet")
     strides = []
     net.layer1.register_forward_pre_hook(lambda module, inputs: strides.append(size // inputs[0].shape[-1]))
     r = net(torch.randn(2, 3, size, size))
@@ -315,6 +254,65 @@ def test_labels_do_not_reach_the_encoder(tmp_path, monkeypatch):
     assert not torch.equal(a["probe.weight"], b["probe.weight"])
 
 
+# What each of two processes does with its half of a batch, and one with the whole; the encoder has no batch norm.
+HALVES = """
+import sys, torch, torch.distributed as dist
+from torch import nn
+import train
+torch.manual_seed(0)
+nets = train.Nets({"encoder": nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.ReLU()), "projector": nn.Linear(20, 12), "probe": nn.Linear(20, 3)})
+views, labels = torch.randn(2, 16, 3, 4, 4), torch.randint(3, (16,))
+labels[:5] = -1         # the halves have different numbers of labels
+args = train.parse_args("--dataset shapes --precision fp32 --beta 2 --w2-weight 0.7".split())
+model = nets
+if train.WORLD > 1:
+    dist.init_process_group("gloo")
+    model = nn.parallel.DistributedDataParallel(nets)
+    views, labels = views.view(2, train.WORLD, -1, 3, 4, 4)[:, train.RANK], labels.view(train.WORLD, -1)[train.RANK]
+objective, logged, z = train.losses_of(model, views.flatten(0, 1), labels, torch.tensor(0.4), args)
+objective.backward()
+torch.save([logged[:4], z, *(p.grad for p in nets.parameters())], f"{sys.argv[1]}/{train.WORLD}-{train.RANK}.pt")
+"""
+
+
+def torchrun(*command, **settings):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *map(str, command)]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}, stderr=subprocess.PIPE, text=True, **settings)
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Loss, the embeddings that α is measured on, and every gradient, to 1e-5."""
+    (tmp_path / "halves.py").write_text(HALVES)
+    process = torchrun(tmp_path / "halves.py", tmp_path)
+    subprocess.run([sys.executable, tmp_path / "halves.py", tmp_path], check=True, env={**os.environ, "PYTHONPATH": str(HERE)})
+    assert process.wait() == 0, process.stderr.read()
+    one, first, second = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
+    assert len(one) == 8 and all(value.abs().max() > 1e-3 for value in one)
+    for other in (first, second):
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(one, other))
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks up a process in /proc")
+def test_a_process_that_dies_ends_the_run_and_another_number_resumes_it(tmp_path):
+    flags = [*TINY, "--epochs", "40", "--eval-every", "40", "--lr", "0.05", "--out", tmp_path / "run"]
+    process, log = torchrun(HERE / "train.py", *flags, stdout=subprocess.DEVNULL), tmp_path / "run" / "log.csv"
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None and not (log.exists() and log.read_text().count("\n") > 1):
+        time.sleep(0.01)
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if b"RANK=1\0" in environment.read_bytes().replace(b"LOCAL_RANK", b"") and str(tmp_path).encode() in (environment.parent / "cmdline").read_bytes():
+                os.kill(int(environment.parent.name), signal.SIGKILL)
+        except OSError:
+            pass
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0 and re.search(r"train.py: (another process of this run ended|stopped; go on with)", err) and "Error:" not in err.split("torch/")[0]
+    done = read_log(log)["epoch"][-1]
+    assert 1 <= done < 40
+    assert run(*flags, "--resume") == 0
+    assert read_log(log)["epoch"] == list(range(1, 41))
+
+
 def test_defaults_are_the_papers():
     args = train.parse_args(["--beta", "-1e-4"])
     assert (args.dataset, args.arch, args.width, args.projector, args.augment) == ("cifar100", "resnet50", 64, "2048-2048-2048", "vicreg")
@@ -380,7 +378,7 @@ def folders(root):
 
 
 @pytest.mark.parametrize("flags, words", [
-    ("--dataset imagenet", "invalid choice: 'imagenet'"), ("--arch vit", "invalid choice"), ("--augment none", "invalid choice"),
+    ("--dataset imagenet22k", "invalid choice: 'imagenet22k'"), ("--arch vit", "invalid choice"), ("--augment none", "invalid choice"),
     ("--typo 1", "--typo"),
     ("--alpha 1.5", "0 to 1"), ("--alpha nan", "0 to 1"), ("--alpha fast", "0 to 1"), ("--beta inf", "--beta"),
     ("--temperature 0", "--temperature"),
@@ -432,7 +430,7 @@ def test_readmes_python_runs(tmp_path, monkeypatch):
     backbone = Path(re.search(r'"([^"]*backbone.pt)"', encoder)[1])
     default = train.parse_args(["--dataset", "cifar100", "--beta", "1e-4"])
     assert backbone.parent == default.out       # where the main experiment's run goes
-    net, _ = resnet(default.arch, default.width, 32)
+    net, _ = resnet(default.arch, default.width)
     backbone.parent.mkdir(parents=True)
     torch.save(net.state_dict(), backbone)
     scope = {"images": torch.rand(2, 3, 32, 32)}

@@ -6,6 +6,7 @@
     python train.py --dataset cifar100 --alpha 1 --beta 0       SimCLR
     python train.py --dataset cifar100 --alpha 0 --beta 0       VICReg
     python train.py --dataset folder --data-dir my_images --arch resnet18 --epochs 100 --alpha-every 5
+    torchrun --nproc_per_node=8 train.py …                      the same on eight GPUs; --batch-size is that of all together
 
 A run leaves in --out: log.csv (a row an epoch), last.pt (to --resume from), backbone.pt (the encoder, for torchvision's
 ResNet) and dynamics.png. Exit status: 0; 2 with one line on stderr for bad input or a loss that is no longer finite;
@@ -24,10 +25,12 @@ import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from data import AUGMENTATIONS, DATASETS, augment, fingerprint, live, load, normalise, random_subset
+from augment import AUGMENTATIONS, augment, normalise
+from data import DATASETS, fingerprint, live, load, machine_memory, pixels, random_subset, stream_crops
 from losses import adadim, wasserstein_uniformity
 from metrics import RUN_PANELS, draw_dynamics, effective_rank, knn_accuracy, read_log, representation_metrics, top_k_accuracy
 from models import RESNETS, encode, mlp, resnet
@@ -37,6 +40,7 @@ COLUMNS = ("epoch step seconds samples_per_s lr alpha loss info_nce vicreg mi_lo
 RATES = {"lars": (0.4, 0.1), "sgd": (0.05, 0.1), "adamw": (1e-3, 1e-2)}       # default rate of the encoder, of the probe
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TEST_IMAGES, KNN_IMAGES = 2048, 8192      # fixed random images that an evaluation uses, of the test and training set
+RANK, WORLD = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))     # torchrun sets them
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------
@@ -74,10 +78,13 @@ def parse_args(argv):
             flag, help=text + (f" (default: {settings['default']})" if "default" in settings else ""), **settings)
 
     add = group("data")
-    add("--dataset", "cifar10 and cifar100 are downloaded; folder is your own images, train/<class>/… and test/<class>/… (or val/) in "
-        "--data-dir; shapes is built in", choices=DATASETS, default="cifar100")
+    add("--dataset", "imagenet, imagenet100 and inat21 are your own copy in --data-dir, folder your own images: train/<class>/… and test/<class>/… "
+        "(or val/), or images without classes; shapes is built in, the others are downloaded", choices=DATASETS, default="cifar100")
     add("--data-dir", "where the files are, or are downloaded to", default="./data", metavar="DIR")
     add("--augment", "augmentation scheme", choices=AUGMENTATIONS, default="vicreg")
+    add("--classes", "a file with the names of the class folders to use, one a line", type=Path, metavar="FILE")
+    add("--resident", "keep all images on the device; no: worker processes decode them as they are needed; auto: as they fit",
+        choices=("auto", "yes", "no"), default="auto")
     add("--limit-train", "train on N random images only, for quick trials", type=count, metavar="N")
 
     add = group("networks")
@@ -134,7 +141,7 @@ def parse_args(argv):
 def stop(message):
     """Bad input: one line on stderr, exit status 2."""
     live("")
-    print(f"train.py: {message}", file=sys.stderr)
+    print(f"train.py{f' (process {RANK})' if RANK else ''}: {message}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -207,16 +214,75 @@ def alpha_at(schedule, measured, progress):
     return {"ada": measured, "linear": progress, "cosine": 0.5 * (1 - math.cos(math.pi * progress))}.get(schedule, schedule)
 
 
+# --- networks and loss, on one device or several ----------------------------------------------------------------------
+
+class Nets(nn.ModuleDict):
+    """encoder, projector, probe (where there are labels), and with --baseline untrained and untrained_probe, in one pass."""
+
+    def forward(self, views):
+        r = self["encoder"](views)
+        logits = [self["probe"](r.detach())] if "probe" in self else []
+        if "untrained" in self:
+            with torch.no_grad():
+                features = self["untrained"](views)
+            logits.append(self["untrained_probe"](features))
+        return r, self["projector"](r), logits
+
+
+class Gather(torch.autograd.Function):
+    """The rows of all processes, in their order. Each then has the whole batch's loss, so that no gradient need travel back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        # times their number, for DistributedDataParallel averages what it should add up
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()] * dist.get_world_size()
+
+
+def losses_of(model, views, labels, alpha, args):
+    """What is minimised, what is logged of it, and what α may be measured on.
+
+    model: Nets, or DistributedDataParallel around it. views: both, stacked for one pass; labels: of one; of this process's part
+    of the batch. The loss is that of the batch of all processes. alpha: a 0-dim tensor on the device.
+    """
+    with torch.autocast(views.device.type, DTYPES[args.precision], enabled=args.precision != "fp32"):
+        r, z, logits = model(views)
+    r1, r2, z1, z2 = *r.chunk(2), *z.chunk(2)
+    if dist.is_initialized():
+        r1, r2, z1, z2 = (Gather.apply(x.float()) for x in (r1, r2, z1, z2))
+    loss, parts = adadim(r1, r2, z1, z2, alpha, args.beta, 1.0 if args.mi_scale == "1" else None, args.temperature)
+    if args.w2_weight:
+        loss = loss + args.w2_weight * (wasserstein_uniformity(z1) + wasserstein_uniformity(z2)) / 2
+    objective, both = loss, labels.repeat(2)
+    labelled = (both >= 0).sum().clamp_min(1).float()
+    if dist.is_initialized():
+        dist.all_reduce(labelled)
+        labelled = labelled / dist.get_world_size()
+    probe_losses = [F.cross_entropy(x.float(), both, ignore_index=-1, reduction="sum") / labelled for x in logits]
+    for probe_loss in probe_losses:
+        objective = objective + probe_loss
+    logged = torch.stack([loss, *parts.values(), probe_losses[0] if logits else torch.zeros_like(loss)]).detach()
+    return objective, logged, (z1 if args.alpha_from == "z" else r1).detach()
+
+
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 def evaluate(nets, data, autocast):
-    """Accuracies and metrics on the fixed test images, by their names in log.csv."""
-    x, y, bank, bank_y = data["test_x"], data["test_y"], data["train_x"][data["knn"]], data["train_y"][data["knn"]]
+    """Accuracies and metrics on the fixed test images, by their names in log.csv; without labels the metrics alone."""
+    facts = dict(mean=data["mean"], std=data["std"])
     with autocast():
-        r, z, logits = encode(x, nets["encoder"], nets["projector"], nets["probe"], mean=data["mean"], std=data["std"])
-        bank, = encode(bank, nets["encoder"], mean=data["mean"], std=data["std"])
-    return {"probe_top1": top_k_accuracy(logits, y).item(), "probe_top5": top_k_accuracy(logits, y, 5).item(),
-            "knn_top1": knn_accuracy(bank, bank_y, r, y, k=min(20, len(bank))).item(), **representation_metrics(r, z)}
+        r, z, *logits = encode(data["test_x"], nets["encoder"], *(nets[name] for name in ("projector", "probe") if name in nets), **facts)
+        found = representation_metrics(r, z)
+        if logits:
+            y, (bank,) = data["test_y"], encode(data["knn_x"], nets["encoder"], **facts)
+            found |= {"probe_top1": top_k_accuracy(*logits, y).item(), "probe_top5": top_k_accuracy(*logits, y, 5).item(),
+                      "knn_top1": knn_accuracy(bank, data["knn_y"], r, y, k=min(20, len(bank))).item()}
+    return found
 
 
 # --- what a run leaves ------------------------------------------------------------------------------------------------
@@ -278,6 +344,13 @@ def train(args):
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         stop(f"--device {args.device} can't be used here ({str(error).splitlines()[0]}): leave it out, or say cpu")
+    if WORLD > 1:
+        if args.batch_size % WORLD:
+            stop(f"--batch-size {args.batch_size} cannot be shared by {WORLD} processes")
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", RANK)))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     autocast = lambda: torch.autocast(device.type, DTYPES[args.precision], enabled=args.precision != "fp32")
     torch.backends.cudnn.benchmark = True
 
@@ -287,9 +360,14 @@ def train(args):
         except ImportError:
             stop("--tensorboard needs a package that is not here: pip install tensorboard")
 
-    # the data, on the device for good
+    # the data, on the device for good or, where that is too small, read as it is needed
+    room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else machine_memory() / 2 / WORLD
     try:
-        data = load(args.dataset, args.data_dir, args.limit_train, args.seed)
+        if RANK > 0:
+            dist.barrier()      # the first process downloads
+        data = load(args.dataset, args.data_dir, args.limit_train, args.seed, args.classes, args.resident, room)
+        if RANK == 0 and WORLD > 1:
+            dist.barrier()
     except (ValueError, OSError) as error:
         stop(error)
     n, n_classes = len(data["train_x"]), len(data["classes"])
@@ -298,46 +376,33 @@ def train(args):
         stop("there is one test image: the metrics need two or more")
     if steps == 0:
         stop(f"--batch-size {args.batch_size} is larger than the training set of {n:,} images")
-    skip = ("out", "data_dir", "device", "compile", "tensorboard", "resume", "overwrite")      # these may differ when a run is resumed
+    # these may differ when a run is resumed
+    skip = ("out", "data_dir", "classes", "resident", "device", "compile", "tensorboard", "resume", "overwrite")
     config = {f"--{key.replace('_', '-')}": value for key, value in vars(args).items() if key not in skip}
     config |= {"data": f"{n} images with checksum {fingerprint(data)}"}
-    fixed = random_subset(len(data["test_x"]), TEST_IMAGES, seed=0)
-    data |= {"test_x": data["test_x"][fixed], "test_y": data["test_y"][fixed], "knn": random_subset(n, KNN_IMAGES, seed=0)}
+    streamed, files = isinstance(data["train_x"], list), data["train_x"]
+    fixed, labelled = random_subset(len(data["test_x"]), TEST_IMAGES, seed=0), (data["train_y"] >= 0).nonzero().flatten()
+    knn = labelled[random_subset(len(labelled), KNN_IMAGES, seed=0)]
+    data |= {"test_x": pixels(data, "test_x", fixed), "test_y": data["test_y"][fixed], "knn_x": pixels(data, "train_x", knn), "knn_y": data["train_y"][knn]}
     data = {key: value.to(device) if torch.is_tensor(value) else value for key, value in data.items()}
 
     # the networks; with --baseline an encoder that stays as it was drawn, and a probe that learns from it
     torch.manual_seed(args.seed)
-    encoder, width = resnet(args.arch, args.width, data["image_size"])
-    projector, probe = mlp(width, args.projector), nn.Linear(width, n_classes)
-    nets = nn.ModuleDict({"encoder": encoder, "projector": projector, "probe": probe})
-    if args.baseline:
-        nets.update({"untrained": copy.deepcopy(encoder), "untrained_probe": copy.deepcopy(probe)})
-    nets.to(device, memory_format=torch.channels_last)
-    probes = [p for name in nets if "probe" in name for p in nets[name].parameters()]
-    optimizer = make_optimizer(args, [*encoder.parameters(), *projector.parameters()], probes)
-    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
-
-    def losses_of(views, labels, alpha):
-        """The loss to train on, what is logged of it, and what α may be measured on; views: both, stacked for one pass."""
-        with autocast():
-            r = encoder(views)
-            z = projector(r)
-            logits = probe(r.detach())
-        (r1, r2), (z1, z2), both = r.chunk(2), z.chunk(2), labels.repeat(2)
-        loss, parts = adadim(r1, r2, z1, z2, alpha, args.beta, 1.0 if args.mi_scale == "1" else None, args.temperature)
-        if args.w2_weight:
-            loss = loss + args.w2_weight * (wasserstein_uniformity(z1) + wasserstein_uniformity(z2)) / 2
-        probe_loss = F.cross_entropy(logits.float(), both)
-        objective = loss + probe_loss
+    encoder, width = resnet(args.arch, args.width, data["stem"])
+    nets = Nets({"encoder": encoder, "projector": mlp(width, args.projector)})
+    if n_classes:
+        nets["probe"] = nn.Linear(width, n_classes)
         if args.baseline:
-            with autocast():
-                with torch.no_grad():
-                    r = nets["untrained"](views)
-                objective = objective + F.cross_entropy(nets["untrained_probe"](r).float(), both)
-        return objective, torch.stack([loss, *parts.values(), probe_loss]).detach(), (z1 if args.alpha_from == "z" else r1).detach()
-
-    if args.compile:
-        losses_of = torch.compile(losses_of)
+            nets.update({"untrained": copy.deepcopy(encoder).requires_grad_(False), "untrained_probe": copy.deepcopy(nets["probe"])})
+    if WORLD > 1 and device.type == "cuda":
+        nets = nn.SyncBatchNorm.convert_sync_batchnorm(nets)
+    # oneDNN crashes in the backward pass of a narrow 7 × 7 stem in fp32 and channels_last (seen with PyTorch 2.6 to 2.15)
+    crashes = device.type == "cpu" and args.precision == "fp32" and data["stem"] == "imagenet" and args.width < 16
+    layout = torch.contiguous_format if crashes else torch.channels_last
+    nets.to(device, memory_format=layout)
+    probes = [p for name in nets if "probe" in name for p in nets[name].parameters()]
+    optimizer = make_optimizer(args, [*nets["encoder"].parameters(), *nets["projector"].parameters()], probes)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
 
     # where it starts: from nothing, or from a checkpoint
     done, measured_alpha, earlier, rows = 0, 0.0, 0.0, []
@@ -350,11 +415,22 @@ def train(args):
     elif args.resume:
         print(f"{args.out} holds no checkpoint yet: starting from the beginning", file=sys.stderr)
 
+    # after the checkpoint was read: DistributedDataParallel sees to it that all processes start alike
+    model = nn.parallel.DistributedDataParallel(nets, gradient_as_bucket_view=True) if WORLD > 1 else nets
+    step_losses = losses_of
+    if args.compile and WORLD > 1:
+        nets.compile()      # what the processes say to each other stays out of it
+    elif args.compile:
+        step_losses = torch.compile(losses_of)
+
     def save(epoch, seconds):
+        if RANK > 0:
+            return
         write_whole(last, lambda file: torch.save({
             "epoch": epoch, "alpha": measured_alpha, "seconds": seconds, "rows": rows, "config": config,
             "nets": nets.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-            "classes": data["classes"], "image_size": data["image_size"], "mean": data["mean"], "std": data["std"]}, file))
+            **{key: data[key] for key in ("classes", "size", "image_size", "stem", "mean", "std")},
+            "data_dir": str(Path(args.data_dir).absolute())}, file))
 
     def check_finite(logged, epoch):
         bad = (~logged.isfinite()).any(1)
@@ -365,22 +441,23 @@ def train(args):
                  f"--lr, or --precision fp32; {last} still holds epoch {epoch - 1}")
 
     millions = lambda net: f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M"
-    print(f"{args.dataset}: {n:,} training images of {data['image_size']} pixels, {n_classes} classes; {args.arch} "
-          f"({millions(encoder)} parameters), projector {args.projector} ({millions(projector)}); "
-          f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}, {args.precision}; to {args.out}")
+    print(f"{args.dataset}: {n:,} training images of {data['image_size']} pixels, {f'{n_classes} classes' if n_classes else 'no labels: no probe'}"
+          f"{', read as they are needed' if streamed else ''}; {args.arch} "
+          f"({millions(nets['encoder'])} parameters), projector {args.projector} ({millions(nets['projector'])}); "
+          f"{f'{WORLD} × ' if WORLD > 1 else ''}{torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}, {args.precision}; to {args.out}")
     if args.alpha == "ada" and args.alpha_every >= args.epochs:
         print(f"note: α stays 0, for it is first measured after epoch {args.alpha_every}: a lower --alpha-every changes that")
-    args.out.mkdir(parents=True, exist_ok=True)
-    if args.overwrite:
-        for name in ("log.csv", "last.pt", "backbone.pt", "dynamics.png", "events.out.*"):
-            for path in args.out.glob(name):
+    if RANK == 0:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for path in [path for name in ("log.csv", "last.pt", "backbone.pt", "dynamics.png", "events.out.*") for path in args.out.glob(name)]:
+            if args.overwrite:
                 path.unlink()
-    # the checkpoint is what counts: rows of the log that came after it are trained, and written, again
-    write_whole(log, lambda file: file.writelines([(",".join(COLUMNS) + "\n").encode(), *map(csv_line, rows)]))
-    if done == 0:
-        save(0, 0.0)
-    if args.tensorboard:
-        writer = SummaryWriter(args.out, purge_step=done + 1)
+        # the checkpoint is what counts: rows of the log that came after it are trained, and written, again
+        write_whole(log, lambda file: file.writelines([(",".join(COLUMNS) + "\n").encode(), *map(csv_line, rows)]))
+        if done == 0:
+            save(0, 0.0)
+        if args.tensorboard:
+            writer = SummaryWriter(args.out, purge_step=done + 1)
 
     started, generator = time.time(), torch.Generator(device)
     for epoch in range(done + 1, args.epochs + 1):
@@ -388,16 +465,24 @@ def train(args):
         generator.manual_seed(args.seed * 1_000_003 + epoch)
         order = torch.randperm(n, generator=generator, device=device)
         measure = torch.randperm(steps, generator=generator, device=device)[:args.alpha_batches].tolist()
+        if RANK > 0:
+            generator.manual_seed((args.seed * 1_000_003 + epoch) * 65_536 + RANK)      # the same order for all, their own augmentation for each
+        batches = order[:steps * args.batch_size].view(steps, WORLD, -1)[:, RANK]
+        if streamed:
+            seed = (args.seed * 1_000_003 + epoch) * WORLD + RANK
+            crops = stream_crops(files, batches.cpu(), seed, args.augment, data["image_size"], pin=device.type == "cuda")
+        progress = [((epoch - 1) * steps + step) / max(1, total - 1) for step in range(steps)]
+        alphas = torch.tensor([alpha_at(args.alpha, measured_alpha, share) for share in progress]).to(device)
         ranks, logged, begun = [], torch.zeros(steps, 5, device=device), time.time()
         shown = begun
-        for step, batch in enumerate(order[:steps * args.batch_size].view(steps, -1)):
+        for step, batch in enumerate(batches):      # nothing in here waits for the device, but for what is shown once a second
             at = (epoch - 1) * steps + step
-            alpha = alpha_at(args.alpha, measured_alpha, at / max(1, total - 1))
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(at, group["base_lr"], args.warmup_epochs * steps, total)
-            views = torch.cat([augment(data["train_x"][batch], args.augment, view, generator) for view in (0, 1)])
-            views = normalise(views, data["mean"], data["std"]).contiguous(memory_format=torch.channels_last)
-            objective, logged[step], measured = losses_of(views, data["train_y"][batch], torch.tensor(alpha, device=device))
+            images = next(crops).to(device, non_blocking=True) if streamed else data["train_x"][batch].expand(2, -1, -1, -1, -1)
+            views = torch.cat([augment(images[view], args.augment, view, generator, data["image_size"], cropped=streamed) for view in (0, 1)])
+            views = normalise(views, data["mean"], data["std"]).contiguous(memory_format=layout)
+            objective, logged[step], measured = step_losses(model, views, data["train_y"][batch], alphas[step], args)
             optimizer.zero_grad()
             scaler.scale(objective).backward()
             scaler.step(optimizer)
@@ -418,16 +503,17 @@ def train(args):
         if ranks:
             measured_alpha = torch.stack(ranks).mean().item()
 
-        row = dict(zip(("loss", "info_nce", "vicreg", "mi_loss", "probe_loss"), logged.mean(0).tolist()))
-        row |= {"epoch": epoch, "step": epoch * steps, "samples_per_s": rate, "lr": optimizer.param_groups[0]["lr"], "alpha": alpha}
-        if epoch % args.eval_every == 0 or epoch == args.epochs:
+        row = dict(zip(("loss", "info_nce", "vicreg", "mi_loss", "probe_loss")[:5 if n_classes else 4], logged.mean(0).tolist()))
+        row |= {"epoch": epoch, "step": epoch * steps, "samples_per_s": rate, "lr": optimizer.param_groups[0]["lr"], "alpha": alphas[-1].item()}
+        if (epoch % args.eval_every == 0 or epoch == args.epochs) and RANK == 0:
             row |= evaluate(nets, data, autocast)
         row["seconds"] = earlier + time.time() - started
         rows.append([row.get(column) for column in COLUMNS])
-        with open(log, "ab") as file:
-            file.write(csv_line(rows[-1]))
         save(epoch, row["seconds"])
-        if args.tensorboard:
+        if RANK == 0:
+            with open(log, "ab") as file:
+                file.write(csv_line(rows[-1]))
+        if args.tensorboard and RANK == 0:
             for column in row:
                 writer.add_scalar(column, row[column], epoch)
             writer.flush()
@@ -435,9 +521,13 @@ def train(args):
         accuracy = f"probe {row['probe_top1']:.1f} %  k-NN {row['knn_top1']:.1f} %  " if "probe_top1" in row else ""
         left = (time.time() - started) / (epoch - done) * (args.epochs - epoch)
         print(f"epoch {epoch}/{args.epochs}  loss {row['loss']:.3f} (InfoNCE {row['info_nce']:.3f}, VICReg {row['vicreg']:.3f}, "
-              f"I {row['mi_loss']:.3f})  α {alpha:.3f}  {accuracy}{rate:,.0f} samples/s  {duration(left)} left", flush=True)
+              f"I {row['mi_loss']:.3f})  α {row['alpha']:.3f}  {accuracy}{rate:,.0f} samples/s  {duration(left)} left", flush=True)
 
-    weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
+    if WORLD > 1:
+        dist.destroy_process_group()
+    if RANK > 0:
+        return
+    weights = {name: value.cpu().contiguous() for name, value in nets["encoder"].state_dict().items()}
     write_whole(args.out / "backbone.pt", lambda file: torch.save(weights, file))
     try:
         draw_dynamics({args.out.name: [read_log(log)]}, args.out / "dynamics.png", RUN_PANELS)
@@ -445,7 +535,7 @@ def train(args):
         print("dynamics.png was left out: it needs matplotlib (pip install matplotlib)")
     final = dict(zip(COLUMNS, rows[-1]))
     print(f"finished in {duration(final['seconds'])}; in {args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
-    if args.baseline:
+    if "untrained" in nets:
         with autocast():
             _, logits = encode(data["test_x"], nets["untrained"], nets["untrained_probe"], mean=data["mean"], std=data["std"])
         before = top_k_accuracy(logits, data["test_y"]).item()
@@ -463,13 +553,18 @@ def main(argv=None):
         sys.stdout.reconfigure(errors="replace")       # a terminal that cannot show α
     before = signal.signal(signal.SIGTERM, terminate)
     try:
+        if RANK > 0:
+            sys.stdout = open(os.devnull, "w")      # the first process speaks for all
         train(parse_args(command))
     except KeyboardInterrupt as interrupt:
         again = [sys.executable, __file__, *(word for word in command if word not in ("--resume", "--overwrite")), "--resume"]
         live("")
-        print(f"train.py: stopped; go on with: {shlex.join(again)}", file=sys.stderr)
+        if RANK == 0:
+            print(f"train.py: stopped; go on with: {'the same torchrun … and --resume' if WORLD > 1 else shlex.join(again)}", file=sys.stderr)
         sys.exit(143 if interrupt.args else 130)
     except (RuntimeError, MemoryError) as error:
+        if WORLD > 1 and re.search("gloo|nccl|peer|connection|socket", str(error), re.IGNORECASE):
+            stop("another process of this run ended, see what it says; the same command with --resume goes on")
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         stop("there is not enough memory: try a smaller --batch-size, --width or --projector")
