@@ -168,13 +168,13 @@ def fetch(name, root):
     new = [path for path in (root, *root.parents) if not path.exists()]
     try:
         if not archive.exists():
-            print(f"downloading {url}", file=sys.stderr)
+            print(f"downloading {url}", flush=True)
             download_url(url, str(root), f"{file}.part", facts["md5"])
             os.replace(root / f"{file}.part", archive)
         elif not check_integrity(str(archive), facts["md5"]):
             raise ValueError(f"{archive} is damaged or another file (its md5 is not {facts['md5']}): move it away, and it will be downloaded")
         if unpacked:
-            print(f"unpacking {archive}", file=sys.stderr)
+            print(f"unpacking {archive}", flush=True)
             part = root / f"{facts['unpacked']}.part"
             shutil.rmtree(part, ignore_errors=True)
             extract_archive(str(archive), str(part))
@@ -490,7 +490,8 @@ def main(argv=None):
             counts = torch.bincount(y[y >= 0], minlength=len(names))
             few, many = (int(counts.argmin()), int(counts.argmax())) if names else (0, 0)
             print(f"{split:5}  {len(y):,} images" + (f", {int((y < 0).sum()):,} of them without a label" if (y < 0).any() else "")
-                  + (f"; in a class from {counts[few]:,} ({names[few]}) to {counts[many]:,} ({names[many]})" if names else ""))
+                  + (f"; {counts[few]:,} ({names[few]}) to {counts[many]:,} ({names[many]}) in a class" if names and counts[few] < counts[many] else
+                     f"; {counts[few]:,} in each class" if names else ""))
         for split, count in data.get("unused", {}).items():
             print(f"{split:5}  {count:,} images, which are left unused")
         out = args.out or Path("figures") / f"{args.name}.png"
