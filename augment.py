@@ -31,15 +31,15 @@ def augment(x, recipe="vicreg", view=0, generator=None, size=None, cropped=False
     """
     a = AUGMENTATIONS[recipe]
     rand = functools.partial(torch.rand, generator=generator, device=x.device)
-    chance = lambda p: rand(len(x), 1, 1, 1) < p
+    chance = lambda p: (rand(len(x), 1, 1, 1) < p).float()      # for lerp, which is exact at 0 and 1 and faster than where
     x = x.float() / 255
     if not cropped:
         x = random_resized_crop(x, a["scale"], rand, size)
-    x = torch.where(chance(a["jitter_p"]), colour_jitter(x, a["jitter"], rand), x)
-    x = torch.where(chance(a["grey_p"]), grey(x), x)
+    x = torch.lerp(x, colour_jitter(x, a["jitter"], rand), chance(a["jitter_p"]))
+    x = torch.lerp(x, grey(x), chance(a["grey_p"]))
     if a["blur_p"] and x.shape[-1] > 64:        # smaller images have no detail to spare; CIFAR's recipes do not blur
-        x = torch.where(chance(a["blur_p"]), gaussian_blur(x, 0.1 + 1.9 * rand(len(x), 1, 1, 1)), x)
-    return torch.where(chance(a["solarise_p"][view]) & (x >= 0.5), 1 - x, x)
+        x = torch.lerp(x, gaussian_blur(x, 0.1 + 1.9 * rand(len(x), 1, 1, 1)), chance(a["blur_p"]))
+    return torch.lerp(x, torch.minimum(x, 1 - x), chance(a["solarise_p"][view]))
 
 
 def random_boxes(n, scale, rand, ratio=(3 / 4, 4 / 3), shape=1.0, flip_p=0.5):
@@ -78,26 +78,29 @@ def colour_jitter(x, strengths, rand):
     commutes with the others but for clipping. x: n × 3 × h × w in [0, 1].
     """
     n = len(x)
-    factors = 1 + (2 * rand(n, 3) - 1) * torch.tensor(strengths[:3], device=x.device)
+    factors = torch.stack([1 + strength * (2 * draw - 1) for strength, draw in zip(strengths, rand(n, 3).unbind(1))], 1)
     order = rand(n, 3).argsort(1)
     for op in order.unbind(1):
         factor, op = factors.gather(1, op[:, None]).view(n, 1, 1, 1), op.view(n, 1, 1, 1)
         luma = grey(x)
         # each of the three moves the image from, or towards, a base: black, its mean grey, its greys
-        base = torch.where(op == 0, 0, torch.where(op == 1, luma.mean((2, 3), keepdim=True), luma))
-        x = (base + factor * (x - base)).clamp(0, 1)
+        base = torch.addcmul((op == 1) * luma.mean((2, 3), keepdim=True), luma, (op == 2).float())
+        x = torch.lerp(base, x, factor).clamp_(0, 1)
     return shift_hue(x, (2 * rand(n, 1, 1) - 1) * strengths[3])
 
 
 def shift_hue(x, shift):
-    """x (n × 3 × h × w in [0, 1]) with its HSV hue turned by shift (n × 1 × 1, in turns)."""
-    value, low = x.amax(1), x.amin(1)
-    chroma = value - low
+    """x (n × 3 × h × w in [0, 1]) with its HSV hue turned by shift (n × 1 × 1, in turns, up to a third of one)."""
     r, g, b = x.unbind(1)
-    sixth = torch.where(value == r, g - b, torch.where(value == g, b - r, r - g)) / chroma.clamp_min(1e-8)
-    sixth = sixth + torch.where(value == r, 0, torch.where(value == g, 2, 4)) + 6 * shift
-    k = (sixth.unsqueeze(1) + torch.tensor([5, 3, 1], device=x.device).view(1, 3, 1, 1)) % 6
-    return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(k, 4 - k).clamp(0, 1)
+    value, low = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
+    chroma = value - low
+    # the hue in sixths of a turn: 0 is red, 2 green, 4 blue; lerp picks one, as above
+    scale = 1 / chroma.clamp_min(1e-8)
+    hue = torch.lerp((r - g) * scale + 4, (b - r) * scale + 2, (value == g).float())
+    hue = torch.lerp(hue, (g - b) * scale, (value == r).float()) + 6 * shift
+    # a channel is at its lowest two sixths from its colour on and in between it rises: periodic, without a modulo
+    away = torch.stack([hue, hue - 2, hue - 4], 1)
+    return value.unsqueeze(1) - chroma.unsqueeze(1) * away.abs_().sub_(3).abs_().neg_().add_(2).clamp_(0, 1)
 
 
 def gaussian_blur(x, sigma, radius=6):
@@ -115,5 +118,5 @@ def gaussian_blur(x, sigma, radius=6):
 def normalise(x, mean, std):
     """x (n × 3 × h × w, uint8 or float in [0, 1]) minus mean, over std, channel by channel."""
     x = x.float() / 255 if x.dtype == torch.uint8 else x
-    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (mean, std))
-    return (x - mean) / std
+    mean, std = (torch.as_tensor(v, dtype=torch.float32, device=x.device).view(1, 3, 1, 1) for v in (mean, std))
+    return torch.addcmul(-mean / std, x, 1 / std)

@@ -214,7 +214,7 @@ def growth(device):
             with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.update({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()}) or x, lambda x: x):
                 loss(r, z)
             row[f"{name}_bytes"] = sum(kept.values())
-            row[f"{name}_ms"] = 1e3 * seconds({"it": lambda: torch.autograd.grad(loss(r, z), (r, z), allow_unused=True)}, device, 3)["it"]
+            row[f"{name}_ms"] = 1e3 * seconds({"it": lambda: torch.autograd.grad(loss(r, z), (r, z), allow_unused=True)}, device, 1)["it"]
         rows.append(row)
     return rows
 
@@ -319,9 +319,12 @@ def main(argv=None):
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
         torch.empty(0, device=device)
         torch.backends.cudnn.benchmark = True
+    except (RuntimeError, AssertionError) as error:
+        stop(f"--device {args.device} can't be used here ({str(error).splitlines()[0]})")
+    try:
         mlp(8, args.projector)
-    except (ValueError, RuntimeError, AssertionError) as error:
-        stop(str(error).splitlines()[0])
+    except ValueError as error:
+        stop(error)
     try:
         found = measure(args, device)
     except (RuntimeError, MemoryError) as error:

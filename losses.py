@@ -70,13 +70,16 @@ def info_nce(z1, z2, temperature=0.1):
     z1, z2: n × d. temperature: τ > 0. A collapsed batch gives log(2n − 1).
     """
     z1, z2 = matrices(z1, z2, same_width=True)
+    return nt_xent(cosine_kernel(torch.cat([z1, z2])), temperature)
+
+
+def nt_xent(kernel, temperature):
+    """InfoNCE from the kernel of [ẑ1; ẑ2] (2n × 2n)."""
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    n = len(z1)
-    similarity = cosine_kernel(torch.cat([z1, z2])) / temperature
-    self_pairs = torch.eye(2 * n, dtype=torch.bool, device=z1.device)
-    partner = torch.arange(2 * n, device=z1.device).roll(n)
-    return F.cross_entropy(similarity.masked_fill(self_pairs, float("-inf")), partner)
+    self_pairs = torch.eye(len(kernel), dtype=torch.bool, device=kernel.device)
+    partner = torch.arange(len(kernel), device=kernel.device).roll(len(kernel) // 2)
+    return F.cross_entropy((kernel / temperature).masked_fill(self_pairs, float("-inf")), partner)
 
 
 def vicreg(z1, z2, sim_weight=25.0, var_weight=25.0, cov_weight=1.0):
@@ -133,7 +136,11 @@ def matrix_mutual_information(r, z, order=2):
     r: n × p, z: n × d; p and d may differ, for the kernels are those of the samples. order: see renyi_entropy.
     """
     r, z = matrices(r, z)
-    k_r, k_z = cosine_kernel(r), cosine_kernel(z)
+    return kernel_information(cosine_kernel(r), cosine_kernel(z), order)
+
+
+def kernel_information(k_r, k_z, order=2):
+    """I(R;Z) from the two kernels (n × n)."""
     return renyi_entropy(k_r, order) + renyi_entropy(k_z, order) - renyi_entropy(k_r * k_z, order)
 
 
@@ -165,15 +172,13 @@ def adadim(r1, r2, z1, z2, alpha, beta=1e-4, mi_scale=None, temperature=0.1):
     I(R;Z) is taken on both views stacked. Nothing flows back through α or m. The dict holds info_nce, vicreg and
     mi_loss, the three terms before weighting, detached.
     """
-    r1, r2 = matrices(r1, r2, same_width=True)
+    r1, r2, z1, z2 = *matrices(r1, r2, same_width=True), *matrices(z1, z2, rows=2, same_width=True)
+    matrices(r1, z1)
     m = alpha if mi_scale is None else mi_scale
     alpha, m = (x.detach() if torch.is_tensor(x) else x for x in (alpha, m))
     if not torch.is_tensor(alpha) and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-    parts = {
-        "info_nce": info_nce(z1, z2, temperature),
-        "vicreg": vicreg(z1, z2),
-        "mi_loss": matrix_mutual_information(torch.cat([r1, r2]), torch.cat([z1, z2])),
-    }
+    k_r, k_z = cosine_kernel(torch.cat([r1, r2])), cosine_kernel(torch.cat([z1, z2]))     # two terms share k_z
+    parts = {"info_nce": nt_xent(k_z, temperature), "vicreg": vicreg(z1, z2), "mi_loss": kernel_information(k_r, k_z)}
     loss = alpha * parts["info_nce"] + (1 - alpha) * parts["vicreg"] + beta * m * parts["mi_loss"]
     return loss, {name: part.detach() for name, part in parts.items()}

@@ -460,6 +460,7 @@ def train(args):
             writer = SummaryWriter(args.out, purge_step=done + 1)
 
     started, generator = time.time(), torch.Generator(device)
+    mean, std = (torch.tensor(data[key]).to(device) for key in ("mean", "std"))
     for epoch in range(done + 1, args.epochs + 1):
         # all of an epoch's randomness comes from its number, so that it can be repeated exactly
         generator.manual_seed(args.seed * 1_000_003 + epoch)
@@ -481,7 +482,7 @@ def train(args):
                 group["lr"] = rate_at(at, group["base_lr"], args.warmup_epochs * steps, total)
             images = next(crops).to(device, non_blocking=True) if streamed else data["train_x"][batch].expand(2, -1, -1, -1, -1)
             views = torch.cat([augment(images[view], args.augment, view, generator, data["image_size"], cropped=streamed) for view in (0, 1)])
-            views = normalise(views, data["mean"], data["std"]).contiguous(memory_format=layout)
+            views = normalise(views, mean, std).contiguous(memory_format=layout)
             objective, logged[step], measured = step_losses(model, views, data["train_y"][batch], alphas[step], args)
             optimizer.zero_grad()
             scaler.scale(objective).backward()
