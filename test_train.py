@@ -419,12 +419,16 @@ def test_tensorboard_is_optional(tmp_path, capsys, monkeypatch):
     assert "pip install tensorboard" in err and err.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
-def test_readmes_python_runs(tmp_path, monkeypatch):
-    """Both of the README's examples as they stand; the second on a backbone.pt with the small-image stem."""
-    own_code, encoder = re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(encoding="utf-8"), re.S)
+def test_readmes_python_runs(tmp_path, monkeypatch, capsys):
+    """The README's examples as they stand: a classifier from ten labels, the loss, and a backbone.pt with the small-image stem."""
+    classifier, own_code, encoder = re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(encoding="utf-8"), re.S)
     monkeypatch.chdir(tmp_path)
-    scope = {}
-    exec(own_code, scope)
+    shapes_folder(tmp_path / "my_images", ("disc", "bar"), 60, 20, 16)
+    assert run(*TINY, "--dataset", "folder", "--data-dir", "my_images", "--limit-train", 60, "--batch-size", 30, "--epochs", 1, "--out", "runs/mine") == 0
+    exec(classifier, scope := {})
+    assert len(scope["few"]) == 20 and re.search(r"'top1': \d", capsys.readouterr().out)
+
+    exec(own_code, scope := {})
     assert scope["loss"].isfinite() and scope["parts"].keys() == {"info_nce", "vicreg", "mi_loss"}
 
     backbone = Path(re.search(r'"([^"]*backbone.pt)"', encoder)[1])
@@ -433,6 +437,5 @@ def test_readmes_python_runs(tmp_path, monkeypatch):
     net, _ = resnet(default.arch, default.width)
     backbone.parent.mkdir(parents=True)
     torch.save(net.state_dict(), backbone)
-    scope = {"images": torch.rand(2, 3, 32, 32)}
-    exec(encoder, scope)
+    exec(encoder, scope := {"images": torch.rand(2, 3, 32, 32)})
     assert torch.equal(scope["r"], net.eval()(scope["images"]))
