@@ -344,20 +344,21 @@ def decode_all(paths, size, crop):
 
 
 def worker_count():
+    """Of worker processes: one a core, shared by the training processes that torchrun started here."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 16)
+    return min(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))), 16)
 
 
 def in_parallel(function, paths, title):
     """Yields function(some of the paths), in order, computed in worker processes; shows its progress.
 
-    A function returns a sequence, or a text that says which file is broken, which is raised as ValueError.
+    A function returns a sequence, or a text that says which file is broken, which is raised as OSError.
     """
     # torch's DataLoader with a list as the dataset: collate_fn is where its workers do the work
     done = 0
     for part in torch.utils.data.DataLoader(paths, batch_size=64, num_workers=worker_count() if len(paths) > 2000 else 0, collate_fn=function):
         if isinstance(part, str):
-            raise ValueError(part)
+            raise OSError(part)
         done += len(part)
         live(f"{title}: {done:,} of {len(paths):,}")
         yield part
@@ -374,7 +375,7 @@ def stream_crops(paths, batches, seed, recipe, size, pin=False):
     tasks = [((seed << 24) + i, batch) for i, batch in enumerate(batches)]
     for views in torch.utils.data.DataLoader(tasks, batch_size=None, num_workers=worker_count(), prefetch_factor=3, collate_fn=work, pin_memory=pin):
         if isinstance(views, str):
-            raise ValueError(views)
+            raise OSError(views)
         yield views
 
 

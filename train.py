@@ -361,7 +361,9 @@ def train(args):
             stop("--tensorboard needs a package that is not here: pip install tensorboard")
 
     # the data, on the device for good or, where that is too small, read as it is needed
-    room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else machine_memory() / 2 / WORLD
+    room = machine_memory() / 2 / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if device.type == "cuda":
+        room = min(room, torch.cuda.mem_get_info(device)[0] / 2)
     try:
         if RANK > 0:
             dist.barrier()      # the first process downloads
