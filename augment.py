@@ -7,12 +7,12 @@
 On one core that is ten times as fast as image by image. Every random draw comes from the generator that the caller hands
 over, so an epoch can be repeated exactly. This file needs torch alone.
 """
-import functools
 import math
 
 import torch
 import torch.nn.functional as F
 
+DRAWS = 35      # random numbers for a view
 # Probabilities and strengths as in SPEC and solo-learn; jitter is brightness, contrast, saturation, hue. A pair is view
 # 1's and view 2's. "vicreg" is solo-learn's stronger CIFAR scheme.
 AUGMENTATIONS = {
@@ -29,8 +29,18 @@ def augment(x, recipe="vicreg", view=0, generator=None, size=None, cropped=False
     in pixels (None: x's). cropped: x has its crop and flip already, from data.stream_crops.
     Returns float32 in [0, 1], n × 3 × size × size.
     """
-    a = AUGMENTATIONS[recipe]
-    rand = functools.partial(torch.rand, generator=generator, device=x.device)
+    return augment_with(torch.rand(len(x), DRAWS, generator=generator, device=x.device), x, recipe, view, size, cropped)
+
+
+def augment_with(draws, x, recipe, view, size=None, cropped=False):
+    """augment() with random numbers that were drawn before, n × DRAWS in [0, 1): what torch.compile can take whole."""
+    a, used = AUGMENTATIONS[recipe], 0
+
+    def rand(n, *shape):        # as torch.rand, but from the draws
+        nonlocal used
+        start, used = used, used + math.prod(shape)
+        return draws[:, start:used].reshape(n, *shape)
+
     chance = lambda p: (rand(len(x), 1, 1, 1) < p).float()      # for lerp, which is exact at 0 and 1 and faster than where
     x = x.float() / 255
     if not cropped:

@@ -37,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 import train
-from augment import AUGMENTATIONS, augment, normalise
+from augment import AUGMENTATIONS, DRAWS, augment, augment_with, normalise
 from data import stream_crops, worker_count
 from losses import adadim, info_nce, matrix_mutual_information, vicreg
 from metrics import effective_rank, representation_metrics
@@ -76,14 +76,16 @@ def steps(args, device):
     images = torch.randint(256, (4096, 3, args.image_size, args.image_size), dtype=torch.uint8).to(device)
     labels, generator = torch.randint(10, (4096,)).to(device), torch.Generator(device)
     order = torch.randperm(4096, device=device)[:args.batch_size]
+    mean, std = torch.full((3,), 0.5, device=device), torch.full((3,), 0.25, device=device)
     facts, alpha = dict(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)), torch.tensor(0.4, device=device)
     noise = torch.randn(2 * args.batch_size, 3, args.image_size, args.image_size, device=device).contiguous(memory_format=torch.channels_last)
     compiled = torch.compile if args.compile else lambda function: function
-    forward = compiled(lambda views: nets(views))
+    forward, view_of = compiled(lambda views: nets(views)), compiled(augment_with)
 
     def two_views():
-        views = torch.cat([augment(images[order], "vicreg", view, generator) for view in (0, 1)])
-        return normalise(views, **facts).contiguous(memory_format=torch.channels_last)
+        draws = torch.rand(2, len(order), DRAWS, generator=generator, device=device)
+        views = torch.cat([view_of(draws[view], images[order], "vicreg", view, args.image_size, False) for view in (0, 1)])
+        return normalise(views, mean, std).contiguous(memory_format=torch.channels_last)
 
     def step_with(losses_of, optimizer):
         def step():

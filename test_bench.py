@@ -11,6 +11,7 @@ from torch import nn
 
 import bench
 import train
+from augment import DRAWS, augment_with
 
 SMALL = "--width 2 --projector 16-8 --batch-size 8 --image-size 16 --steps 1 --device cpu --step-only".split()
 
@@ -52,6 +53,8 @@ def test_medians_take_turns():
 
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_the_compiled_step_equals_the_plain_one():
+    x, draws = torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8), torch.rand(8, DRAWS)
+    assert torch.allclose(torch.compile(augment_with)(draws, x, "byol", 1), augment_with(draws, x, "byol", 1), atol=1e-4)
     args = train.parse_args("--dataset shapes --precision fp32 --beta 2".split())
     views, labels = torch.randn(32, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
     results = []

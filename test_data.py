@@ -19,7 +19,7 @@ from PIL import Image
 import data
 import train
 from augment import augment
-from test_train import TINY, generator, save_images
+from test_train import TINY, generator, run, save_images
 
 
 def noise(n, size, seed=0):
@@ -353,14 +353,6 @@ def test_streamed_crops_are_where_they_should_be(tmp_path, monkeypatch):
     assert 0.4 < (width < 0).double().mean() < 0.6 and (height > 0).all()
     area, ratio = width.abs() * height / 480_000, width.abs() / height
     assert 0.18 < area.min() < 0.25 and 0.9 < area.max() < 1.02 and 0.72 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.38
-
-
-def run(*flags):
-    try:
-        train.main([str(flag) for flag in flags])
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 def test_training_on_streamed_and_unlabelled_images(tmp_path, capsys):

@@ -29,7 +29,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from augment import AUGMENTATIONS, augment, normalise
+from augment import AUGMENTATIONS, DRAWS, augment_with, normalise
 from data import DATASETS, fingerprint, live, load, machine_memory, pixels, random_subset, stream_crops
 from losses import adadim, wasserstein_uniformity
 from metrics import RUN_PANELS, draw_dynamics, effective_rank, knn_accuracy, read_log, representation_metrics, top_k_accuracy
@@ -112,7 +112,7 @@ def parse_args(argv):
     add("--warmup-epochs", "linear warm-up before the cosine decay (default: 10, or a fifth of a run of less than 50 epochs)",
         type=not_negative, metavar="N")
     add("--precision", "of the networks; losses and metrics take fp32", choices=DTYPES, default="bf16")
-    add("--compile", "compile networks and losses with torch.compile: slow to start, then faster", action="store_true")
+    add("--compile", "torch.compile augmentation, networks and losses: slow to start, then faster on a GPU", action="store_true")
     add("--device", "cpu, cuda, cuda:1 …; auto takes a GPU where there is one", type=device, default="auto")
     add("--seed", "of weights, order and augmentation", type=number(int, lambda v: 0 <= v < 2 ** 31, "a whole number from 0"), default=0)
 
@@ -419,11 +419,13 @@ def train(args):
 
     # after the checkpoint was read: DistributedDataParallel sees to it that all processes start alike
     model = nn.parallel.DistributedDataParallel(nets, gradient_as_bucket_view=True) if WORLD > 1 else nets
-    step_losses = losses_of
-    if args.compile and WORLD > 1:
-        nets.compile()      # what the processes say to each other stays out of it
-    elif args.compile:
-        step_losses = torch.compile(losses_of)
+    step_losses, view_of = losses_of, augment_with
+    if args.compile:
+        view_of = torch.compile(augment_with)
+        if WORLD > 1:
+            nets.compile()      # what the processes say to each other stays out of it
+        else:
+            step_losses = torch.compile(losses_of)
 
     def save(epoch, seconds):
         if RANK > 0:
@@ -483,7 +485,8 @@ def train(args):
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(at, group["base_lr"], args.warmup_epochs * steps, total)
             images = next(crops).to(device, non_blocking=True) if streamed else data["train_x"][batch].expand(2, -1, -1, -1, -1)
-            views = torch.cat([augment(images[view], args.augment, view, generator, data["image_size"], cropped=streamed) for view in (0, 1)])
+            draws = torch.rand(2, len(batch), DRAWS, generator=generator, device=device)
+            views = torch.cat([view_of(draws[view], images[view], args.augment, view, data["image_size"], streamed) for view in (0, 1)])
             views = normalise(views, mean, std).contiguous(memory_format=layout)
             objective, logged[step], measured = step_losses(model, views, data["train_y"][batch], alphas[step], args)
             optimizer.zero_grad()
@@ -492,8 +495,10 @@ def train(args):
             scaler.update()
             if step in measure and args.alpha == "ada" and epoch % args.alpha_every == 0:
                 ranks.append(effective_rank(measured) / min(measured.shape))    # of the largest that a batch can have
-            if epoch == done + 1 and step in (1, 4):        # the first step is slow
+            if epoch == done + 1 and step in (0, 1, 4):     # the first step is slow
                 logged.cpu()                                # waits for the device
+                if step == 0 and args.compile:
+                    print(f"compiling, with the first step, took {duration(time.time() - begun)}", flush=True)
                 if step == 4:
                     print(f"about {duration((time.time() - mark) / 3 * (total - at))} to go on this device", flush=True)
                 mark = time.time()
