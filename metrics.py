@@ -241,14 +241,16 @@ def draw_plane(runs, png):
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    common = set.intersection(*(set(name.split(", ")) for name in runs))
     ends = [(name, *(last(log, column) for column in ("mi", "probe_top1", "erank_r", "erank_z"))) for name, logs in runs.items() for log in logs]
     for axis, title, which in zip(axes, ("representations R", "embeddings Z"), (3, 4)):
         points = axis.scatter([end[which] for end in ends], [end[1] for end in ends], c=[end[2] for end in ends], cmap="cividis", s=45, edgecolor="black",
                               linewidth=0.4)
-        for name in runs:       # a method's name once, at its mean
-            mine = [end for end in ends if end[0] == name]
-            x, y = (sum(end[i] for end in mine) / len(mine) for i in (which, 1))
-            axis.annotate(name, (x, y), textcoords="offset points", xytext=(6, 4), fontsize=7)
+        for name in runs:       # a line joins a method's runs; its name stands at the right end, without what all have in common
+            mine = sorted((end[which], end[1]) for end in ends if end[0] == name)
+            axis.plot(*zip(*mine), color="0.6", linewidth=0.8, zorder=0)
+            label = ", ".join(word for word in name.split(", ") if word not in common or len(runs) == 1)
+            axis.annotate(label, mine[-1], textcoords="offset points", xytext=(6, -3), fontsize=7.5, zorder=1)
         axis.set_xlabel(f"effective rank of the {title}")
         axis.margins(0.12)
         axis.grid(alpha=0.3)
