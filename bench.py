@@ -12,10 +12,11 @@ bare      the same networks forward and backward on random input that is on the 
 simclr, vicreg      the whole step with that one loss in place of AdaDim's
 mfu       model FLOP/s utilisation: the FLOPs that torch counts in the bare step, a second of the whole step's time, over the speed of
           a large matrix product in the same precision
-parts     what each takes by itself, as a share of the whole step
+parts     what each takes by itself, not compiled, as a share of the whole step
+memory    the peak: of the step on a GPU, of this process so far on a CPU
 one core  augmentation of one batch, beside torchvision's PIL transforms with the same settings, image by image
 streamed  500-pixel JPEGs, made for this, to two random crops of 224 pixels in worker processes: data.py's second path
-losses    time of value and gradient, and bytes kept for the gradient, as batch and width grow
+losses    time of value and gradient (one, after two to warm up), and bytes kept for the gradient, as batch and width grow
 
 Nothing here is checked against a bound: machines differ. Exit status: 0; 2 with one line on stderr for bad input.
 """
@@ -137,12 +138,15 @@ def steps(args, device):
                 module(x)
         return call
 
-    contestants["whole"]()      # so that there are gradients for LARS
+    start = time.perf_counter()
+    contestants["whole"]()      # LARS, as a part, needs gradients
+    finish(device)
+    first = time.perf_counter() - start
     parts = {"augmentation, both views": two_views, "encoder, forward": no_gradient(encoder, noise), "projector, forward": no_gradient(nets["projector"], r),
              "InfoNCE, with gradient": with_gradient(lambda z: info_nce(*z.chunk(2)), z), "VICReg, with gradient": with_gradient(lambda z: vicreg(*z.chunk(2)), z),
              "I(R;Z), with gradient": with_gradient(matrix_mutual_information, r, z),
              "probe, with gradient": with_gradient(lambda r: nets["probe"](r).logsumexp(1).mean(), r), "LARS": lars.step}
-    return contestants, parts, nets, images, facts, autocast
+    return contestants, parts, nets, images, facts, autocast, first
 
 
 def count_flops(nets, image_size, batch_size, device):
@@ -156,9 +160,13 @@ def count_flops(nets, image_size, batch_size, device):
 
 def peak_flops(dtype, device):
     """FLOP/s of a large square matrix product: what the device can do."""
-    n = 8192 if device.type == "cuda" else 3072
+    n, allowed = 8192 if device.type == "cuda" else 3072, torch.backends.cuda.matmul.allow_tf32
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    return 2 * n ** 3 / seconds({"product": lambda: a @ b}, device, 10)["product"]
+    torch.backends.cuda.matmul.allow_tf32 = True        # as convolutions may
+    try:
+        return 2 * n ** 3 / seconds({"product": lambda: a @ b}, device, 10)["product"]
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def augmentation_on_one_core(image_size, n=256):
@@ -226,22 +234,20 @@ def measure(args, device):
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads of a CPU"
     found = {"device": name, "torch": torch.__version__, **{key: getattr(args, key) for key in ("arch", "width", "projector", "image_size", "batch_size",
                                                                                                "precision", "compile")}}
-    contestants, parts, nets, images, facts, autocast = steps(args, device)
+    contestants, parts, nets, images, facts, autocast, found["first_step_s"] = steps(args, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    first = time.perf_counter()
     contestants["whole"]()
-    finish(device)
-    found["first_step_s"] = time.perf_counter() - first
     if device.type == "cuda":
         found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(device)
-    times = seconds(contestants, device, args.steps, block=10 if device.type == "cuda" else 1)
+    block = 10 if device.type == "cuda" else 1
+    times = seconds(contestants, device, args.steps, block)
     found |= {"step_s": times["whole"], "bare_s": times["bare"], "samples_per_s": args.batch_size / times["whole"], "step_over_bare": times["whole"] / times["bare"],
               "adadim_over_simclr": times["whole"] / times["simclr"], "adadim_over_vicreg": times["whole"] / times["vicreg"]}
     found["flops_per_step"] = count_flops(nets, args.image_size, min(args.batch_size, 32), device) * args.batch_size / min(args.batch_size, 32)
     found["peak_flops_per_s"] = peak_flops(train.DTYPES[args.precision], device)
     found["mfu"] = found["flops_per_step"] / times["whole"] / found["peak_flops_per_s"]
-    found["parts"] = {part: t / times["whole"] for part, t in seconds(parts, device, args.steps).items()}
+    found["parts"] = {part: t / times["whole"] for part, t in seconds(parts, device, args.steps, block).items()}
     found["parts"]["backward of the networks, and the rest"] = 1 - sum(found["parts"].values())
 
     # an epoch of 50,000 images; evaluation's passes are timed on 512 images and counted for all that train.py takes

@@ -14,6 +14,7 @@ import functools
 import math
 import os
 import shutil
+import signal
 import sys
 import zlib
 from pathlib import Path
@@ -71,9 +72,10 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
     split that is neither trained nor tested on).
 
     name: a key of DATASETS. data_dir: where the files are, or are downloaded to. limit_train: keep only that many
-    training images, drawn at random with `seed`. classes: a file of class folders' names, one a line, to be used in place of
-    all. resident: yes for tensors, no for lists where the dataset is files, auto for tensors where they take no more than `room`
-    bytes (None: half of the machine's memory).
+    training images, drawn at random with `seed`. classes: names of class folders to be used in place of all, or a file of them, one a
+    line. resident: yes for tensors, no for lists where the dataset is files, auto for tensors where they take no more than `room`
+    bytes (None: half of the machine's memory). Tensors hold the central square of each image, so that crops are of that; of files
+    they are of the whole.
     Raises ValueError, or OSError for files that can't be read, with what is wrong and what to do.
     """
     if name not in DATASETS:
@@ -134,7 +136,7 @@ def fingerprint(data):
     total = zlib.crc32("/".join(data["classes"]).encode(errors="surrogateescape"))
     for key in ("train_x", "train_y", "test_x", "test_y"):
         if isinstance(data[key], list):
-            total = zlib.crc32("\n".join(os.sep.join(path.split(os.sep)[-2:]) for path in data[key]).encode(errors="surrogateescape"), total)
+            total = zlib.crc32("\n".join(map(os.path.basename, data[key])).encode(errors="surrogateescape"), total)
         else:
             total = zlib.crc32(data[key].contiguous().numpy(), total)
     return total
@@ -157,7 +159,8 @@ def machine_memory():
 def fetch(name, root):
     """The path of a dataset's files in root, downloaded and unpacked unless they are there; whole, or not at all.
 
-    A download goes to a name of its own, and takes its place when its md5 is right; so does what is unpacked from it.
+    A download goes to a name of its own, and takes its place when its md5 is right; so does what is unpacked from it. Of several
+    processes that want the same, one fetches and the others wait.
     """
     facts = DATASETS[name]
     file = facts.get("file") or facts["url"].rpartition("/")[2]
@@ -165,8 +168,15 @@ def fetch(name, root):
     archive, unpacked = root / file, root / facts["unpacked"] if "unpacked" in facts else None
     if unpacked and unpacked.is_dir():
         return unpacked
-    new = [path for path in (root, *root.parents) if not path.exists()]
+    new, part, lock = [path for path in (root, *root.parents) if not path.exists()], root / f"{facts.get('unpacked')}.part", None
     try:
+        root.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(ImportError, OSError):     # not on Windows, nor on every network disk
+            import fcntl
+            lock = os.open(root, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if unpacked and unpacked.is_dir():
+            return unpacked
         if not archive.exists():
             print(f"downloading {url}", flush=True)
             download_url(url, str(root), f"{file}.part", facts["md5"])
@@ -175,11 +185,9 @@ def fetch(name, root):
             raise ValueError(f"{archive} is damaged or another file (its md5 is not {facts['md5']}): move it away, and it will be downloaded")
         if unpacked:
             print(f"unpacking {archive}", flush=True)
-            part = root / f"{facts['unpacked']}.part"
             shutil.rmtree(part, ignore_errors=True)
             extract_archive(str(archive), str(part))
             os.replace(part / unpacked.name if (part / unpacked.name).is_dir() else part, unpacked)
-            shutil.rmtree(part, ignore_errors=True)
         return unpacked or archive
     except ValueError:
         raise
@@ -189,6 +197,9 @@ def fetch(name, root):
     finally:
         with contextlib.suppress(OSError):
             (root / f"{file}.part").unlink(missing_ok=True)
+            shutil.rmtree(part, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
             for path in new:        # directories made for nothing
                 path.rmdir()
 
@@ -255,7 +266,7 @@ def find_classes(name, root, chosen=None):
 
     A folder without classes is all right for --dataset folder: images straight in train/ (and test/, or val/) or in root;
     where none are held out for the metrics, a tenth at random is, 2,048 at most.
-    chosen: a file that names the classes to use.
+    chosen: the classes to use, or a file that names them.
     """
     facts, unused = DATASETS[name], {}
     if "url" in facts and not (root / "train").is_dir():
@@ -265,20 +276,20 @@ def find_classes(name, root, chosen=None):
         raise ValueError(f"there is no directory {root}: {layout}")
     train = next((root / split for split in ("train", "2021_train") if (root / split).is_dir()), root)
     held_out = next((root / split for split in ("test", "val", "2021_valid") if (root / split).is_dir()), None)
+    there = sorted(d.name for d in train.iterdir() if d.is_dir() and not d.name.startswith("."))
     flat = [str(path) for path in sorted(train.iterdir()) if is_image(path.name)] if name == "folder" else []
-    if flat and chosen is None:
-        test = [path for path in list_images(held_out)] if held_out else []
+    if flat and (train == root or not any(list_images(train / label) for label in there)):
+        test = list_images(held_out) if held_out else []
         if not test:
             if len(flat) < 20:
                 raise ValueError(f"{train} holds {len(flat)} images: too few, 20 or more are needed")
-            mine = random_subset(len(flat), min(2048, max(2, len(flat) // 10)), seed=0).tolist()
-            test, flat = [flat[i] for i in mine], [path for i, path in enumerate(flat) if i not in set(mine)]
+            mine = set(random_subset(len(flat), min(2048, max(2, len(flat) // 10)), seed=0).tolist())
+            test, flat = [flat[i] for i in sorted(mine)], [path for i, path in enumerate(flat) if i not in mine]
         unlabelled = lambda paths: torch.full((len(paths),), -1)
         return {"classes": [], "train_x": flat, "train_y": unlabelled(flat), "test_x": test, "test_y": unlabelled(test)}
     if held_out is None or train == root:
         raise ValueError(f"{root} lacks {'a train' if held_out else 'a test or val'} directory: {layout}")
-    there = sorted(d.name for d in train.iterdir() if d.is_dir() and not d.name.startswith("."))
-    classes = there if chosen is None else [line.split()[0] for line in Path(chosen).read_text().splitlines() if line.strip()]
+    classes = there if chosen is None else chosen if isinstance(chosen, list) else read_classes(chosen, there)
     if missing := sorted(set(classes) - set(there)):
         raise ValueError(f"{train} has no folder {missing[0]}, which {chosen} names")
     (train_x, train_y), (test_x, test_y) = find_images(train, classes), find_images(held_out, classes)
@@ -296,6 +307,17 @@ def find_classes(name, root, chosen=None):
         check_whole(name, root, train_x)
         unused = {"valid": len(list_images(root / "valid"))}
     return {"classes": classes, "train_x": train_x, "train_y": train_y, "test_x": test_x, "test_y": test_y, "unused": unused}
+
+
+def read_classes(path, there):
+    """The class names in a file, one a line: all of it, or its first word; each once."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        lines = []
+    if not lines:
+        raise ValueError(f"{path} names no classes: it should hold the names of class folders, one a line")
+    return list(dict.fromkeys(line if line in there else line.split()[0] for line in lines))
 
 
 def find_images(folder, classes):
@@ -372,26 +394,36 @@ def stream_crops(paths, batches, seed, recipe, size, pin=False):
     seed and the batch's place alone. The rest of an augmentation is augment(…, cropped=True).
     """
     work = functools.partial(crop_batch, paths=paths, scale=AUGMENTATIONS[recipe]["scale"], size=size)
-    tasks = [((seed << 24) + i, batch) for i, batch in enumerate(batches)]
-    for views in torch.utils.data.DataLoader(tasks, batch_size=None, num_workers=worker_count(), prefetch_factor=3, collate_fn=work, pin_memory=pin):
+    tasks = [((seed, i), batch) for i, batch in enumerate(batches)]
+    for views in torch.utils.data.DataLoader(tasks, batch_size=None, num_workers=worker_count(), prefetch_factor=3, collate_fn=work, pin_memory=pin,
+                                             worker_init_fn=leave_signals):
         if isinstance(views, str):
             raise OSError(views)
         yield views
 
 
+def leave_signals(worker):
+    """Ctrl-C reaches the workers too: it is for the main process to end them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def crop_batch(task, paths, scale, size):
     """What a worker of stream_crops does for one batch."""
     seed, batch = task
-    rand = functools.partial(torch.rand, generator=torch.Generator().manual_seed(seed))
+    state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    rand = functools.partial(torch.rand, generator=torch.Generator().manual_seed(state))
     out = np.empty((2, len(batch), size, size, 3), np.uint8)
     for i, path in enumerate(paths[j] for j in batch.tolist()):
         try:
             with Image.open(path) as image:
-                full = image.size
+                stored = full = image.size
+                if image.getexif().get(0x0112, 1) > 4:      # a camera held upright
+                    full = full[::-1]
                 boxes = [[float(v) for v in values] for values in zip(*random_boxes(2, scale, rand, shape=full[1] / full[0]))]
                 # a JPEG decodes at 1/2, 1/4 or 1/8 of its size in less time: to no less than both crops need
                 need = size / min(min(w * full[0], h * full[1]) for w, h, *_ in boxes)
-                image.draft("RGB", (max(1, round(full[0] * need)), max(1, round(full[1] * need))))
+                image.draft("RGB", tuple(max(1, round(length * need)) for length in stored))
                 image = to_rgb(image)
         except Exception as error:
             return broken(path, error)
@@ -482,6 +514,9 @@ def main(argv=None):
     parser.add_argument("--augment", choices=AUGMENTATIONS, default="vicreg", help="of the views (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="PNG", help="the contact sheet (default: figures/NAME.png)")
     args = parser.parse_args(argv)
+    out = args.out or Path("figures") / f"{args.name}.png"
+    if out.suffix.lower() != ".png" or out.is_dir():
+        parser.error(f"--out must be a PNG file, not {out}")
     try:
         data = load(args.name, args.data_dir, classes=args.classes)
         print(f"{args.name}: {len(data['classes'])} classes, images of {data['size']} pixels, networks see {data['image_size']}, stem {data['stem']}, "
@@ -495,10 +530,11 @@ def main(argv=None):
                      f"; {counts[few]:,} in each class" if names else ""))
         for split, count in data.get("unused", {}).items():
             print(f"{split:5}  {count:,} images, which are left unused")
-        out = args.out or Path("figures") / f"{args.name}.png"
         out.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(contact_sheet(data, args.augment).permute(1, 2, 0).numpy()).save(out)
         print(f"images, and two views under each: {out}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (ValueError, OSError, RuntimeError) as error:
         live("")
         print(f"data.py: {str(error).splitlines()[0]}", file=sys.stderr)

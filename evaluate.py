@@ -71,7 +71,7 @@ def linear_probe(train_x, train_y, test_x, test_y, rates=RATES, epochs=100, seed
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(train_y.device)
     held_out, rest = order.tensor_split([max(1, n // (10 if n >= 1000 else 5))])
     weight, bias = train_layers(train_x[rest], train_y[rest], n_classes, rates, epochs, seed)
-    correct = ((train_x[held_out] @ weight + bias).argmax(2) == train_y[held_out]).sum(1)
+    correct = torch.stack([((train_x[held_out] @ w + b).argmax(1) == train_y[held_out]).sum() for w, b in zip(weight, bias)])
     rate = rates[int(correct.argmax())]     # the lowest of the best
     weight, bias = train_layers(train_x, train_y, n_classes, (rate,), epochs, seed)
     logits = test_x @ weight[0] + bias[0]
@@ -188,7 +188,7 @@ def main(argv=None):
         stop("give one of: a run's folder, --weights FILE, --features FILE")
     if args.weights and not args.dataset:
         stop("--weights needs a --dataset to measure on")
-    if args.json and not os.access(args.json.absolute().parent, os.W_OK):
+    if args.json and (args.json.is_dir() or not os.access(args.json.absolute().parent, os.W_OK)):
         stop(f"cannot write to {args.json}")
     try:
         if args.features:
@@ -199,7 +199,11 @@ def main(argv=None):
             encoder, projector, saved = load_run(args.run) if args.run else (None, None, None)
             name = args.dataset or saved["config"]["--dataset"]
             print(f"loading {name} …", flush=True)
-            data = load(name, args.data_dir or (saved["data_dir"] if saved and not args.dataset else "./data"), classes=args.classes)
+            own = saved is not None and not args.dataset        # the very images of the run: its place, classes and sizes
+            classes = args.classes or (saved["classes"] if own and DATASETS[name]["layout"] in ("classes", "folder") and saved["classes"] else None)
+            resident = "no" if own and DATASETS[name]["layout"] == "folder" else "auto"
+            data = load(name, args.data_dir or (saved["data_dir"] if own else "./data"), classes=classes, resident=resident)
+            data |= {key: saved[key] for key in ("size", "image_size") if own}
             if encoder is None:
                 encoder = load_weights(args.weights)
             facts = {key: (saved or data)[key] for key in ("mean", "std")}

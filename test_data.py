@@ -5,10 +5,15 @@
 import functools
 import hashlib
 import http.server
+import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -19,7 +24,7 @@ from PIL import Image
 import data
 import train
 from augment import augment
-from test_train import TINY, generator, run, save_images
+from test_train import HERE, TINY, generator, run, save_images
 
 
 def noise(n, size, seed=0):
@@ -345,9 +350,9 @@ def test_streamed_crops_are_where_they_should_be(tmp_path, monkeypatch):
     image = torch.stack([axis.expand(600, 800), axis[:600, None].expand(600, 800) * 799 / 599, torch.zeros(600, 800)]).round().byte()
     save_jpegs(tmp_path / "x", [image], ".jpg")
     paths = data.list_images(tmp_path)
-    jpeg = data.crop_batch((3, torch.zeros(200, dtype=torch.long)), paths, (0.2, 1), 64).float()
+    jpeg = data.crop_batch(((3, 0), torch.zeros(200, dtype=torch.long)), paths, (0.2, 1), 64).float()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "x.png")
-    exact = data.crop_batch((3, torch.zeros(200, dtype=torch.long)), [str(tmp_path / "x.png")], (0.2, 1), 64).float()
+    exact = data.crop_batch(((3, 0), torch.zeros(200, dtype=torch.long)), [str(tmp_path / "x.png")], (0.2, 1), 64).float()
     assert (jpeg - exact).abs().mean() < 1      # grey levels of 255
     width, height = (jpeg[..., 0, 32, -1] - jpeg[..., 0, 32, 0]) / 252 * 800, (jpeg[..., 1, -1, 32] - jpeg[..., 1, 0, 32]) / 252 * 600
     assert 0.4 < (width < 0).double().mean() < 0.6 and (height > 0).all()
@@ -366,7 +371,7 @@ def test_training_on_streamed_and_unlabelled_images(tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:      # stopped in the second epoch
         patch.setattr(train, "rate_at", lambda at, *rest, f=train.rate_at: (_ for _ in ()).throw(KeyboardInterrupt) if at == 4 else f(at, *rest))
         assert run(*flags, "--out", tmp_path / "cut") == 130
-    assert run(*flags, "--out", tmp_path / "cut", "--resume") == 0
+    assert run(*flags, "--resident", "auto", "--out", tmp_path / "cut", "--resume") == 0        # as it began
     a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "cut"))
     assert all(torch.equal(a["nets"][key], b["nets"][key]) for key in a["nets"])
     save_images(tmp_path / "mine", noise(300, 8))
@@ -379,6 +384,33 @@ def test_training_on_streamed_and_unlabelled_images(tmp_path, capsys):
     assert run(*flags, "--limit-train", 40, "--out", tmp_path / "torn") == 2
     err = capsys.readouterr().err
     assert f"{file} is not a readable image" in err and err.count("\n") == 1
+
+
+def test_a_streamed_run_stops_when_it_is_told_to(photos, tmp_path):
+    """Ctrl-C goes to the workers too; SIGTERM to the run alone. Neither is lost, and one line is all that is said."""
+    flags = [*TINY, "--dataset", "folder", "--data-dir", photos, "--resident", "no", "--batch-size", 8, "--epochs", 500, "--eval-every", 500]
+    for name, status, send in (("a", 130, lambda pid: os.killpg(pid, signal.SIGINT)), ("b", 143, lambda pid: os.kill(pid, signal.SIGTERM))):
+        process = subprocess.Popen([sys.executable, HERE / "train.py", *map(str, flags), "--out", tmp_path / name], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        deadline, log = time.time() + 120, tmp_path / name / "log.csv"
+        while time.time() < deadline and process.poll() is None and not (log.exists() and log.read_text().count("\n") > 1):
+            time.sleep(0.01)
+        time.sleep(0.1)
+        send(process.pid)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == status and err.startswith("train.py: stopped; go on with: ") and err.count("\n") == 1, err
+
+
+def test_a_camera_held_upright(tmp_path):
+    """A JPEG that is stored on its side, with the EXIF tag that says so, gives the crops of the same picture stored upright."""
+    picture = Image.fromarray(torch.nn.functional.interpolate(noise(1, 8).float(), (400, 300), mode="bicubic").clamp(0, 255).byte()[0].permute(1, 2, 0).numpy())
+    picture.save(tmp_path / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6        # turn it by 90° clockwise to see it
+    picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    upright, turned = (data.crop_batch(((0, 0), torch.zeros(20, dtype=torch.long)), [str(tmp_path / name)], (0.2, 1), 32).float()
+                       for name in ("upright.png", "turned.jpg"))
+    assert (upright - turned).abs().mean() < 2
 
 
 def test_first_look(photos, tmp_path, capsys):

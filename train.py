@@ -15,6 +15,7 @@ then train(), the whole run as one function.
 """
 import argparse
 import copy
+import datetime
 import math
 import os
 import re
@@ -40,7 +41,8 @@ COLUMNS = ("epoch step seconds samples_per_s lr alpha loss info_nce vicreg mi_lo
 RATES = {"lars": (0.4, 0.1), "sgd": (0.05, 0.1), "adamw": (1e-3, 1e-2)}       # default rate of the encoder, of the probe
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TEST_IMAGES, KNN_IMAGES = 2048, 8192      # fixed random images that an evaluation uses, of the test and training set
-RANK, WORLD = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))     # torchrun sets them
+RANK, WORLD = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")) if {"RANK", "MASTER_ADDR"} <= os.environ.keys() else (0, 1)     # by torchrun
+caught = {"wait": False, "signal": None}        # Ctrl-C and SIGTERM end a run at once or, where that is unsafe, after the step
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------
@@ -83,7 +85,8 @@ def parse_args(argv):
     add("--data-dir", "where the files are, or are downloaded to", default="./data", metavar="DIR")
     add("--augment", "augmentation scheme", choices=AUGMENTATIONS, default="vicreg")
     add("--classes", "a file with the names of the class folders to use, one a line", type=Path, metavar="FILE")
-    add("--resident", "keep all images on the device; no: worker processes decode them as they are needed; auto: as they fit",
+    add("--resident", "keep all images on the device, their central squares; no: worker processes decode them as they are needed; auto: as they fit; a run "
+        "goes on as it began",
         choices=("auto", "yes", "no"), default="auto")
     add("--limit-train", "train on N random images only, for quick trials", type=count, metavar="N")
 
@@ -248,7 +251,7 @@ def losses_of(model, views, labels, alpha, args):
     """What is minimised, what is logged of it, and what α may be measured on.
 
     model: Nets, or DistributedDataParallel around it. views: both, stacked for one pass; labels: of one; of this process's part
-    of the batch. The loss is that of the batch of all processes. alpha: a 0-dim tensor on the device.
+    of the batch. The loss is that of the batch of all processes; the probe's, as logged, that of this one. alpha: a 0-dim tensor on the device.
     """
     with torch.autocast(views.device.type, DTYPES[args.precision], enabled=args.precision != "fp32"):
         r, z, logits = model(views)
@@ -305,18 +308,15 @@ def csv_line(row):
     return (",".join("" if value is None else f"{value:.7g}" for value in row) + "\n").encode()
 
 
-def read_checkpoint(path, config):
-    """last.pt, if it is whole and of this configuration; if not, one line says what is wrong."""
+def read_checkpoint(path):
+    """last.pt, if it is whole; if not, one line says what is wrong."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        theirs = checkpoint["config"]
+        checkpoint["config"], checkpoint["streamed"]
     except OSError:
         raise
     except Exception as error:      # a damaged file can raise anything
         stop(f"{path} is not a whole checkpoint ({type(error).__name__}): restore it, or start over with --overwrite")
-    wrong = [f"{key} {theirs.get(key)} there, {value} here" for key, value in config.items() if theirs.get(key) != value]
-    if wrong:
-        stop(f"{path} is of another configuration ({'; '.join(wrong)}): give the same flags, or another --out")
     return checkpoint
 
 
@@ -339,18 +339,18 @@ def train(args):
     parent = next(path for path in (args.out, *args.out.absolute().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         stop(f"cannot write to {args.out}: {parent} is not {'writable' if parent.is_dir() else 'a directory'}")
+    if args.batch_size % WORLD:
+        stop(f"--batch-size {args.batch_size} cannot be shared by {WORLD} processes")
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        stop(f"--device {args.device} can't be used here ({str(error).splitlines()[0]}): leave it out, or say cpu")
-    if WORLD > 1:
-        if args.batch_size % WORLD:
-            stop(f"--batch-size {args.batch_size} cannot be shared by {WORLD} processes")
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", RANK)))
+        if WORLD > 1 and device.type == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", RANK)))      # each process has its own
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        torch.empty(0, device=device)
+        if WORLD > 1:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=2))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        stop(f"--device {args.device} can't be used here ({str(error).splitlines()[0]}): leave it out, or say cpu")
     autocast = lambda: torch.autocast(device.type, DTYPES[args.precision], enabled=args.precision != "fp32")
     torch.backends.cudnn.benchmark = True
 
@@ -364,12 +364,12 @@ def train(args):
     room = machine_memory() / 2 / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if device.type == "cuda":
         room = min(room, torch.cuda.mem_get_info(device)[0] / 2)
+    if WORLD > 1:       # as much as the process has that has least
+        dist.all_reduce(room := torch.tensor(room, device=device), dist.ReduceOp.MIN)
+    saved = read_checkpoint(last) if args.resume and last.exists() else None
+    resident = args.resident if saved is None else "no" if saved["streamed"] else "yes"        # a run goes on as it began
     try:
-        if RANK > 0:
-            dist.barrier()      # the first process downloads
-        data = load(args.dataset, args.data_dir, args.limit_train, args.seed, args.classes, args.resident, room)
-        if RANK == 0 and WORLD > 1:
-            dist.barrier()
+        data = load(args.dataset, args.data_dir, args.limit_train, args.seed, args.classes, resident, float(room))
     except (ValueError, OSError) as error:
         stop(error)
     n, n_classes = len(data["train_x"]), len(data["classes"])
@@ -408,8 +408,10 @@ def train(args):
 
     # where it starts: from nothing, or from a checkpoint
     done, measured_alpha, earlier, rows = 0, 0.0, 0.0, []
-    if args.resume and last.exists():
-        saved = read_checkpoint(last, config)
+    if saved:
+        wrong = [f"{key} {saved['config'].get(key)} there, {value} here" for key, value in config.items() if saved["config"].get(key) != value]
+        if wrong:
+            stop(f"{last} is of another configuration ({'; '.join(wrong)}): give the same flags, or another --out")
         nets.load_state_dict(saved["nets"])
         optimizer.load_state_dict(saved["optimizer"])
         scaler.load_state_dict(saved["scaler"])
@@ -434,7 +436,7 @@ def train(args):
             "epoch": epoch, "alpha": measured_alpha, "seconds": seconds, "rows": rows, "config": config,
             "nets": nets.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
             **{key: data[key] for key in ("classes", "size", "image_size", "stem", "mean", "std")},
-            "data_dir": str(Path(args.data_dir).absolute())}, file))
+            "streamed": streamed, "data_dir": str(Path(args.data_dir).absolute())}, file))
 
     def check_finite(logged, epoch):
         bad = (~logged.isfinite()).any(1)
@@ -471,7 +473,7 @@ def train(args):
         order = torch.randperm(n, generator=generator, device=device)
         measure = torch.randperm(steps, generator=generator, device=device)[:args.alpha_batches].tolist()
         if RANK > 0:
-            generator.manual_seed((args.seed * 1_000_003 + epoch) * 65_536 + RANK)      # the same order for all, their own augmentation for each
+            generator.manual_seed(((args.seed * 1_000_003 + epoch) * 65_536 + RANK) % 2 ** 63)      # the same order for all, their own augmentation for each
         batches = order[:steps * args.batch_size].view(steps, WORLD, -1)[:, RANK]
         if streamed:
             seed = (args.seed * 1_000_003 + epoch) * WORLD + RANK
@@ -479,8 +481,11 @@ def train(args):
         progress = [((epoch - 1) * steps + step) / max(1, total - 1) for step in range(steps)]
         alphas = torch.tensor([alpha_at(args.alpha, measured_alpha, share) for share in progress]).to(device)
         ranks, logged, begun = [], torch.zeros(steps, 5, device=device), time.time()
-        shown = begun
-        for step, batch in enumerate(batches):      # nothing in here waits for the device, but for what is shown once a second
+        shown, caught["wait"] = begun, streamed     # an exception among the workers' own doings would be lost
+        for step, batch in enumerate(batches):      # nothing waits for the device, but what is shown once a second, fp16 and measuring α
+            if caught["signal"]:
+                crops.close()
+                raise KeyboardInterrupt(caught["signal"])
             at = (epoch - 1) * steps + step
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(at, group["base_lr"], args.warmup_epochs * steps, total)
@@ -506,6 +511,7 @@ def train(args):
                 check_finite(logged[:step + 1], epoch)
                 shown, rate = time.time(), (step + 1) * args.batch_size / (time.time() - begun)
                 live(f"epoch {epoch}/{args.epochs}  step {step + 1}/{steps}  loss {logged[step, 0]:.3f}  {rate:,.0f} samples/s")
+        caught["wait"] = False
         check_finite(logged, epoch)
         rate = steps * args.batch_size / (time.time() - begun)
         if ranks:
@@ -555,11 +561,14 @@ def main(argv=None):
     command = sys.argv[1:] if argv is None else argv
 
     def terminate(number, frame):
-        raise KeyboardInterrupt(number)
+        caught["signal"] = number
+        if not caught["wait"]:
+            raise KeyboardInterrupt(number)
 
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")       # a terminal that cannot show α
-    before = signal.signal(signal.SIGTERM, terminate)
+    caught.update(wait=False, signal=None)
+    before = [(number, signal.signal(number, terminate)) for number in (signal.SIGTERM, signal.SIGINT)]
     try:
         if RANK > 0:
             sys.stdout = open(os.devnull, "w")      # the first process speaks for all
@@ -569,10 +578,12 @@ def main(argv=None):
         live("")
         if RANK == 0:
             print(f"train.py: stopped; go on with: {'the same torchrun … and --resume' if WORLD > 1 else shlex.join(again)}", file=sys.stderr)
-        sys.exit(143 if interrupt.args else 130)
+        sys.exit(128 + (interrupt.args or (signal.SIGINT,))[0])
     except (RuntimeError, MemoryError) as error:
         if WORLD > 1 and re.search("gloo|nccl|peer|connection|socket", str(error), re.IGNORECASE):
             stop("another process of this run ended, see what it says; the same command with --resume goes on")
+        if "DataLoader worker" in str(error):
+            stop("a process that reads images was killed, probably for want of memory; the same command with --resume goes on")
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         stop("there is not enough memory: try a smaller --batch-size, --width or --projector")
@@ -582,7 +593,8 @@ def main(argv=None):
     except OSError as error:
         stop(error)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":
