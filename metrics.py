@@ -195,8 +195,10 @@ def method(folder):
 def colours(methods):
     """{method: colour}: a scale for the fixed α alone, a colour of its own for each other method, whatever else is drawn."""
     from matplotlib import colormaps
-    fixed = {name: re.fullmatch(r".*α ([\d.]+)(, β 0)?", name) for name in methods}
-    named = {"α ada, β 0.0001": COLOURS[0], "α ada, β 0": COLOURS[1], "α linear, β 0": COLOURS[2], "α cosine, β 0": COLOURS[3]}
+    usual = {"AdaDim": "α ada, β 0.0001", "SimCLR": "α 1, β 0", "VICReg": "α 0, β 0"}
+    fixed = {name: re.fullmatch(r".*α ([\d.]+)(, β 0)?", usual.get(name, name)) for name in methods}
+    named = {"α ada, β 0.0001": COLOURS[0], "α ada, β 0": COLOURS[1], "α linear, β 0": COLOURS[2], "α cosine, β 0": COLOURS[3],
+             "AdaDim": COLOURS[0]}
     free = [colour for colour in COLOURS if colour not in [named.get(name) for name in methods]] or list(COLOURS)
     others = [name for name in methods if name not in named and not fixed[name]]
     return {name: named.get(name) or (colormaps["viridis"](0.95 * min(1, float(fixed[name][1]))) if fixed[name] else
