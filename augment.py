@@ -81,7 +81,7 @@ def random_resized_crop(x, scale, rand, size=None, ratio=(3 / 4, 4 / 3)):
 
 def grey(x):
     """Luma of x (n × 3 × h × w) as n × 1 × h × w, with PIL's weights."""
-    return 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
+    return torch.add(torch.add(0.299 * x[:, :1], x[:, 1:2], alpha=0.587), x[:, 2:], alpha=0.114)
 
 
 def colour_jitter(x, strengths, rand):
@@ -113,7 +113,8 @@ def shift_hue(x, shift):
     hue = torch.lerp(hue, (g - b) * scale, (value == r).float()) + 6 * shift
     # a channel is at its lowest two sixths from its colour on and in between it rises: periodic, without a modulo
     away = torch.stack([hue, hue - 2, hue - 4], 1)
-    return value.unsqueeze(1) - chroma.unsqueeze(1) * away.abs_().sub_(3).abs_().neg_().add_(2).clamp_(0, 1)
+    away = away.abs_().sub_(3).abs_().clamp_(1, 2)      # 1 at its lowest, 2 at its highest
+    return torch.addcmul((value - 2 * chroma).unsqueeze(1), chroma.unsqueeze(1), away)
 
 
 def gaussian_blur(x, sigma, radius=6):
