@@ -174,7 +174,7 @@ class LARS(torch.optim.Optimizer):
             lr, decay = group["lr"], group["weight_decay"]
             weights = [p for p in params if p.ndim > 1]
             grads = [p.grad for p in params]
-            if weights:     # foreach: a handful of kernels for all tensors together
+            if weights:     # foreach: a handful of kernels for all tensors together, and one a tensor for the product with q
                 decayed = torch._foreach_add(grads[:len(weights)], weights, alpha=decay)
                 w = torch.stack(torch._foreach_norm(weights))
                 g = torch.stack(torch._foreach_norm(grads[:len(weights)]))
