@@ -443,8 +443,8 @@ def train(args):
         if len(logged) == steps:        # the last step's update can break the weights after its loss was taken
             bad[-1] |= ~torch.stack([value.isfinite().all() for value in nets.state_dict().values()]).all()
         if bad.any():
-            stop(f"the loss became NaN or infinite in epoch {epoch}, step {int(bad.int().argmax()) + 1} of {steps}: try a lower "
-                 f"--lr, or --precision fp32; {last} still holds epoch {epoch - 1}")
+            stop(f"the loss became NaN or infinite in epoch {epoch}, step {int(bad.int().argmax()) + 1} of {steps}: try a longer "
+                 f"--warmup-epochs (100 steps or more) or a lower --lr; {last} still holds epoch {epoch - 1}")
 
     millions = lambda net: f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M"
     print(f"{args.dataset}: {n:,} training images of {data['image_size']} pixels, {f'{n_classes} classes' if n_classes else 'no labels: no probe'}"
