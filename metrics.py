@@ -304,6 +304,9 @@ def main(argv=None):
     try:
         runs = {}
         for folder in args.runs:
+            if folder.is_dir() and not (folder / "log.csv").exists():       # of a study's run that failed at once
+                print(f"{folder} holds no log.csv: left out")
+                continue
             log = read_log(folder / "log.csv")
             if log["epoch"]:
                 runs.setdefault(method(folder.resolve().name), []).append(log)
