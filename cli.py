@@ -1,0 +1,150 @@
+"""What all command lines share: numbers, devices, and one line in place of a traceback.
+
+    parser = Parser("evaluate.py", __doc__)
+    parser.add_argument("--epochs", type=whole_number(1))
+    with one_line_errors("evaluate.py"):
+        device = open_device(parser.parse_args().device)
+
+Exit status of every script: 0; 2 with one line on stderr for bad input; 130 after Ctrl-C; 141
+where the program that reads its output has gone.
+"""
+import argparse
+import contextlib
+import math
+import os
+import re
+import sys
+
+import torch
+
+
+class BadInput(ValueError):
+    """Something that the user can mend. Scripts print it as one line and exit with status 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, without abbreviations of flags; what it does not understand is BadInput."""
+
+    def __init__(self, program, description, **settings):
+        super().__init__(prog=program, description=description, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def error(self, message):
+        raise BadInput(f"{message} (--help explains the flags)")
+
+
+# --- types for argparse ---------------------------------------------------------------------
+
+def checked(kind, accept, wanted):
+    """An argparse type: kind(text), where accept() holds for it. wanted: what to say if not."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not accept(value):
+            raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
+        return value
+    return parse
+
+
+def whole_number(low, high=None):
+    """Integers from low to high, both included; without high, from low on."""
+    def accept(value):
+        return low <= value and (high is None or value <= high)
+
+    wanted = f"a whole number from {low}" + ("" if high is None else f" to {high}")
+    return checked(int, accept, wanted)
+
+
+def number(low=-math.inf, above=False):
+    """Finite numbers from low on; with above=True, low itself is refused."""
+    def accept(value):
+        return math.isfinite(value) and value >= low and not (above and value == low)
+
+    wanted = "a finite number"
+    if low > -math.inf:
+        wanted = f"a number above {low:g}" if above else f"a number of at least {low:g}"
+    return checked(float, accept, wanted)
+
+
+def matching(pattern, wanted):
+    """Text that a regular expression describes."""
+    return checked(str, lambda text: re.fullmatch(pattern, text), wanted)
+
+
+layer_sizes = matching(r"[1-9]\d*(-[1-9]\d*)*", "layer sizes such as 2048-2048-2048")
+device_name = matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
+
+
+# --- what the scripts do with them ------------------------------------------------------------
+
+def open_device(name):
+    """The torch.device that --device names; auto takes a GPU where there is one.
+
+    Raises BadInput where that device cannot be used.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"--device {name} cannot be used here ({reason}): "
+                       "leave it out, or say cpu") from error
+    return device
+
+
+def check_output_file(path, flag):
+    """Raises BadInput unless a file can be written at path; None, a flag left out, is fine."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if path.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise BadInput(f"{flag}: cannot write to {path}")
+
+
+def show_progress(text):
+    """Rewrites the terminal's last line; where stdout is not a terminal, does nothing."""
+    if sys.stdout.isatty():
+        print(f"\r\033[K{text}", end="", flush=True)
+
+
+def out_of_memory(error):
+    """Whether an exception says that memory ran out, on the device or in the machine."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    words = ("out of memory", "not enough memory", "can't allocate memory", "DefaultCPUAllocator")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def stop(program, message):
+    """One line on stderr, whatever line breaks the message holds, and exit status 2."""
+    show_progress("")
+    print(f"{program}: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+@contextlib.contextmanager
+def one_line_errors(program):
+    """Ends the program with one line where the input was bad, and quietly where it was told to.
+
+    Any other exception is a mistake of ours, and keeps its traceback.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")        # for terminals that cannot show α
+    try:
+        yield
+    except BrokenPipeError:     # as in: python train.py … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (BadInput, OSError) as error:
+        stop(program, error)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        stop(program, "there is not enough memory: try smaller batches or a smaller network")
+    except KeyboardInterrupt:
+        show_progress("")
+        sys.exit(130)

@@ -1,0 +1,86 @@
+"""Several processes, one on each GPU, started by torchrun: who this one is, and how they share.
+
+    torchrun --nproc_per_node=8 train.py …
+
+Each process trains on its part of every batch. A loss over the whole batch gathers the parts
+first; DistributedDataParallel then averages the gradients.
+"""
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+
+
+def from_torchrun(name, otherwise):
+    """A number that torchrun leaves in the environment; without torchrun, `otherwise`."""
+    started_by_torchrun = {"RANK", "MASTER_ADDR"} <= os.environ.keys()
+    return int(os.environ[name]) if started_by_torchrun else otherwise
+
+
+RANK = from_torchrun("RANK", 0)                             # this process's number …
+WORLD_SIZE = from_torchrun("WORLD_SIZE", 1)                 # … of so many
+LOCAL_RANK = from_torchrun("LOCAL_RANK", 0)                 # the same on this machine
+LOCAL_WORLD_SIZE = from_torchrun("LOCAL_WORLD_SIZE", 1)
+
+
+def start(device):
+    """Joins the other processes of this run; returns the device that this process is to use."""
+    if WORLD_SIZE == 1:
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", LOCAL_RANK)
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(hours=2))
+    return device
+
+
+def finish():
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def smallest(number, device):
+    """The smallest of the processes' numbers."""
+    if not dist.is_initialized():
+        return number
+    found = torch.tensor(float(number), dtype=torch.float64, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MIN)
+    return found.item()
+
+
+def mean(x):
+    """The mean of a tensor over the processes; no gradient flows through it."""
+    if not dist.is_initialized():
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x)
+    return x / dist.get_world_size()
+
+
+class Gather(torch.autograd.Function):
+    """The rows of all processes, one process after the other.
+
+    Each process then computes the loss of the whole batch, so the gradient of its own rows is
+    all that it needs: nothing has to travel back.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        # DistributedDataParallel averages over the processes what should be a sum
+        world_size = dist.get_world_size()
+        return gradient.chunk(world_size)[dist.get_rank()] * world_size
+
+
+def gather(x):
+    """x (n × d) of this process → the batch's (world size · n × d), with gradient, in float32."""
+    if not dist.is_initialized():
+        return x
+    return Gather.apply(x.float())
