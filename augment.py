@@ -1,136 +1,254 @@
-"""Augmentation of whole batches, on the device: two random views of each image from some forty tensor operations.
+"""Augmentation of whole batches on the device: a random view of each image.
 
     from augment import augment, normalise
-    view = augment(images, "vicreg")                      # uint8, n × 3 × s × s, to float in [0, 1]
+    view = augment(images, "vicreg")            # uint8, n × 3 × s × s  →  float in [0, 1]
     inputs = normalise(view, mean, std)
 
-On one core that is some eight times as fast as image by image through PIL. Every random draw comes from the generator that the caller hands
-over, so an epoch can be repeated exactly. This file needs torch alone.
+A view takes some forty tensor operations for the whole batch; on one core that is some eight
+times as fast as image by image through PIL. Every random number comes from the generator that
+the caller hands over, so an epoch can be repeated exactly. This file needs torch alone.
 """
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-DRAWS = 35      # random numbers for a view
-# Probabilities and strengths as in SPEC and solo-learn; jitter is brightness, contrast, saturation, hue. A pair is view
-# 1's and view 2's. "vicreg" is solo-learn's stronger CIFAR scheme.
+
+class Jitter(NamedTuple):
+    """Strengths of colour_jitter."""
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+
+
+# scale: range of a crop's area, as a part of the image's. jitter_p, grey_p, blur_p, solarise_p:
+# how probable each change is; solarise_p is a pair, view 1's and view 2's. Values are solo-learn's,
+# and "vicreg" is its stronger scheme for CIFAR.
 AUGMENTATIONS = {
-    "vicreg": dict(scale=(0.2, 1), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0, solarise_p=(0.1, 0.1)),
-    "simclr": dict(scale=(0.08, 1), jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grey_p=0.2, blur_p=0.5, solarise_p=(0, 0)),
-    "byol": dict(scale=(0.08, 1), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0, solarise_p=(0, 0.2)),
+    "vicreg": dict(
+        scale=(0.2, 1),
+        jitter=Jitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
+        jitter_p=0.8,
+        grey_p=0.2,
+        blur_p=0,
+        solarise_p=(0.1, 0.1),
+    ),
+    "simclr": dict(
+        scale=(0.08, 1),
+        jitter=Jitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2),
+        jitter_p=0.8,
+        grey_p=0.2,
+        blur_p=0.5,
+        solarise_p=(0, 0),
+    ),
+    "byol": dict(
+        scale=(0.08, 1),
+        jitter=Jitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
+        jitter_p=0.8,
+        grey_p=0.2,
+        blur_p=0,
+        solarise_p=(0, 0.2),
+    ),
 }
 
+# random numbers that a view takes: 23 for the crop and flip, 8 for the jitter, 1 for the grey,
+# 2 for the blur and 1 for the solarising
+DRAWS = 35
+
+
+# --- a view ---------------------------------------------------------------------------------
 
 def augment(x, recipe="vicreg", view=0, generator=None, size=None, cropped=False):
-    """One random view of each image: crop, flip, colour jitter, greyscale, blur, solarise, drawn anew for each image.
+    """One random view of each image: crop, flip, colour jitter, grey, blur, solarise.
 
-    x: uint8, n × 3 × s × s, square. recipe: a key of AUGMENTATIONS. view: 0 or 1. generator: on x's device. size: of the view,
-    in pixels (None: x's). cropped: x has its crop and flip already, from data.stream_crops.
-    Returns float32 in [0, 1], n × 3 × size × size.
+    x: n × 3 × s × s, uint8. recipe: a key of AUGMENTATIONS. view: 0 or 1. generator: on x's
+    device. size: of the view, in pixels (None: x's). cropped: x has its crop and flip already.
+    Returns n × 3 × size × size, float32 in [0, 1].
     """
-    return augment_with(torch.rand(len(x), DRAWS, generator=generator, device=x.device), x, recipe, view, size, cropped)
+    draws = torch.rand(len(x), DRAWS, generator=generator, device=x.device)
+    return augment_with(draws, x, recipe, view, size, cropped)
 
 
 def augment_with(draws, x, recipe, view, size=None, cropped=False):
-    """augment() with random numbers that were drawn before, n × DRAWS in [0, 1): what torch.compile can take whole."""
-    a, used = AUGMENTATIONS[recipe], 0
+    """augment() with random numbers drawn before (n × DRAWS, in [0, 1)).
 
-    def rand(n, *shape):        # as torch.rand, but from the draws
+    Nothing in it depends on a tensor's values, so torch.compile can take it whole.
+    """
+    settings = AUGMENTATIONS[recipe]
+    used = 0
+
+    def rand(n, *shape):
+        """As torch.rand(n, *shape), but from the draws."""
         nonlocal used
-        start, used = used, used + math.prod(shape)
+        start = used
+        used += math.prod(shape)
         return draws[:, start:used].reshape(n, *shape)
 
-    chance = lambda p: (rand(len(x), 1, 1, 1) < p).float()      # for lerp, which is exact at 0 and 1 and faster than where
+    def sometimes(x, changed, probability):
+        """`changed` in place of x, for each image with this probability."""
+        chosen = (rand(len(x), 1, 1, 1) < probability).float()
+        return torch.lerp(x, changed, chosen)       # exact at 0 and 1, and faster than where
+
     x = x.float() / 255
     if not cropped:
-        x = random_resized_crop(x, a["scale"], rand, size)
-    x = torch.lerp(x, colour_jitter(x, a["jitter"], rand), chance(a["jitter_p"]))
-    x = torch.lerp(x, grey(x), chance(a["grey_p"]))
-    if a["blur_p"] and x.shape[-1] > 64:        # smaller images have no detail to spare; CIFAR's recipes do not blur
-        x = torch.lerp(x, gaussian_blur(x, 0.1 + 1.9 * rand(len(x), 1, 1, 1)), chance(a["blur_p"]))
-    return torch.lerp(x, torch.minimum(x, 1 - x), chance(a["solarise_p"][view]))
+        x = random_resized_crop(x, settings["scale"], rand, size)
+    x = sometimes(x, colour_jitter(x, settings["jitter"], rand), settings["jitter_p"])
+    x = sometimes(x, grey(x), settings["grey_p"])
+    if settings["blur_p"] and x.shape[-1] > 64:     # smaller images have no detail to spare
+        sigma = 0.1 + 1.9 * rand(len(x), 1, 1, 1)
+        x = sometimes(x, gaussian_blur(x, sigma), settings["blur_p"])
+    solarised = torch.minimum(x, 1 - x)             # what is brighter than one half is inverted
+    return sometimes(x, solarised, settings["solarise_p"][view])
+
+
+# --- crop and flip --------------------------------------------------------------------------
+
+class Boxes(NamedTuple):
+    """Parts of images, where an image spans −1 … 1 in both directions; tensors of n values."""
+    width: torch.Tensor         # as a part of the image's
+    height: torch.Tensor
+    centre_x: torch.Tensor
+    centre_y: torch.Tensor
+    flip: torch.Tensor          # whether to mirror it
 
 
 def random_boxes(n, scale, rand, ratio=(3 / 4, 4 / 3), shape=1.0, flip_p=0.5):
-    """n random parts of an image: width, height, centre x, centre y, each n, where the image spans −1 … 1; and whether to flip.
+    """n random parts of an image, as torchvision's RandomResizedCrop draws them: Boxes.
 
-    Area uniform in `scale`, aspect ratio log-uniform in `ratio`, as torchvision's RandomResizedCrop: of ten draws the
-    first that fits into the image. shape: the image's height over its width.
+    Area uniform in `scale`, aspect ratio log-uniform in `ratio`; of ten draws, the first that fits
+    into the image. rand: as torch.rand. shape: the image's height over its width.
     """
     tries = 10
-    area = scale[0] + (scale[1] - scale[0]) * rand(n, tries)
-    aspect = shape * (math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * rand(n, tries)).exp()
-    w, h = (area * aspect).sqrt(), (area / aspect).sqrt()
-    fits = (w <= 1) & (h <= 1)
-    first = fits.int().argmax(1, keepdim=True)
+    narrowest, widest = ratio
+    area = scale[0] + (scale[1] - scale[0]) * rand(n, tries)                    # n × tries
+    log_aspect = math.log(narrowest) + math.log(widest / narrowest) * rand(n, tries)
+    aspect = shape * log_aspect.exp()
+    widths = (area * aspect).sqrt()
+    heights = (area / aspect).sqrt()
+
+    fits = (widths <= 1) & (heights <= 1)
+    any_fits = fits.any(1)                                                      # n
+    first = fits.int().argmax(1, keepdim=True)                                  # n × 1
     # should all ten fail, as much of the image as the ratios allow
-    largest = min(1.0, ratio[1] * shape), min(1.0, 1 / (ratio[0] * shape))
-    w, h = (torch.where(fits.any(1), side.gather(1, first).squeeze(1), most) for side, most in zip((w, h), largest))
-    x0, y0 = ((1 - side) * (2 * rand(n) - 1) for side in (w, h))
-    return w, h, x0, y0, rand(n) < flip_p
+    largest_width = min(1.0, widest * shape)
+    largest_height = min(1.0, 1 / (narrowest * shape))
+    width = torch.where(any_fits, widths.gather(1, first).squeeze(1), largest_width)
+    height = torch.where(any_fits, heights.gather(1, first).squeeze(1), largest_height)
+
+    centre_x = (1 - width) * (2 * rand(n) - 1)
+    centre_y = (1 - height) * (2 * rand(n) - 1)
+    flip = rand(n) < flip_p
+    return Boxes(width, height, centre_x, centre_y, flip)
 
 
 def random_resized_crop(x, scale, rand, size=None, ratio=(3 / 4, 4 / 3)):
-    """A random part of each image of x (n × 3 × s × s, float), see random_boxes, resized to size × size, half of them mirrored."""
-    w, h, x0, y0, flip = random_boxes(len(x), scale, rand, ratio)
-    w, zero, size = torch.where(flip, -w, w), torch.zeros_like(w), size or x.shape[-1]
-    grid = F.affine_grid(torch.stack([w, zero, x0, zero, h, y0], 1).view(-1, 2, 3), (len(x), 3, size, size), align_corners=False)
+    """A random part of each image, see random_boxes, resized to size × size; half are mirrored.
+
+    x: n × 3 × s × s, float.
+    """
+    n = len(x)
+    size = size or x.shape[-1]
+    box = random_boxes(n, scale, rand, ratio)
+
+    # affine_grid's matrices take places in the view to places in the image
+    width = torch.where(box.flip, -box.width, box.width)
+    zero = torch.zeros_like(width)
+    matrices = torch.stack([width, zero, box.centre_x,
+                            zero, box.height, box.centre_y], 1).view(-1, 2, 3)  # n × 2 × 3
+    grid = F.affine_grid(matrices, (n, 3, size, size), align_corners=False)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
+# --- colours ----------------------------------------------------------------------------------
+
 def grey(x):
     """Luma of x (n × 3 × h × w) as n × 1 × h × w, with PIL's weights."""
-    return torch.add(torch.add(0.299 * x[:, :1], x[:, 1:2], alpha=0.587), x[:, 2:], alpha=0.114)
+    red = x[:, :1]
+    green = x[:, 1:2]
+    blue = x[:, 2:]
+    return torch.add(torch.add(0.299 * red, green, alpha=0.587), blue, alpha=0.114)
 
 
 def colour_jitter(x, strengths, rand):
     """Brightness, contrast and saturation in an order drawn for each image, then hue.
 
-    Each factor is uniform in 1 ± its strength, the hue's shift in ± its strength (of a turn). Hue comes last because it
-    commutes with the others but for clipping. x: n × 3 × h × w in [0, 1].
+    x: n × 3 × h × w in [0, 1]. strengths: a Jitter, or four numbers in its order. A factor is
+    uniform in 1 ± its strength, the hue's shift in ± its strength, in turns. rand: as torch.rand.
+    Hue comes last because it commutes with the others but for clipping.
     """
     n = len(x)
-    factors = torch.stack([1 + strength * (2 * draw - 1) for strength, draw in zip(strengths, rand(n, 3).unbind(1))], 1)
-    order = rand(n, 3).argsort(1)
-    for op in order.unbind(1):
-        factor, op = factors.gather(1, op[:, None]).view(n, 1, 1, 1), op.view(n, 1, 1, 1)
+    brightness, contrast, saturation, hue = strengths
+    draws = rand(n, 3).unbind(1)
+    factors = torch.stack([1 + strength * (2 * draw - 1) for strength, draw
+                           in zip((brightness, contrast, saturation), draws)], 1)   # n × 3
+    order = rand(n, 3).argsort(1)                   # 0: brightness, 1: contrast, 2: saturation
+    for operation in order.unbind(1):
+        factor = factors.gather(1, operation[:, None]).view(n, 1, 1, 1)
+        operation = operation.view(n, 1, 1, 1)
         luma = grey(x)
-        # each of the three moves the image from, or towards, a base: black, its mean grey, its greys
-        base = torch.addcmul((op == 1) * luma.mean((2, 3), keepdim=True), luma, (op == 2).float())
+        # each moves the image from, or towards, a base: black, its mean grey, its greys
+        mean_grey = (operation == 1) * luma.mean((2, 3), keepdim=True)
+        base = torch.addcmul(mean_grey, luma, (operation == 2).float())
         x = torch.lerp(base, x, factor).clamp_(0, 1)
-    return shift_hue(x, (2 * rand(n, 1, 1) - 1) * strengths[3])
+    shift = (2 * rand(n, 1, 1) - 1) * hue
+    return shift_hue(x, shift)
 
 
 def shift_hue(x, shift):
-    """x (n × 3 × h × w in [0, 1]) with its HSV hue turned by shift (n × 1 × 1, in turns, up to a third of one)."""
-    r, g, b = x.unbind(1)
-    value, low = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
-    chroma = value - low
-    # the hue in sixths of a turn: 0 is red, 2 green, 4 blue; lerp picks one, as above
-    scale = 1 / chroma.clamp_min(1e-8)
-    hue = torch.lerp((r - g) * scale + 4, (b - r) * scale + 2, (value == g).float())
-    hue = torch.lerp(hue, (g - b) * scale, (value == r).float()) + 6 * shift
-    # a channel is at its lowest two sixths from its colour on and in between it rises: periodic, without a modulo
-    away = torch.stack([hue, hue - 2, hue - 4], 1)
-    away = away.abs_().sub_(3).abs_().clamp_(1, 2)      # 1 at its lowest, 2 at its highest
-    return torch.addcmul((value - 2 * chroma).unsqueeze(1), chroma.unsqueeze(1), away)
+    """x with its HSV hue turned by shift.
 
+    x: n × 3 × h × w in [0, 1]. shift: n × 1 × 1, in turns, at most a third of one.
+    """
+    red, green, blue = x.unbind(1)                                              # n × h × w
+    highest = torch.maximum(torch.maximum(red, green), blue)
+    lowest = torch.minimum(torch.minimum(red, green), blue)
+    chroma = highest - lowest
+
+    # the hue in sixths of a turn: 0 is red, 2 green, 4 blue. It is counted from the highest
+    # channel's, which lerp picks: at 0 and 1 it is exact
+    scale = 1 / chroma.clamp_min(1e-8)
+    from_red = (green - blue) * scale
+    from_green = (blue - red) * scale + 2
+    from_blue = (red - green) * scale + 4
+    hue = torch.lerp(from_blue, from_green, (highest == green).float())
+    hue = torch.lerp(hue, from_red, (highest == red).float())
+    hue = hue + 6 * shift
+
+    # a channel is lowest from two sixths off its own hue on, and rises in between: periodic,
+    # without a modulo
+    away = torch.stack([hue, hue - 2, hue - 4], 1)                              # n × 3 × h × w
+    level = away.abs_().sub_(3).abs_().clamp_(1, 2)         # 1 at its lowest, 2 at its highest
+    return torch.addcmul((highest - 2 * chroma).unsqueeze(1), chroma.unsqueeze(1), level)
+
+
+# --- blur and normalisation -------------------------------------------------------------------
 
 def gaussian_blur(x, sigma, radius=6):
-    """x (n × c × h × w) blurred with a Gaussian of its own width for each image; sigma: n × 1 × 1 × 1, up to 2 pixels."""
+    """x (n × c × h × w), each image blurred with its own Gaussian.
+
+    sigma: n × 1 × 1 × 1, in pixels, at most 2, which the radius is made for.
+    """
     offsets = range(-radius, radius + 1)
-    weights = [(-0.5 * (i / sigma) ** 2).exp() for i in offsets]
+    weights = [(-0.5 * (offset / sigma) ** 2).exp() for offset in offsets]
     total = sum(weights)
+    padding = {2: (0, 0, radius, radius), 3: (radius, radius, 0, 0)}
     for dim in (2, 3):
-        pad = (radius, radius, 0, 0) if dim == 3 else (0, 0, radius, radius)
-        size, padded = x.shape[dim], F.pad(x, pad, mode="reflect")
-        x = sum(w / total * padded.narrow(dim, i + radius, size) for w, i in zip(weights, offsets))
+        length = x.shape[dim]
+        padded = F.pad(x, padding[dim], mode="reflect")
+        x = sum(weight / total * padded.narrow(dim, offset + radius, length)
+                for weight, offset in zip(weights, offsets))
     return x
 
 
 def normalise(x, mean, std):
-    """x (n × 3 × h × w, uint8 or float in [0, 1]) minus mean, over std, channel by channel."""
-    x = x.float() / 255 if x.dtype == torch.uint8 else x
-    mean, std = (torch.as_tensor(v, dtype=torch.float32, device=x.device).view(1, 3, 1, 1) for v in (mean, std))
+    """x minus mean, over std, channel by channel.
+
+    x: n × 3 × h × w, uint8 or float in [0, 1]. mean, std: three values each. Returns float32.
+    """
+    if x.dtype == torch.uint8:
+        x = x.float() / 255
+    mean = torch.as_tensor(mean, dtype=torch.float32, device=x.device).view(1, 3, 1, 1)
+    std = torch.as_tensor(std, dtype=torch.float32, device=x.device).view(1, 3, 1, 1)
     return torch.addcmul(-mean / std, x, 1 / std)

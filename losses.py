@@ -2,94 +2,120 @@
 
     L = α·InfoNCE + (1 − α)·VICReg + β·m·I(R;Z)                          [Eq. 5]
 
-A batch of n images gives two augmented views. r1, r2 (n × p) are their
-representations, the encoder's output; z1, z2 (n × d) are their embeddings, the
-projector's output. This file needs torch alone: copy it and
+A batch of n images gives two augmented views. r1, r2 (n × p) are their representations, the
+encoder's output; z1, z2 (n × d) are their embeddings, the projector's output. This file needs
+torch alone: copy it and
 
     from losses import adadim
     loss, parts = adadim(r1, r2, z1, z2, alpha=0.3)
 
 Conventions shared by all functions here:
-- Inputs are floating-point matrices, one sample a row; they are computed on in
-  float32 (float64 stays float64), also inside autocast.
-- The result is a 0-dim tensor. Entropies and informations are in nats.
-- Values and gradients stay finite on collapsed batches: rows all equal, constant
-  features, zeros. NaN in gives NaN out: nothing is hidden.
-- ValueError on a wrong shape, a dtype that is not floating point, fewer than the
-  rows that the formula needs, or a setting outside its range.
+- Inputs are floating-point matrices, one sample per row. They are computed on in float32
+  (float64 stays float64), also inside autocast.
+- The result is a 0-dim tensor. Entropies and mutual information are in nats.
+- x̂ is a row x scaled to unit length; ∘ multiplies entry by entry.
+- Values and gradients stay finite on collapsed batches: rows all equal, constant features,
+  zeros. NaN in gives NaN out: nothing is hidden.
+- ValueError on a wrong shape, a dtype that is not floating point, fewer rows than the formula
+  needs, or a setting outside its range.
+- [§A.3] and the like are places in the paper, [32] and the like its references.
 """
 import torch
 import torch.nn.functional as F
 
 
+# --- building blocks ------------------------------------------------------------------------
+
 def matrices(*xs, rows=1, same_width=False):
-    """The inputs, each n × something, in float32 or float64; ValueError if they do not fit together."""
+    """The inputs, each n × something, as float32 or float64.
+
+    rows: the fewest that will do. same_width: whether all must have the same number of columns.
+    Raises ValueError if an input is no matrix, or if they do not fit together.
+    """
+    first = xs[0]
     for x in xs:
+        shape = tuple(x.shape)
         if x.ndim != 2 or not x.is_floating_point() or x.shape[1] == 0:
-            raise ValueError(f"expected a floating-point matrix (samples × features), got {x.dtype} {tuple(x.shape)}")
-        if len(x) != len(xs[0]):
-            raise ValueError(f"expected the same number of rows, got {len(xs[0])} and {len(x)}")
-        if same_width and x.shape != xs[0].shape:
-            raise ValueError(f"expected equal shapes, got {tuple(xs[0].shape)} and {tuple(x.shape)}")
+            raise ValueError("expected a floating-point matrix (samples × features), "
+                             f"got {x.dtype} {shape}")
+        if len(x) != len(first):
+            raise ValueError(f"expected the same number of rows, got {len(first)} and {len(x)}")
+        if same_width and x.shape != first.shape:
+            raise ValueError(f"expected equal shapes, got {tuple(first.shape)} and {shape}")
         if len(x) < rows:
             raise ValueError(f"expected at least {rows} rows, got {len(x)}")
     return [x if x.dtype == torch.float64 else x.float() for x in xs]
 
 
-def unit(x, eps=1e-12):
-    """Each row of x (n × d) scaled to unit L2 norm.
+def normalize_rows(x, eps=1e-12):
+    """x̂: each row of x (n × d) scaled to unit L2 norm.
 
-    A row of zeros points nowhere. It gets the direction (1, …, 1)/√d and no gradient, so that kernels keep their unit
-    diagonal and a batch of zeros counts as what it is, a collapsed one; dividing by a tiny number instead would send
-    gradients of 1e12 into the network.
+    A row of zeros points nowhere. It gets the direction (1, …, 1)/√d and no gradient, so that
+    kernels keep their unit diagonal and a batch of zeros counts as what it is, a collapsed one.
+    Dividing by a tiny number instead would send gradients of 1e12 into the network.
     """
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return torch.where(norm <= eps, x.shape[1] ** -0.5, x / norm.clamp_min(eps))
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)     # n × 1
+    no_direction = x.shape[1] ** -0.5
+    return torch.where(norm <= eps, no_direction, x / norm.clamp_min(eps))
 
 
 def spectrum(decompose, x):
-    """decompose(x), an eigen- or singular-value routine; where x holds NaN or infinity all NaN, for LAPACK would raise."""
+    """decompose(x), for a routine that returns eigenvalues or singular values.
+
+    All NaN where x holds NaN or infinity, on which LAPACK would raise.
+    """
     finite = x.isfinite().all()
-    return torch.where(finite, decompose(torch.where(finite, x, 0)), torch.nan)
+    values = decompose(torch.where(finite, x, 0))
+    return torch.where(finite, values, torch.nan)
 
 
 def cosine_kernel(x):
     """K = x̂ x̂ᵀ (n × n, unit diagonal) of the rows of x (n × d): the K_R and K_Z of §4."""
     x, = matrices(x)
     with torch.autocast(x.device.type, enabled=False):
-        x = unit(x)
+        x = normalize_rows(x)
         return x @ x.T
 
 
+# --- InfoNCE and VICReg -----------------------------------------------------------------------
+
 def info_nce(z1, z2, temperature=0.1):
-    """InfoNCE in SimCLR's form, NT-Xent [§A.5].
+    """InfoNCE in SimCLR's form, NT-Xent [§A.5], over the 2n rows of [ẑ1; ẑ2].
 
-    Over the 2n rows of [ẑ1; ẑ2], each against its partner p(i) and all others:
-    mean_i −log( exp(ẑ_i·ẑ_p(i)/τ) / Σ_{k≠i} exp(ẑ_i·ẑ_k/τ) ).
+        mean_i  −log( exp(ẑ_i·ẑ_p(i)/τ) / Σ_{k≠i} exp(ẑ_i·ẑ_k/τ) )
 
-    z1, z2: n × d. temperature: τ > 0. A collapsed batch gives log(2n − 1).
+    z1, z2: n × d; p(i) is the row of i's other view. temperature: τ > 0.
+    A collapsed batch gives log(2n − 1).
     """
     z1, z2 = matrices(z1, z2, same_width=True)
-    return nt_xent(cosine_kernel(torch.cat([z1, z2])), temperature)
+    kernel = cosine_kernel(torch.cat([z1, z2]))                 # 2n × 2n
+    return nt_xent(kernel, temperature)
 
 
 def nt_xent(kernel, temperature):
     """InfoNCE from the kernel of [ẑ1; ẑ2] (2n × 2n)."""
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    self_pairs = torch.eye(len(kernel), dtype=torch.bool, device=kernel.device)
-    partner = torch.arange(len(kernel), device=kernel.device).roll(len(kernel) // 2)
-    return F.cross_entropy((kernel / temperature).masked_fill(self_pairs, float("-inf")), partner)
+    rows = len(kernel)
+    self_pairs = torch.eye(rows, dtype=torch.bool, device=kernel.device)
+    partner = torch.arange(rows, device=kernel.device).roll(rows // 2)      # p(i)
+
+    # −log softmax at the partner's place is cross-entropy, with the partner as the class
+    logits = (kernel / temperature).masked_fill(self_pairs, float("-inf"))
+    return F.cross_entropy(logits, partner)
 
 
 def vicreg(z1, z2, sim_weight=25.0, var_weight=25.0, cov_weight=1.0):
-    """VICReg: sim_weight·s + var_weight·(v(z1) + v(z2)) + cov_weight·(c(z1) + c(z2)) [§A.5].
+    """VICReg [§A.5]: invariance, variance and covariance terms, each with a weight.
 
-    s: mean squared error over all n·d entries; v: mean over the features of max(0, 1 − sqrt(Var + 1e-4)); c: the sum of
-    the squared off-diagonal covariances, divided by d; variance and covariance with n − 1. Both views' terms are
-    summed, as in solo-learn, the paper's code base (Meta's VICReg code halves v).
+        sim_weight·s(z1, z2) + var_weight·(v(z1) + v(z2)) + cov_weight·(c(z1) + c(z2))
 
-    z1, z2: n × d, n ≥ 2.
+        s = mean squared error over all n·d entries
+        v = mean_j max(0, 1 − √(C_jj + 1e-4))
+        c = (1/d) · Σ_{i≠j} C_ij²
+
+    z1, z2: n × d, n ≥ 2. C is a view's covariance, with n − 1. The two views' terms are summed,
+    as in solo-learn, the paper's code base; Meta's VICReg code halves v.
     """
     z1, z2 = matrices(z1, z2, rows=2, same_width=True)
     with torch.autocast(z1.device.type, enabled=False):
@@ -97,20 +123,30 @@ def vicreg(z1, z2, sim_weight=25.0, var_weight=25.0, cov_weight=1.0):
         for z in (z1, z2):
             n, d = z.shape
             z = z - z.mean(0)
-            variance = z.square().sum(0) / (n - 1)
-            loss = loss + var_weight * F.relu(1 - (variance + 1e-4).sqrt()).mean()
-            # ‖zᵀz‖_F = ‖z zᵀ‖_F: take the smaller of the two products (n × n for a batch of 256 at d = 2048)
+            variance = z.square().sum(0) / (n - 1)              # d, the diagonal of C
+            too_narrow = F.relu(1 - (variance + 1e-4).sqrt())
+            loss = loss + var_weight * too_narrow.mean()
+
+            # ‖zᵀz‖_F = ‖z zᵀ‖_F, so the smaller product will do: n × n rather than d × d for
+            # a batch of 256 at d = 2048
             gram = z @ z.T if n < d else z.T @ z
-            off_diagonal = gram.square().sum() / (n - 1) ** 2 - variance.square().sum()
+            all_squares = gram.square().sum() / (n - 1) ** 2    # Σ_ij C_ij²
+            off_diagonal = all_squares - variance.square().sum()
             loss = loss + cov_weight * off_diagonal / d
         return loss
 
 
-def renyi_entropy(k, order=2):
-    """Matrix-based Rényi entropy H_a(K) = log tr((K/n)^a) / (1 − a) [§A.3], from 0 (all samples alike) to log n.
+# --- entropy and mutual information --------------------------------------------------------------
 
-    k: n × n, positive semi-definite, unit diagonal. order: a > 0; 1 is the limit, von Neumann's −tr(K/n log K/n). Order
-    2 is −log(‖K‖_F²/n²) and cheap; the others take an eigendecomposition.
+def renyi_entropy(k, order=2):
+    """Matrix-based Rényi entropy [§A.3], from 0 (all samples alike) to log n (all different).
+
+        H_a(K) = 1/(1 − a) · log tr((K/n)^a)
+        H_1(K) = −tr(K/n · log(K/n)), von Neumann's, the limit
+        H_2(K) = −log(‖K‖_F² / n²)
+
+    k: n × n, positive semi-definite, unit diagonal. order: a > 0. Order 2 is cheap; the others
+    take an eigendecomposition.
     """
     k, = matrices(k)
     n = len(k)
@@ -120,20 +156,26 @@ def renyi_entropy(k, order=2):
         raise ValueError(f"order must be positive and finite, got {order}")
     tiny = torch.finfo(k.dtype).tiny
     if order == 2:
-        return -(k / n).square().sum().clamp_min(tiny).log()
-    p = spectrum(torch.linalg.eigvalsh, k / n)
-    # numerically zero eigenvalues are zero: a fractional power's slope there is infinite
+        trace = (k / n).square().sum()
+        return -trace.clamp_min(tiny).log()
+
+    p = spectrum(torch.linalg.eigvalsh, k / n)                  # n, ascending, of sum 1
+    # numerically zero eigenvalues are taken for zero: a fractional power's slope there is infinite
     zero = p <= n * torch.finfo(p.dtype).eps * p[-1].clamp_min(tiny)
-    safe = p.masked_fill(zero, 1)
+    p = p.masked_fill(zero, 1)
     if order == 1:
-        return -(safe * safe.log()).sum()
-    return (safe ** order).masked_fill(zero, 0).sum().clamp_min(tiny).log() / (1 - order)
+        return -(p * p.log()).sum()
+    trace = (p ** order).masked_fill(zero, 0).sum()
+    return trace.clamp_min(tiny).log() / (1 - order)
 
 
 def matrix_mutual_information(r, z, order=2):
-    """I(R;Z) = H(K_R) + H(K_Z) − H(K_R ∘ K_Z), with K_R = r̂ r̂ᵀ and K_Z = ẑ ẑᵀ, ∘ entry by entry [§4, §A.3].
+    """The matrix mutual information of §4 and §A.3, in nats.
 
-    r: n × p, z: n × d; p and d may differ, for the kernels are those of the samples. order: see renyi_entropy.
+        I(R;Z) = H(K_R) + H(K_Z) − H(K_R ∘ K_Z),  K_R = r̂ r̂ᵀ,  K_Z = ẑ ẑᵀ
+
+    r: n × p, z: n × d. The kernels are those of the samples, so p and d may differ. order: see
+    renyi_entropy.
     """
     r, z = matrices(r, z)
     return kernel_information(cosine_kernel(r), cosine_kernel(z), order)
@@ -141,44 +183,70 @@ def matrix_mutual_information(r, z, order=2):
 
 def kernel_information(k_r, k_z, order=2):
     """I(R;Z) from the two kernels (n × n)."""
-    return renyi_entropy(k_r, order) + renyi_entropy(k_z, order) - renyi_entropy(k_r * k_z, order)
+    h_r = renyi_entropy(k_r, order)
+    h_z = renyi_entropy(k_z, order)
+    h_both = renyi_entropy(k_r * k_z, order)
+    return h_r + h_z - h_both
 
+
+# --- uniformity ---------------------------------------------------------------------------------
 
 def wasserstein_uniformity(z):
-    """W2 distance of the unit rows ẑ, taken as a Gaussian, from the uniform sphere's N(0, I/d); 0 is best, √2 collapse.
+    """How far the unit rows ẑ, taken as a Gaussian, are from the uniform sphere's N(0, I/d).
 
-    sqrt(‖μ‖² + 1 + tr Σ − (2/√d)·tr Σ^{1/2}), μ and Σ the mean and covariance (division by n) of ẑ. From Fang et al.,
-    "Rethinking the Uniformity Metric in Self-Supervised Learning", W_2. z: n × d.
+        W2 = √( ‖μ‖² + 1 + tr Σ − (2/√d)·tr Σ^{1/2} )
+
+    z: n × d; μ and Σ are the mean and covariance (division by n) of ẑ. 0 is best, √2 is collapse.
+    From Fang et al., "Rethinking the Uniformity Metric in Self-Supervised Learning" (ICLR 2024).
     """
     z, = matrices(z)
-    z = unit(z)
+    z = normalize_rows(z)
     n, d = z.shape
-    mean = z.mean(0)
-    centred = (z - mean) / n ** 0.5
-    # tr Σ^{1/2} is the sum of the centred rows' singular values: no root of a zero eigenvalue, whose slope is infinite
+    mean = z.mean(0)                                            # d
+    centred = (z - mean) / n ** 0.5                             # n × d, Σ = centredᵀ centred
+    trace = centred.square().sum()
+    # tr Σ^{1/2} is the sum of centred's singular values: a matrix root would take roots of
+    # eigenvalues that are zero, where the root's slope is infinite
     root_trace = spectrum(torch.linalg.svdvals, centred).sum()
-    squared = mean.square().sum() + 1 + centred.square().sum() - 2 / d ** 0.5 * root_trace
-    zero = squared <= torch.finfo(z.dtype).eps      # rounding: the distance itself has no slope at 0
+    squared = mean.square().sum() + 1 + trace - 2 / d ** 0.5 * root_trace
+
+    zero = squared <= torch.finfo(z.dtype).eps      # rounding: the distance has no slope at 0
     return squared.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
 
 
+# --- AdaDim ---------------------------------------------------------------------------------------
+
 def adadim(r1, r2, z1, z2, alpha, beta=1e-4, mi_scale=None, temperature=0.1):
-    """AdaDim's loss α·InfoNCE + (1 − α)·VICReg + β·m·I(R;Z) [Eq. 4, 5], and a dict of its parts.
+    """AdaDim's loss [Eq. 4, 5], and a dict of its parts.
 
-    r1, r2: n × p, z1, z2: n × d, n ≥ 2. alpha: α in [0, 1], a number or a 0-dim tensor. beta: β ≥ 0 pushes I(R;Z) down
-    ("encourages lower", §4; that section's last paragraph says it opposes the decrease, which contradicts the sign),
-    β < 0 pushes it up (§C.7). mi_scale: m; None takes m = α, the published method; 1 is [32]'s constant regulariser.
+        L = α·InfoNCE + (1 − α)·VICReg + β·m·I(R;Z)
 
-    I(R;Z) is taken on both views stacked. Nothing flows back through α or m. The dict holds info_nce, vicreg and
-    mi_loss, the three terms before weighting, detached.
+    r1, r2: n × p, z1, z2: n × d, n ≥ 2. I(R;Z) is taken on both views stacked.
+    alpha: α in [0, 1], a number or a 0-dim tensor.
+    beta: β. Above 0 it pushes I(R;Z) down ("encourages lower", §4; that section's last paragraph
+        says that it opposes the decrease, which contradicts the sign), below 0 up (§C.7).
+    mi_scale: m. None takes m = α, the published method; 1 is [32]'s constant regulariser.
+
+    Nothing flows back through α or m. The dict holds info_nce, vicreg and mi_loss, the three
+    terms before weighting, detached.
     """
-    r1, r2, z1, z2 = *matrices(r1, r2, same_width=True), *matrices(z1, z2, rows=2, same_width=True)
-    matrices(r1, z1)
+    r1, r2 = matrices(r1, r2, same_width=True)
+    z1, z2 = matrices(z1, z2, rows=2, same_width=True)
+    matrices(r1, z1)                                # as many representations as embeddings
     m = alpha if mi_scale is None else mi_scale
-    alpha, m = (x.detach() if torch.is_tensor(x) else x for x in (alpha, m))
-    if not torch.is_tensor(alpha) and not 0 <= alpha <= 1:
+    if torch.is_tensor(m):
+        m = m.detach()
+    if torch.is_tensor(alpha):
+        alpha = alpha.detach()      # its range is not looked at: that would wait for the device
+    elif not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-    k_r, k_z = cosine_kernel(torch.cat([r1, r2])), cosine_kernel(torch.cat([z1, z2]))     # two terms share k_z
-    parts = {"info_nce": nt_xent(k_z, temperature), "vicreg": vicreg(z1, z2), "mi_loss": kernel_information(k_r, k_z)}
-    loss = alpha * parts["info_nce"] + (1 - alpha) * parts["vicreg"] + beta * m * parts["mi_loss"]
-    return loss, {name: part.detach() for name, part in parts.items()}
+
+    k_r = cosine_kernel(torch.cat([r1, r2]))        # 2n × 2n
+    k_z = cosine_kernel(torch.cat([z1, z2]))        # 2n × 2n, which two of the terms share
+    info_nce_term = nt_xent(k_z, temperature)
+    vicreg_term = vicreg(z1, z2)
+    mi_term = kernel_information(k_r, k_z)
+    loss = alpha * info_nce_term + (1 - alpha) * vicreg_term + beta * m * mi_term
+
+    parts = {"info_nce": info_nce_term, "vicreg": vicreg_term, "mi_loss": mi_term}
+    return loss, {name: term.detach() for name, term in parts.items()}

@@ -5,7 +5,7 @@
     r = encoder(images)        # n × p, non-negative: the last layer is a ReLU, then a mean
     z = projector(r)           # n × d
 
-The ResNets are torchvision's own, so that what is trained here loads there.
+The ResNets are torchvision's own, so what is trained here loads there.
 """
 import torch
 import torchvision
@@ -13,15 +13,20 @@ from torch import nn
 
 from augment import normalise
 
-RESNETS = {"resnet18": torchvision.models.resnet18, "resnet50": torchvision.models.resnet50}
+RESNETS = {
+    "resnet18": torchvision.models.resnet18,
+    "resnet50": torchvision.models.resnet50,
+}
+PUBLISHED_WIDTH = 64
 
 
-def resnet(arch="resnet50", width=64, stem="small"):
+def resnet(arch="resnet50", width=PUBLISHED_WIDTH, stem="small"):
     """torchvision's ResNet without its classifier, and the width p of its output.
 
-    arch: resnet18 (p = 8·width) or resnet50 (p = 32·width). width: channels of the first stage; 64 is the published
-    one, smaller ones suit CPUs. stem: small, a 3×3 convolution with stride 1 and no max-pool, for images of up to 64
-    pixels, which the other stem would shrink to nothing; or imagenet, torchvision's own.
+    arch: resnet18 (p = 8 · width) or resnet50 (p = 32 · width).
+    width: channels of the first stage; 64 is the published one, smaller ones suit CPUs.
+    stem: "imagenet", torchvision's own; or "small", a 3 × 3 convolution with stride 1 and no
+        max-pool, for images of up to 64 pixels, which the other would shrink to nothing.
     Raises ValueError on an unknown arch or stem, or a width below 1.
     """
     if arch not in RESNETS:
@@ -30,31 +35,45 @@ def resnet(arch="resnet50", width=64, stem="small"):
         raise ValueError(f"width must be at least 1, got {width}")
     if stem not in ("small", "imagenet"):
         raise ValueError(f"the stem must be small or imagenet, not {stem!r}")
+
     net = RESNETS[arch]()
-    if width != 64:
-        # torchvision fixes the first width at 64: build the stages again, as its constructor does
-        block, depths = type(net.layer1[0]), [len(stage) for stage in (net.layer1, net.layer2, net.layer3, net.layer4)]
-        net.inplanes = width
-        net.conv1, net.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)
-        for i, depth in enumerate(depths):
-            setattr(net, f"layer{i + 1}", net._make_layer(block, width * 2 ** i, depth, stride=1 if i == 0 else 2))
+    if width != PUBLISHED_WIDTH:
+        change_width(net, width)
     if stem == "small":
-        net.conv1, net.maxpool = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.Identity()
+        net.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
+        net.maxpool = nn.Identity()
     net.fc = nn.Identity()
-    for module in net.modules():        # torchvision's initialisation, for the parts that are new
+
+    # torchvision's initialisation, for the parts that are new
+    for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return net, net.inplanes
 
 
+def change_width(net, width):
+    """Builds the stem and the stages of torchvision's ResNet again, from another first width."""
+    stages = [net.layer1, net.layer2, net.layer3, net.layer4]
+    block = type(net.layer1[0])
+
+    net.inplanes = width        # what _make_layer counts on from
+    net.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+    net.bn1 = nn.BatchNorm2d(width)
+    for i, stage in enumerate(stages):
+        stride = 1 if i == 0 else 2
+        new_stage = net._make_layer(block, width * 2 ** i, len(stage), stride=stride)
+        setattr(net, f"layer{i + 1}", new_stage)
+
+
 def mlp(width, sizes):
     """The projector: Linear-BN-ReLU for each size but the last, then Linear.
 
-    width: of its input. sizes: "2048-2048-2048", from input to output. Raises ValueError if it is not positive
-    integers joined by hyphens.
+    width: of its input. sizes: of its layers' outputs, such as "2048-2048-2048".
+    Raises ValueError if sizes is not positive integers joined by hyphens.
     """
     if not all(size.isdecimal() and int(size) > 0 for size in sizes.split("-")):
-        raise ValueError(f"a projector is its layers' sizes, such as 2048-2048-2048, not {sizes!r}")
+        raise ValueError(
+            f"a projector is its layers' sizes, such as 2048-2048-2048, not {sizes!r}")
     layers = []
     for size in map(int, sizes.split("-")):
         layers += [nn.Linear(width, size), nn.BatchNorm1d(size), nn.ReLU(inplace=True)]
@@ -64,17 +83,27 @@ def mlp(width, sizes):
 
 @torch.no_grad()
 def encode(images, encoder, *heads, mean, std, batch_size=512):
-    """[r, head(r) for each head] of images (uint8, n × 3 × s × s) as they are, as float32, with frozen batch norms.
+    """The networks' outputs on images as they are, in evaluation mode: [r, head(r), …].
 
-    mean, std: of the images' normalisation, a value for each channel. Autocast is the caller's: bf16 halves the time
-    and moves the effective rank by some 0.2 %. The networks return to training mode.
+    images: n × 3 × s × s, uint8. heads: networks that take r. mean, std: of the images'
+    normalisation, a value for each channel. Outputs are float32, with n rows.
+    Autocast is the caller's: bf16 halves the time and moves the effective rank by some 0.2 %.
+    Every network is left in the mode, training or evaluation, in which it was.
     """
-    for net in (encoder, *heads):
+    networks = (encoder, *heads)
+    was_training = {module: module.training for net in networks for module in net.modules()}
+    for net in networks:
         net.eval()
-    parts = []
-    for x in images.split(batch_size):
-        r = encoder(normalise(x, mean, std).contiguous(memory_format=torch.channels_last))
-        parts.append([r.float(), *(head(r).float() for head in heads)])
-    for net in (encoder, *heads):
-        net.train()
-    return [torch.cat(part) for part in zip(*parts)]
+    try:
+        batches = []
+        for x in images.split(batch_size):
+            x = normalise(x, mean, std).contiguous(memory_format=torch.channels_last)
+            r = encoder(x)
+            outputs = [r.float()]
+            for head in heads:
+                outputs.append(head(r).float())
+            batches.append(outputs)
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+    return [torch.cat(parts) for parts in zip(*batches)]

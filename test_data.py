@@ -1,10 +1,14 @@
-"""Tests of data.py: every dataset from small files in its official format, right and damaged, downloaded from a server of the test's own.
+"""Tests of data.py, datasets.py and images.py.
 
     python -m pytest -q test_data.py
+
+Every dataset is read from small files in its official format, right and damaged, downloaded
+from a server of the test's own.
 """
 import functools
 import hashlib
 import http.server
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -14,6 +18,8 @@ import sys
 import tarfile
 import threading
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -22,101 +28,157 @@ import torchvision
 from PIL import Image
 
 import data
+import datasets
+import images
 import train
-from augment import augment
+from augment import DRAWS, augment_with, normalise, random_resized_crop
+from cli import BadInput
+from run import load_checkpoint, read_log
 from test_train import HERE, TINY, generator, run, save_images
+
+NARROW = ("--width", 8, "--precision", "fp32")
 
 
 def noise(n, size, seed=0):
-    return torch.randint(256, (n, 3, size, size), dtype=torch.uint8, generator=generator(seed))
+    shape = (n, 3, size, size)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=generator(seed))
 
 
-def save_jpegs(folder, images, suffix=".JPEG"):
+def smooth_picture(small, height, width):
+    """A small image (3 × h × w) enlarged: 3 × height × width."""
+    enlarged = torch.nn.functional.interpolate(small[None].float(), (height, width), mode="bicubic")
+    return enlarged[0].clamp(0, 255).byte()
+
+
+def to_pil(image):
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+def save_jpegs(folder, pictures, suffix=".JPEG"):
     folder.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{folder.parent.name}_{i}{suffix}", format="JPEG", quality=100, subsampling=0)
+    for i, picture in enumerate(pictures):
+        path = folder / f"{folder.parent.name}_{i}{suffix}"
+        to_pil(picture).save(path, format="JPEG", quality=100, subsampling=0)
 
 
 def md5(path):
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-# --- the official files -------------------------------------------------------------------------------------------------
-# Each function writes a small set in its official format below root and returns the folder or file, the images and labels that must
-# be read from it (train and test), and the number of training images.
+def cut_off(path, n=1):
+    """Removes a file's last n bytes."""
+    path.write_bytes(path.read_bytes()[:-n])
+
+
+# --- the official files -----------------------------------------------------------------------
+# Each function writes a small set in its official format below root.
+
+class Made(NamedTuple):
+    path: Path                  # the folder or file that was written
+    train_x: torch.Tensor       # what must be read from it, at its beginning
+    train_y: list               # … and all labels
+    test_x: torch.Tensor
+    test_y: list
+    vital: str = ""             # a file of training images in path
+
 
 def make_cifar(name, root, monkeypatch):
-    source = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
-    key, folder = "labels" if name == "cifar10" else "fine_labels", root / source.base_folder
+    if name == "cifar10":
+        source, labels_key = torchvision.datasets.CIFAR10, "labels"
+    else:
+        source, labels_key = torchvision.datasets.CIFAR100, "fine_labels"
+    folder = root / source.base_folder
     folder.mkdir()
+    x = noise(5, 32)
+    y = [0, 1, 2, 3, 4]
 
     def write(file, content):
         (folder / file).write_bytes(pickle.dumps(content))
-        return [file, md5(folder / file)]
+        return md5(folder / file)
 
-    x, y = noise(5, 32), [0, 1, 2, 3, 4]
-    entry = {"data": x.flatten(1).numpy(), key: y}
-    lists = {which: [write(file, entry) for file, _ in getattr(source, which)] for which in ("train_list", "test_list")}
-    for which, files in lists.items():
+    for which in ("train_list", "test_list"):
+        entry = {"data": x.flatten(1).numpy(), labels_key: y}
+        files = [[file, write(file, entry)] for file, _ in getattr(source, which)]
         monkeypatch.setattr(source, which, files)
-    file, checksum = write(source.meta["filename"], {source.meta["key"]: [f"class {i}" for i in range(5)]})
+    names = {source.meta["key"]: [f"class {i}" for i in range(5)]}
+    checksum = write(source.meta["filename"], names)
     monkeypatch.setattr(source, "meta", {**source.meta, "md5": checksum})
-    return folder, (x, y * len(lists["train_list"])), (x, y)
+    return Made(folder, x, y * len(source.train_list), x, y, vital=source.train_list[0][0])
 
 
 def make_stl10(name, root, monkeypatch):
-    source, folder = torchvision.datasets.STL10, root / "stl10_binary"
+    source = torchvision.datasets.STL10
+    folder = root / "stl10_binary"
     folder.mkdir()
-    train, rest, test = noise(4, 96), noise(3, 96, 1), noise(2, 96, 2)
-    for file, x in (("train_X.bin", train), ("unlabeled_X.bin", rest), ("test_X.bin", test)):
-        x.transpose(2, 3).contiguous().numpy().tofile(folder / file)       # column by column
-    for file, y in (("train_y.bin", [1, 2, 10, 2]), ("test_y.bin", [10, 1])):       # from 1
-        np.array(y, np.uint8).tofile(folder / file)
+    labelled = noise(4, 96)
+    rest = noise(3, 96, seed=1)
+    test = noise(2, 96, seed=2)
+    for file, x in {"train": labelled, "unlabeled": rest, "test": test}.items():
+        column_by_column = x.transpose(2, 3).contiguous()
+        column_by_column.numpy().tofile(folder / f"{file}_X.bin")
+    np.array([1, 2, 10, 2], np.uint8).tofile(folder / "train_y.bin")        # from 1
+    np.array([10, 1], np.uint8).tofile(folder / "test_y.bin")
     (folder / "class_names.txt").write_text("\n".join(f"class {i}" for i in range(10)))
     for which in ("train_list", "test_list"):
-        monkeypatch.setattr(source, which, [[file, md5(folder / file)] for file, _ in getattr(source, which)])
-    return folder, (torch.cat([train, rest]), [0, 1, 9, 1, -1, -1, -1]), (test, [9, 0])
+        files = [[file, md5(folder / file)] for file, _ in getattr(source, which)]
+        monkeypatch.setattr(source, which, files)
+    train_x = torch.cat([labelled, rest])
+    return Made(folder, train_x, [0, 1, 9, 1, -1, -1, -1], test, [9, 0], vital="train_X.bin")
 
 
 def make_tiny(name, root, monkeypatch):
-    folder, x = root / "tiny-imagenet-200", noise(6, 64)
-    for i, wnid in enumerate(("n01", "n02")):
-        save_jpegs(folder / "train" / wnid / "images", x[2 * i:2 * i + 2])
+    folder = root / "tiny-imagenet-200"
+    x = noise(6, 64)
+    for wnid, pictures in {"n01": x[:2], "n02": x[2:4]}.items():
+        save_jpegs(folder / "train" / wnid / "images", pictures)
         (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text("n01_0.JPEG\t0\t0\t9\t9\n")
     save_jpegs(folder / "val" / "images", x[4:])
-    (folder / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn02\t0\t0\t62\t62\nval_1.JPEG\tn01\t1\t2\t60\t60\n")
+    notes = "val_0.JPEG\tn02\t0\t0\t62\t62\nval_1.JPEG\tn01\t1\t2\t60\t60\n"
+    (folder / "val" / "val_annotations.txt").write_text(notes)
     save_jpegs(folder / "test" / "images", x[:1])       # unlabelled, and of no use here
-    monkeypatch.setitem(data.DATASETS["tinyimagenet200"], "train", 4)
-    return folder, (x[:4], [0, 0, 1, 1]), (x[4:], [1, 0])
+    monkeypatch.setitem(datasets.DATASETS["tinyimagenet200"], "train", 4)
+    vital = "train/n01/images/n01_0.JPEG"
+    return Made(folder, x[:4], [0, 0, 1, 1], x[4:], [1, 0], vital)
 
 
 def make_cinic(name, root, monkeypatch):
-    folder, x = root / "CINIC-10", noise(40, 32)
+    folder = root / "CINIC-10"
     classes = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    x = noise(40, 32).view(4, 10, 3, 32, 32)        # one of each class, four times
     for i, split in enumerate(("train", "train", "valid", "test")):
-        for j, name in enumerate(classes):
-            (folder / split / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(x[10 * i + j].permute(1, 2, 0).numpy()).save(folder / split / name / f"cifar10-{split}-{i}.png")
+        for j, label in enumerate(classes):
+            place = folder / split / label
+            place.mkdir(parents=True, exist_ok=True)
+            to_pil(x[i, j]).save(place / f"cifar10-{split}-{i}.png")
     (folder / "README.md").write_text("CINIC-10")
-    monkeypatch.setitem(data.DATASETS["cinic10"], "train", 20)
-    return folder, (x[[10 * i + j for j in range(10) for i in (0, 1)]], [j for j in range(10) for _ in (0, 1)]), (x[30:], list(range(10)))
+    monkeypatch.setitem(datasets.DATASETS["cinic10"], "train", 20)
+    train_x = x[:2].transpose(0, 1).flatten(0, 1)       # class by class
+    train_y = [label for label in range(10) for _ in range(2)]
+    vital = "train/airplane/cifar10-train-0.png"
+    return Made(folder, train_x, train_y, x[3], list(range(10)), vital)
 
 
 def make_medmnist(name, root, monkeypatch):
-    x, y = noise(9, 28), torch.tensor([3, 1, 0, 2, 7, 7, 1, 0, 4])
-    images = x.permute(0, 2, 3, 1).numpy()
+    x = noise(9, 28)
+    y = torch.tensor([3, 1, 0, 2, 7, 7, 1, 0, 4])
+    stored = x.permute(0, 2, 3, 1).numpy()
     if name != "blood":     # grey
-        images, x = images[..., 0], x[:, :1].expand(-1, 3, -1, -1)
+        stored = stored[..., 0]
+        x = x[:, :1].expand(-1, 3, -1, -1)
     arrays = {}
-    for split, part in (("train", slice(0, 4)), ("val", slice(4, 6)), ("test", slice(6, 9))):
-        arrays |= {f"{split}_images": images[part], f"{split}_labels": y[part, None].numpy().astype(np.uint8)}
-    path = root / data.DATASETS[name]["file"]
+    for split, part in {"train": slice(0, 4), "val": slice(4, 6), "test": slice(6, 9)}.items():
+        arrays[f"{split}_images"] = stored[part]
+        arrays[f"{split}_labels"] = y[part, None].numpy().astype(np.uint8)
+    path = root / f"{name}mnist.npz"
     np.savez_compressed(path, **arrays)
-    return path, (x[:4], y[:4].tolist()), (x[6:], y[6:].tolist())
+    return Made(path, x[:4], y[:4].tolist(), x[6:], y[6:].tolist())
 
 
-MAKERS = {"cifar10": make_cifar, "cifar100": make_cifar, "stl10": make_stl10, "tinyimagenet200": make_tiny, "cinic10": make_cinic,
-          "blood": make_medmnist, "organs": make_medmnist, "organc": make_medmnist, "organa": make_medmnist}
+MAKERS = {
+    "cifar10": make_cifar, "cifar100": make_cifar, "stl10": make_stl10,
+    "tinyimagenet200": make_tiny, "cinic10": make_cinic, "blood": make_medmnist,
+    "organs": make_medmnist, "organc": make_medmnist, "organa": make_medmnist,
+}
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -124,303 +186,552 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+class Server(NamedTuple):
+    folder: Path        # whose files are served
+    address: str
+
+
 @pytest.fixture
 def server(tmp_path):
-    """A folder whose files are served, and its address."""
-    (tmp_path / "served").mkdir()
-    http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path / "served"))
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(Quiet, directory=folder)
+    http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=http_server.serve_forever, daemon=True).start()
-    yield tmp_path / "served", f"http://127.0.0.1:{http_server.server_port}/"
+    yield Server(folder, f"http://127.0.0.1:{http_server.server_port}/")
     http_server.shutdown()
 
 
-def publish(name, made, server, monkeypatch):
-    """Packs what was made as its archive is packed, serves it, and sets the table's address and md5 to it."""
-    served, address = server
-    facts = data.DATASETS[name]
-    archive = served / (facts.get("file") or facts["url"].rpartition("/")[2])
-    if "file" in facts:
+def pack(name, made, archive):
+    """Writes what was made as its official archive."""
+    if made.is_file():
         shutil.copy(made, archive)
     elif archive.suffix == ".zip":
         shutil.make_archive(str(archive.with_suffix("")), "zip", made.parent, made.name)
     else:
         with tarfile.open(archive, "w:gz") as file:
-            for path in sorted(made.iterdir()) if name == "cinic10" else [made]:       # CINIC-10's has no folder of its own
-                file.add(path, path.relative_to(made if name == "cinic10" else made.parent))
-    monkeypatch.setitem(facts, "url", address if "file" in facts else address + archive.name)
+            if name == "cinic10":       # its archive has no folder of its own
+                for path in sorted(made.iterdir()):
+                    file.add(path, path.name)
+            else:
+                file.add(made, made.name)
+
+
+class Official(NamedTuple):
+    """A dataset that the table of datasets has on the test's server."""
+    name: str
+    made: Made
+    facts: dict
+    archive: Path       # as it is served
+
+
+def publish(name, root, server, monkeypatch):
+    (root / "made").mkdir()
+    made = MAKERS[name](name, root / "made", monkeypatch)
+    facts = datasets.DATASETS[name]
+    file, *query = facts["url"].rpartition("/")[2].partition("?")
+    archive = server.folder / file
+    pack(name, made.path, archive)
+    monkeypatch.setitem(facts, "url", server.address + file + "".join(query))
     monkeypatch.setitem(facts, "md5", md5(archive))
-    return archive
+    return Official(name, made, facts, archive)
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_official_files(name, tmp_path, server, monkeypatch, capsys):
-    (tmp_path / "made").mkdir()
-    made, (train_x, train_y), (test_x, test_y) = MAKERS[name](name, tmp_path / "made", monkeypatch)
-    archive, facts, mine = publish(name, made, server, monkeypatch), data.DATASETS[name], tmp_path / "mine" / "data"
+@pytest.fixture(params=MAKERS)
+def official(request, tmp_path, server, monkeypatch):
+    return publish(request.param, tmp_path, server, monkeypatch)
 
-    # a download that ends early is not used, and nothing stays of it
-    whole = archive.read_bytes()
-    archive.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match=f"cannot get {name} .*{facts['md5']}.*put {archive.name} into {mine}"):
-        data.load(name, mine)
-    assert not mine.exists()
-    archive.write_bytes(whole)
 
-    d = data.load(name, mine)
-    lossy = 3 if name == "tinyimagenet200" else 0
-    for key, x in (("train_x", train_x), ("test_x", test_x)):
-        assert d[key].dtype == torch.uint8 and d[key].shape[1:] == (3, facts["size"], facts["size"])
+def refuse_downloads(monkeypatch):
+    monkeypatch.setattr(datasets, "download_url", lambda *args: pytest.fail("downloaded"))
+
+
+def test_official_files_are_downloaded_and_read(official, tmp_path, monkeypatch):
+    root = tmp_path / "mine" / "data"
+    d = data.load(official.name, root)
+    facts, made = official.facts, official.made
+    lossy = 3 if official.name == "tinyimagenet200" else 0      # JPEGs; in levels of 255
+    for key, x in {"train_x": made.train_x, "test_x": made.test_x}.items():
+        assert d[key].dtype == torch.uint8
+        assert d[key].shape[1:] == (3, facts["size"], facts["size"])
         assert (d[key][:len(x)].float() - x.float()).abs().mean() <= lossy
-    assert d["train_y"].tolist() == train_y and d["test_y"].tolist() == test_y and d["stem"] == facts["stem"]
-    assert len(d["mean"]) == len(d["std"]) == 3 and d["image_size"] == facts["crop"]
-    assert sorted(path.name for path in mine.iterdir()) == sorted({archive.name, facts.get("unpacked", archive.name)})
+    assert d["train_y"].tolist() == made.train_y
+    assert d["test_y"].tolist() == made.test_y
+    assert d["stem"] == facts["stem"]
+    assert d["image_size"] == facts["crop"]
+    assert len(d["mean"]) == len(d["std"]) == 3
+    left = {official.archive.name, facts.get("unpacked", official.archive.name)}
+    assert {path.name for path in root.iterdir()} == left
 
-    # from here on without a network
-    monkeypatch.setattr(data, "download_url", lambda *args: pytest.fail("downloaded again"))
-    assert torch.equal(data.load(name, mine)["train_x"], d["train_x"])
-    if "unpacked" in facts:     # an archive that the user put there; then one that is damaged
-        theirs = tmp_path / "theirs"
-        theirs.mkdir()
-        shutil.copy(archive, theirs)
-        assert torch.equal(data.load(name, theirs)["test_x"], d["test_x"])
-        shutil.rmtree(theirs / facts["unpacked"])
-        (theirs / archive.name).write_bytes(whole[:-1])
-        with pytest.raises(ValueError, match=f"{theirs / archive.name} is damaged or another file"):
-            data.load(name, theirs)
-        assert (theirs / archive.name).read_bytes() == whole[:-1] and len(list(theirs.iterdir())) == 1
-        file = sorted(path for path in mine.rglob("*") if path.suffix.lower() in (".jpeg", ".png", ".bin") or "batch" in path.name or path.name == "train"
-                      if path.is_file() and "val" not in path.parts and "test" not in path.name)[0]
-        file.unlink() if file.suffix in (".JPEG", ".png") else file.write_bytes(file.read_bytes()[:-1])
-        words = "move it away"
+    refuse_downloads(monkeypatch)
+    assert torch.equal(data.load(official.name, root)["train_x"], d["train_x"])
+
+
+def test_a_download_that_ends_early_leaves_nothing(official, tmp_path):
+    root = tmp_path / "mine" / "data"
+    cut_off(official.archive, 100)
+    words = (f"cannot get {official.name} .*{official.facts['md5']}.*"
+             f"put {official.archive.name} into {root}")
+    with pytest.raises(BadInput, match=words):
+        data.load(official.name, root)
+    assert not root.parent.exists()
+
+
+def test_an_archive_that_the_user_put_there(official, tmp_path, monkeypatch):
+    refuse_downloads(monkeypatch)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    archive = theirs / official.archive.name
+    shutil.copy(official.archive, archive)
+    assert data.load(official.name, theirs)["test_y"].tolist() == official.made.test_y
+
+    # a damaged one is refused, and left alone
+    if "unpacked" in official.facts:
+        shutil.rmtree(theirs / official.facts["unpacked"])
+    cut_off(archive)
+    damaged = archive.read_bytes()
+    with pytest.raises(BadInput, match=f"{archive} is damaged or another file"):
+        data.load(official.name, theirs)
+    assert archive.read_bytes() == damaged
+    assert list(theirs.iterdir()) == [archive]
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if MAKERS[name] != make_medmnist])
+def test_damaged_files_are_found_after_unpacking(name, tmp_path, server, monkeypatch):
+    official = publish(name, tmp_path, server, monkeypatch)
+    data.load(name, tmp_path / "mine")
+    file = tmp_path / "mine" / official.facts["unpacked"] / official.made.vital
+    if file.suffix in (".JPEG", ".png"):
+        file.unlink()
     else:
-        (mine / archive.name).write_bytes(whole[:-1])
-        words = f"{mine / archive.name} is damaged or another file"
-    with pytest.raises(ValueError, match=words):
-        data.load(name, mine)
+        cut_off(file)
+    with pytest.raises(BadInput, match="move it away, and it will be unpacked again"):
+        data.load(name, tmp_path / "mine")
 
 
 def test_an_interrupted_download_is_repeated(tmp_path, server, monkeypatch):
-    (tmp_path / "made").mkdir()
-    made, *_ = make_medmnist("blood", tmp_path / "made", monkeypatch)
-    archive = publish("blood", made, server, monkeypatch)
-    honest = data.download_url
+    archive = publish("blood", tmp_path, server, monkeypatch).archive
+    root = tmp_path / "data"
+    honest = datasets.download_url
 
     def interrupted(url, root, filename, md5):
         honest(url, root, filename, md5)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data, "download_url", interrupted)
+    monkeypatch.setattr(datasets, "download_url", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        data.load("blood", tmp_path / "data")
-    assert not (tmp_path / "data").exists()
-    monkeypatch.setattr(data, "download_url", honest)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / f"{archive.name}.part").write_bytes(b"of a process that was killed")
-    assert len(data.load("blood", tmp_path / "data")["train_x"]) == 4
-    assert [path.name for path in (tmp_path / "data").iterdir()] == [archive.name]
+        data.load("blood", root)
+    assert not root.exists()
+    monkeypatch.setattr(datasets, "download_url", honest)
+    root.mkdir()
+    (root / f"{archive.name}.part").write_bytes(b"of a process that was killed")
+    assert len(data.load("blood", root)["train_x"]) == 4
+    assert [path.name for path in root.iterdir()] == [archive.name]
 
 
-def test_wrong_contents_are_named(tmp_path, monkeypatch):
-    """Files whose md5 is right, or which have none, but which do not hold what they should."""
+def test_a_file_of_another_kind_is_named(tmp_path, monkeypatch):
     path = tmp_path / "bloodmnist.npz"
-    np.savez(path, train_images=np.zeros((2, 28, 28, 3), np.uint8), train_labels=np.array([{}, {}], dtype=object))      # needs pickle
-    monkeypatch.setitem(data.DATASETS["blood"], "md5", md5(path))
-    with pytest.raises(ValueError, match="bloodmnist.npz is not a file of MedMNIST v2"):
+    needs_pickle = np.array([{}, {}], dtype=object)
+    np.savez(path, train_images=np.zeros((2, 28, 28, 3), np.uint8), train_labels=needs_pickle)
+    monkeypatch.setitem(datasets.DATASETS["blood"], "md5", md5(path))
+    with pytest.raises(BadInput, match="bloodmnist.npz is not a file of MedMNIST v2"):
         data.load("blood", tmp_path)
-    folder, *_ = make_tiny("tinyimagenet200", tmp_path, monkeypatch)
+
+
+def test_wrong_annotations_are_named(tmp_path, monkeypatch):
+    folder = make_tiny("tinyimagenet200", tmp_path, monkeypatch).path
     notes = folder / "val" / "val_annotations.txt"
     notes.write_text(notes.read_text().replace("n02", "n99"))
-    with pytest.raises(ValueError, match="val_annotations.txt is missing, damaged or of other classes"):
+    words = "val_annotations.txt is missing, damaged or of other classes"
+    with pytest.raises(BadInput, match=words):
         data.load("tinyimagenet200", tmp_path)
     notes.write_text("val_0.JPEG\tn01\nval_9.JPEG\tn02\n")
     with pytest.raises(OSError, match="val_9.JPEG is not a readable image"):
         data.load("tinyimagenet200", tmp_path)
 
 
-def test_imagenet_and_its_hundred_classes(tmp_path, monkeypatch):
+# --- class folders ----------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def many_classes(tmp_path_factory):
+    """105 class folders; an image's grey says its class."""
+    root = tmp_path_factory.mktemp("many_classes")
     for i in range(105):
         for split in ("train", "val"):
-            save_jpegs(tmp_path / split / f"n{i:04}", torch.full((1, 3, 300, 280), i, dtype=torch.uint8))
+            grey = torch.full((1, 3, 300, 280), i, dtype=torch.uint8)
+            save_jpegs(root / split / f"n{i:04}", grey)
+    return root
+
+
+def test_imagenets_hundred_classes(many_classes, tmp_path):
     names = [f"n{i:04}" for i in range(104, 4, -1)]
-    (tmp_path / "classes.txt").write_text("\n".join(f"{name} a word" for name in names))
-    d = data.load("imagenet100", tmp_path, classes=tmp_path / "classes.txt")
-    assert d["classes"] == names and d["train_x"].shape == (100, 3, 256, 256) and d["image_size"] == 224 and d["stem"] == "imagenet"
-    assert (d["train_x"].float().mean((1, 2, 3)) - torch.arange(104, 4, -1)).abs().max() < 2
+    chosen = tmp_path / "classes.txt"
+    chosen.write_text("\n".join(f"{name} a word" for name in names))
+    d = data.load("imagenet100", many_classes, classes=chosen)
+    assert d["classes"] == names
+    assert d["train_x"].shape == (100, 3, 256, 256)
+    assert d["image_size"] == 224 and d["stem"] == "imagenet"
+    greys = d["train_x"].float().mean((1, 2, 3))
+    assert (greys - torch.arange(104, 4, -1)).abs().max() < 2
     assert data.pixels(d, "test_x", torch.tensor([3, 1])).shape == (2, 3, 224, 224)
-    for name, words in (("imagenet100", "105 classes, imagenet100 has 100: --classes FILE"), ("imagenet", "105 classes, imagenet has 1,000")):
-        with pytest.raises(ValueError, match=words):
-            data.load(name, tmp_path)
-    (tmp_path / "classes.txt").write_text("n0001\nn9999\n")
-    with pytest.raises(ValueError, match="train has no folder n9999, which .*classes.txt names"):
-        data.load("imagenet100", tmp_path, classes=tmp_path / "classes.txt")
-    with pytest.raises(ValueError, match="has none"):
-        data.load("shapes", classes=tmp_path / "classes.txt")
-    # iNaturalist, as torchvision's INaturalist unpacks it
-    (tmp_path / "train").rename(tmp_path / "2021_train")
-    (tmp_path / "val").rename(tmp_path / "2021_valid")
-    monkeypatch.setitem(data.DATASETS["inat21"], "classes", 105)
-    assert len(data.load("inat21", tmp_path, resident="no")["test_x"]) == 105
+
+
+@pytest.mark.parametrize("name, words", [
+    ("imagenet100", "105 classes, imagenet100 has 100: --classes FILE"),
+    ("imagenet", "105 classes, imagenet has 1,000"),
+])
+def test_too_many_or_too_few_classes(many_classes, name, words):
+    with pytest.raises(BadInput, match=words):
+        data.load(name, many_classes)
+
+
+def test_classes_that_are_not_there(many_classes, tmp_path):
+    chosen = tmp_path / "classes.txt"
+    chosen.write_text("n0001\nn9999\n")
+    with pytest.raises(BadInput, match="train has no folder n9999, which .*classes.txt names"):
+        data.load("imagenet100", many_classes, classes=chosen)
+    with pytest.raises(BadInput, match="has none"):
+        data.load("shapes", classes=chosen)
+
+
+def test_inaturalist_as_torchvision_unpacks_it(many_classes, tmp_path, monkeypatch):
+    (tmp_path / "2021_train").symlink_to(many_classes / "train")
+    (tmp_path / "2021_valid").symlink_to(many_classes / "val")
+    monkeypatch.setitem(datasets.DATASETS["inat21"], "classes", 105)
+    d = data.load("inat21", tmp_path, resident="no")
+    assert len(d["train_x"]) == len(d["test_x"]) == 105
 
 
 def test_folder(tmp_path):
-    red, blue = torch.zeros(3, 20, 20, dtype=torch.uint8), torch.zeros(3, 20, 20, dtype=torch.uint8)
-    red[0], blue[2] = 200, 100
+    red = torch.zeros(3, 20, 20, dtype=torch.uint8)
+    blue = red.clone()
+    red[0] = 200
+    blue[2] = 100
     save_images(tmp_path / "train" / "red", [red, red])
     save_images(tmp_path / "train" / "blue", [blue])
     save_images(tmp_path / "val" / "red", [red])
     Image.new("L", (20, 20), 7).save(tmp_path / "train" / "blue" / "GREY.JPG")
     (tmp_path / "train" / "blue" / "notes.txt").write_text("not an image")
-    Image.fromarray(np.full((20, 20), 40 * 256, np.uint16)).save(tmp_path / "val" / "red" / "16bit.png")
+    sixteen_bits = np.full((20, 20), 40 * 256, np.uint16)
+    Image.fromarray(sixteen_bits).save(tmp_path / "val" / "red" / "16bit.png")
     Image.new("RGBA", (20, 20), (9, 9, 9, 0)).save(tmp_path / "val" / "red" / "clear.png")
+
     d = data.load("folder", tmp_path)
-    assert d["classes"] == ["blue", "red"] and d["train_y"].tolist() == [0, 0, 1, 1] and d["test_y"].tolist() == [1, 1, 1]
-    assert torch.equal(d["train_x"][[0, 2]], torch.stack([blue, red])) and torch.equal(d["test_x"][0], red)
-    assert (d["test_x"][1] == 40).all() and (d["test_x"][2] == 255).all()       # 16 bits scaled, transparency on white
+    assert d["classes"] == ["blue", "red"]
+    assert d["train_y"].tolist() == [0, 0, 1, 1]
+    assert d["test_y"].tolist() == [1, 1, 1]
+    assert torch.equal(d["train_x"][[0, 2]], torch.stack([blue, red]))
+    assert torch.equal(d["test_x"][0], red)
+    assert (d["test_x"][1] == 40).all()         # 16 bits scaled
+    assert (d["test_x"][2] == 255).all()        # transparency on white
     assert (d["train_x"][1].float() - 7).abs().max() < 3        # upper-case, a JPEG, and grey
-    assert d["mean"][0] == pytest.approx((200 + 200 + 7) / 4 / 255, abs=2e-3) and d["image_size"] == 20
+    assert d["mean"][0] == pytest.approx((200 + 200 + 7) / 4 / 255, abs=2e-3)
+    assert d["image_size"] == 20
+
     # other sizes: the shorter side becomes the smallest, the middle stays
     wide = torch.zeros(3, 30, 60, dtype=torch.uint8)
     wide[:, :, 15:45] = 250
     save_images(tmp_path / "val" / "blue", [wide])
     d = data.load("folder", tmp_path)
-    assert d["test_x"].shape[1:] == (3, 20, 20) and d["test_x"][0].float().mean() > 240
+    assert d["test_x"].shape[1:] == (3, 20, 20)
+    assert d["test_x"][0].float().mean() > 240
 
 
 def test_a_folder_without_labels(tmp_path):
     save_images(tmp_path / "mine", noise(50, 16))
     d = data.load("folder", tmp_path / "mine")
-    assert d["classes"] == [] and len(d["train_x"]) == 45 and len(d["test_x"]) == 5 and (d["train_y"] == -1).all() and (d["test_y"] == -1).all()
+    assert d["classes"] == []
+    assert len(d["train_x"]) == 45 and len(d["test_x"]) == 5
+    assert (d["train_y"] == -1).all() and (d["test_y"] == -1).all()
     both = torch.cat([d["train_x"], d["test_x"]]).flatten(1)
     assert both.unique(dim=0).shape[0] == 50        # held out, not used twice
+
     save_images(tmp_path / "split" / "train", noise(30, 16))
-    save_images(tmp_path / "split" / "val", noise(3, 16, 1))
+    save_images(tmp_path / "split" / "val", noise(3, 16, seed=1))
     d = data.load("folder", tmp_path / "split")
-    assert len(d["train_x"]) == 30 and torch.equal(d["test_x"], noise(3, 16, 1))
+    assert len(d["train_x"]) == 30
+    assert torch.equal(d["test_x"], noise(3, 16, seed=1))
+
     save_images(tmp_path / "few", noise(5, 16))
-    with pytest.raises(ValueError, match="too few"):
+    with pytest.raises(BadInput, match="too few"):
         data.load("folder", tmp_path / "few")
 
 
-# --- files that are read as they are needed -----------------------------------------------------------------------------------
+# --- files that are read as they are needed ---------------------------------------------------
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """A folder of smooth JPEGs of several shapes, two classes."""
     root = tmp_path_factory.mktemp("photos")
-    for split, n in (("train", 24), ("test", 6)):
+    shapes = [(400, 500), (500, 375), (300, 300)]
+    for split, n in {"train": 24, "test": 6}.items():
         for label in ("a", "b"):
             for i, small in enumerate(noise(n, 6, seed=len(label) + n)):
-                h, w = ((400, 500), (500, 375), (300, 300))[i % 3]
-                image = torch.nn.functional.interpolate(small[None].float(), (h, w), mode="bicubic").clamp(0, 255).byte()
-                save_jpegs(root / split / label, image, f"{i}.jpg")
+                picture = smooth_picture(small, *shapes[i % 3])
+                save_jpegs(root / split / label, [picture], f"{i}.jpg")
     return root
 
 
 def test_both_ways_see_the_same_images(photos):
-    """Resident or streamed: the same labels, evaluation images and normalisation, and crops that are alike."""
-    here, there = (data.load("folder", photos, resident=how) for how in ("yes", "no"))
-    assert isinstance(there["train_x"], list) and here["train_x"].shape == (48, 3, 256, 256)
-    assert torch.equal(here["train_y"], there["train_y"]) and here["image_size"] == there["image_size"] == 224
+    """Resident or streamed: the same labels, evaluation images and normalisation."""
+    resident = data.load("folder", photos, resident="yes")
+    streamed = data.load("folder", photos, resident="no")
+    assert isinstance(streamed["train_x"], list)
+    assert resident["train_x"].shape == (48, 3, 256, 256)
+    assert torch.equal(resident["train_y"], streamed["train_y"])
+    assert resident["image_size"] == streamed["image_size"] == 224
+    assert resident["stem"] == streamed["stem"] == "imagenet"
+    assert np.allclose(resident["mean"], streamed["mean"], atol=0.01)
     index = torch.tensor([5, 0, 7])
-    assert torch.equal(data.pixels(here, "test_x", index), data.pixels(there, "test_x", index))
-    assert np.allclose(here["mean"], there["mean"], atol=0.01) and here["stem"] == there["stem"] == "imagenet"
-    assert data.load("folder", photos, room=1e9)["train_x"].dtype == torch.uint8 and isinstance(data.load("folder", photos, room=1e6)["train_x"], list)
+    ours = data.pixels(resident, "test_x", index)
+    assert torch.equal(ours, data.pixels(streamed, "test_x", index))
 
+
+def test_images_are_resident_where_there_is_room(photos):
+    assert data.load("folder", photos, room=1e9)["train_x"].dtype == torch.uint8
+    assert isinstance(data.load("folder", photos, room=1e6)["train_x"], list)
+
+
+def test_streamed_crops_follow_from_the_seed(photos):
+    paths = data.load("folder", photos, resident="no")["train_x"]
     batches = torch.arange(48).view(3, 16)
-    views = list(data.stream_crops(there["train_x"], batches, 7, "vicreg", 64))
-    assert len(views) == 3 and views[0].shape == (2, 16, 3, 64, 64) and views[0].dtype == torch.uint8
-    again = list(data.stream_crops(there["train_x"], batches, 7, "vicreg", 64))
-    assert all(torch.equal(a, b) for a, b in zip(views, again)) and not torch.equal(views[0][0], views[0][1])
-    other = next(data.stream_crops(there["train_x"], batches, 8, "vicreg", 64))
+    views = list(images.stream_crops(paths, batches, 7, "vicreg", 64))
+    assert len(views) == 3
+    assert views[0].shape == (2, 16, 3, 64, 64) and views[0].dtype == torch.uint8
+    assert not torch.equal(views[0][0], views[0][1])
+    again = list(images.stream_crops(paths, batches, 7, "vicreg", 64))
+    assert torch.equal(torch.stack(views), torch.stack(again))
+    other = next(images.stream_crops(paths, batches, 8, "vicreg", 64))
     assert not torch.equal(views[0], other)
-    streamed = torch.cat(views, 1).flatten(0, 1).float() / 255
-    resident = torch.cat([augment_crop_only(here["train_x"], seed, 64) for seed in (0, 1)])
+
+
+def test_streamed_crops_are_like_resident_ones(photos):
+    paths = data.load("folder", photos, resident="no")["train_x"]
+    views = images.stream_crops(paths, torch.arange(48).view(3, 16), 7, "vicreg", 64)
+    streamed = torch.cat(list(views), 1).flatten(0, 1).float() / 255
+    x = data.load("folder", photos, resident="yes")["train_x"].float() / 255
+    rand = functools.partial(torch.rand, generator=generator())
+    resident = torch.cat([random_resized_crop(x, (0.2, 1), rand, 64) for _ in range(2)])
     for moment in (torch.mean, torch.std):
         assert abs(moment(streamed) - moment(resident)) < 0.02
 
 
-def augment_crop_only(x, seed, size):
-    from augment import random_resized_crop
-    return random_resized_crop(x.float() / 255, (0.2, 1), functools.partial(torch.rand, generator=generator(seed)), size)
+def crops_of(path, n, size, seed=0):
+    """n pairs of crops of one file: 2n × 3 × size × size, float."""
+    task = images.CropTask(seed, 0, torch.zeros(n, dtype=torch.long))
+    return images.crop_batch(task, [str(path)], (0.2, 1), size).float().flatten(0, 1)
 
 
-def test_streamed_crops_are_where_they_should_be(tmp_path, monkeypatch):
-    """Of an image whose red is x and whose green is y: each crop's box, with JPEG's reduced decoding and without."""
+def test_streamed_crops_are_where_they_should_be(tmp_path):
+    """Of an image whose red is x and whose green is y: each crop's box can be read from it."""
     axis = torch.linspace(0, 255, 800)
-    image = torch.stack([axis.expand(600, 800), axis[:600, None].expand(600, 800) * 799 / 599, torch.zeros(600, 800)]).round().byte()
-    save_jpegs(tmp_path / "x", [image], ".jpg")
-    paths = data.list_images(tmp_path)
-    jpeg = data.crop_batch(((3, 0), torch.zeros(200, dtype=torch.long)), paths, (0.2, 1), 64).float()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "x.png")
-    exact = data.crop_batch(((3, 0), torch.zeros(200, dtype=torch.long)), [str(tmp_path / "x.png")], (0.2, 1), 64).float()
+    red = axis.expand(600, 800)
+    green = axis[:600, None].expand(600, 800) * 799 / 599
+    picture = torch.stack([red, green, torch.zeros(600, 800)]).round().byte()
+    save_jpegs(tmp_path / "x", [picture], ".jpg")
+    to_pil(picture).save(tmp_path / "x.png")
+    jpeg = crops_of(images.list_images(tmp_path / "x")[0], 200, 64, seed=3)
+    exact = crops_of(tmp_path / "x.png", 200, 64, seed=3)       # without reduced decoding
     assert (jpeg - exact).abs().mean() < 1      # grey levels of 255
-    width, height = (jpeg[..., 0, 32, -1] - jpeg[..., 0, 32, 0]) / 252 * 800, (jpeg[..., 1, -1, 32] - jpeg[..., 1, 0, 32]) / 252 * 600
-    assert 0.4 < (width < 0).double().mean() < 0.6 and (height > 0).all()
-    area, ratio = width.abs() * height / 480_000, width.abs() / height
-    assert 0.18 < area.min() < 0.25 and 0.9 < area.max() < 1.02 and 0.72 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.38
+
+    width = (jpeg[:, 0, 32, -1] - jpeg[:, 0, 32, 0]) / 252 * 800
+    height = (jpeg[:, 1, -1, 32] - jpeg[:, 1, 0, 32]) / 252 * 600
+    assert 0.4 < (width < 0).double().mean() < 0.6      # mirrored
+    assert (height > 0).all()
+    area = width.abs() * height / 480_000
+    ratio = width.abs() / height
+    assert 0.18 < area.min() < 0.25 and 0.9 < area.max() < 1.02
+    assert 0.72 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.38
 
 
-def test_training_on_streamed_and_unlabelled_images(tmp_path, capsys):
-    """A streamed run stops and resumes as exactly as a resident one; without labels, probe and accuracies are left out."""
+def test_a_camera_held_upright(tmp_path):
+    """A JPEG stored on its side, with the tag that says so, gives the same crops as upright."""
+    picture = to_pil(smooth_picture(noise(1, 8)[0], 400, 300))
+    picture.save(tmp_path / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6        # turn it by 90° clockwise to see it
+    on_its_side = picture.transpose(Image.Transpose.ROTATE_90)
+    on_its_side.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    upright = crops_of(tmp_path / "upright.png", 20, 32)
+    turned = crops_of(tmp_path / "turned.jpg", 20, 32)
+    assert (upright - turned).abs().mean() < 2
+
+
+# --- batches of views -------------------------------------------------------------------------
+
+def both_views_by_hand(pair, draws, recipe, d, cropped):
+    """What batches_of_views should yield for a batch's images, 2 × n × 3 × s × s."""
+    size = d["image_size"]
+    first = augment_with(draws[0], pair[0], recipe, 0, size, cropped)
+    second = augment_with(draws[1], pair[1], recipe, 1, size, cropped)
+    return normalise(torch.cat([first, second]), d["mean"], d["std"])
+
+
+@pytest.mark.parametrize("resident", ["yes", "no"])
+def test_batches_are_what_augment_makes_of_the_images(photos, resident):
+    """byol's views differ, so that they cannot be exchanged unnoticed."""
+    d = data.load("folder", photos, resident=resident)
+    d["image_size"] = 32
+    order = torch.randperm(48, generator=generator(1))[:24].view(3, 8)
+    if resident == "yes":
+        pairs = [d["train_x"][index].expand(2, -1, -1, -1, -1) for index in order]
+    else:
+        pairs = list(images.stream_crops(d["train_x"], order, 5, "byol", 32))
+    batches = list(data.batches_of_views(d, order, generator(2), 5, "byol"))
+    by_hand = generator(2)
+    assert len(batches) == 3
+    for row, pair, (views, index, labels) in zip(order, pairs, batches):
+        draws = torch.rand(2, 8, DRAWS, generator=by_hand)
+        assert torch.equal(views, both_views_by_hand(pair, draws, "byol", d, resident == "no"))
+        assert views.shape == (16, 3, 32, 32) and views.dtype == torch.float32
+        assert views.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(index, row)
+        assert torch.equal(labels, d["train_y"][row])
+
+
+def test_batches_of_tensors_and_of_files_go_through_the_same_images(photos):
+    order = torch.randperm(48, generator=generator(1)).view(4, 12)
+    seen = {}
+    for resident in ("yes", "no"):
+        d = data.load("folder", photos, resident=resident)
+        batches = list(data.batches_of_views(d, order, generator(), 0, "vicreg"))
+        seen[resident] = {
+            "index": torch.stack([index for _, index, _ in batches]),
+            "labels": torch.stack([labels for _, _, labels in batches]),
+        }
+    assert torch.equal(seen["yes"]["index"], seen["no"]["index"])
+    assert torch.equal(seen["yes"]["labels"], seen["no"]["labels"])
+
+
+def test_the_layout_and_the_function_of_the_views_can_be_chosen():
+    d = {"train_x": noise(8, 16), "train_y": torch.arange(8), "image_size": 16,
+         "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+    order = torch.arange(8).view(1, 8)
+    calls = []
+
+    def plain(draws, x, recipe, view, size, cropped):
+        calls.append(view)
+        return x.float() / 255
+
+    batches = data.batches_of_views(d, order, generator(), 0, "vicreg",
+                                    torch.contiguous_format, plain)
+    views, _, _ = next(batches)
+    assert calls == [0, 1]
+    assert views.is_contiguous()
+    expected = normalise(d["train_x"], d["mean"], d["std"])
+    assert torch.equal(views, torch.cat([expected, expected]))
+
+
+def test_workers_end_with_the_batches(photos):
+    d = data.load("folder", photos, resident="no")
+    order = torch.arange(48).view(12, 4)
+    batches = data.batches_of_views(d, order, generator(), 0, "vicreg")
+    next(batches)
+    assert multiprocessing.active_children()
+    batches.close()
+    assert not multiprocessing.active_children()
+
+
+# --- training on them -------------------------------------------------------------------------
+
+STREAMED = [*TINY, *NARROW, "--dataset", "folder", "--resident", "no"]
+
+
+@pytest.fixture
+def small_photos(tmp_path):
     for split in ("train", "test"):
-        for label, seed in (("a", 0), ("b", 1)):
+        for seed, label in enumerate("ab"):
             save_jpegs(tmp_path / "small" / split / label, noise(20, 80, seed), ".jpg")
-    flags = [*TINY, "--dataset", "folder", "--data-dir", tmp_path / "small", "--resident", "no", "--batch-size", 12, "--limit-train", 36, "--precision", "fp32",
+    return tmp_path / "small"
+
+
+def test_a_streamed_run_resumes_exactly(small_photos, tmp_path):
+    flags = [*STREAMED, "--data-dir", small_photos, "--batch-size", 12, "--limit-train", 36,
              "--epochs", 2]
     assert run(*flags, "--out", tmp_path / "whole") == 0
     with pytest.MonkeyPatch.context() as patch:      # stopped in the second epoch
-        patch.setattr(train, "rate_at", lambda at, *rest, f=train.rate_at: (_ for _ in ()).throw(KeyboardInterrupt) if at == 4 else f(at, *rest))
+        honest = train.learning_rate        # main session: check
+
+        def interrupted(step, *rest):
+            if step == 4:
+                raise KeyboardInterrupt
+            return honest(step, *rest)
+
+        patch.setattr(train, "learning_rate", interrupted)        # main session: check
         assert run(*flags, "--out", tmp_path / "cut") == 130
-    assert run(*flags, "--resident", "auto", "--out", tmp_path / "cut", "--resume") == 0        # as it began
-    a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "cut"))
-    assert all(torch.equal(a["nets"][key], b["nets"][key]) for key in a["nets"])
+    # auto would keep so few images resident; but a run goes on as it began
+    assert run(*flags, "--resident", "auto", "--out", tmp_path / "cut", "--resume") == 0
+    whole = load_checkpoint(tmp_path / "whole" / "last.pt")["learner"]
+    cut = load_checkpoint(tmp_path / "cut" / "last.pt")["learner"]
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+def test_without_labels_probe_and_accuracies_are_left_out(tmp_path, capsys):
     save_images(tmp_path / "mine", noise(300, 8))
-    assert run(*TINY, "--dataset", "folder", "--data-dir", tmp_path / "mine", "--baseline", "--out", tmp_path / "free") == 0
-    log = train.read_log(tmp_path / "free" / "log.csv")
-    assert log["probe_top1"][-1] != log["probe_top1"][-1] and log["probe_loss"][0] != log["probe_loss"][0] and log["mi"][-1] > 0 and log["erank_z"][-1] > 1
+    flags = [*TINY, *NARROW, "--dataset", "folder", "--data-dir", tmp_path / "mine"]
+    assert run(*flags, "--baseline", "--out", tmp_path / "free") == 0
+    log = read_log(tmp_path / "free" / "log.csv")
+    assert np.isnan(log["probe_top1"][-1]) and np.isnan(log["probe_loss"][0])
+    assert log["mi"][-1] > 0 and log["erank_z"][-1] > 1
     assert "no labels" in capsys.readouterr().out
-    file = next((tmp_path / "small" / "train").rglob("*.jpg"))       # its header is right
-    file.write_bytes(file.read_bytes()[:-2000])
-    assert run(*flags, "--limit-train", 40, "--out", tmp_path / "torn") == 2
+
+
+def test_a_broken_file_ends_a_streamed_run_with_one_line(small_photos, tmp_path, capsys):
+    file = next((small_photos / "train").rglob("*.jpg"))
+    cut_off(file, 2000)         # its header is right
+    flags = [*STREAMED, "--data-dir", small_photos, "--batch-size", 12]
+    assert run(*flags, "--out", tmp_path / "torn") == 2
     err = capsys.readouterr().err
     assert f"{file} is not a readable image" in err and err.count("\n") == 1
 
 
-def test_a_streamed_run_stops_when_it_is_told_to(photos, tmp_path):
-    """Ctrl-C goes to the workers too; SIGTERM to the run alone. Neither is lost, and one line is all that is said."""
-    flags = [*TINY, "--dataset", "folder", "--data-dir", photos, "--resident", "no", "--batch-size", 8, "--epochs", 500, "--eval-every", 500]
-    for name, status, send in (("a", 130, lambda pid: os.killpg(pid, signal.SIGINT)), ("b", 143, lambda pid: os.kill(pid, signal.SIGTERM))):
-        process = subprocess.Popen([sys.executable, HERE / "train.py", *map(str, flags), "--out", tmp_path / name], stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        deadline, log = time.time() + 120, tmp_path / name / "log.csv"
-        while time.time() < deadline and process.poll() is None and not (log.exists() and log.read_text().count("\n") > 1):
-            time.sleep(0.01)
-        time.sleep(0.1)
-        send(process.pid)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == status and err.startswith("train.py: stopped; go on with: ") and err.count("\n") == 1, err
+def interrupt_all(pid):
+    """Ctrl-C goes to the workers too."""
+    os.killpg(pid, signal.SIGINT)
 
 
-def test_a_camera_held_upright(tmp_path):
-    """A JPEG that is stored on its side, with the EXIF tag that says so, gives the crops of the same picture stored upright."""
-    picture = Image.fromarray(torch.nn.functional.interpolate(noise(1, 8).float(), (400, 300), mode="bicubic").clamp(0, 255).byte()[0].permute(1, 2, 0).numpy())
-    picture.save(tmp_path / "upright.png")
-    exif = Image.Exif()
-    exif[0x0112] = 6        # turn it by 90° clockwise to see it
-    picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    upright, turned = (data.crop_batch(((0, 0), torch.zeros(20, dtype=torch.long)), [str(tmp_path / name)], (0.2, 1), 32).float()
-                       for name in ("upright.png", "turned.jpg"))
-    assert (upright - turned).abs().mean() < 2
+def terminate_one(pid):
+    os.kill(pid, signal.SIGTERM)
 
+
+@pytest.mark.parametrize("status, send", [(130, interrupt_all), (143, terminate_one)])
+def test_a_streamed_run_stops_when_it_is_told_to(photos, tmp_path, status, send):
+    """No signal is lost, and one line is all that is said."""
+    flags = [*STREAMED, "--data-dir", photos, "--batch-size", 8, "--epochs", 500,
+             "--eval-every", 500, "--out", tmp_path / "run"]
+    command = [sys.executable, HERE / "train.py", *flags]
+    process = subprocess.Popen(
+        [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    log = tmp_path / "run" / "log.csv"
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        if log.exists() and log.read_text().count("\n") > 1:
+            break
+        time.sleep(0.01)
+    time.sleep(0.1)
+    send(process.pid)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert err.startswith("train.py: stopped; go on with: ") and err.count("\n") == 1
+
+
+# --- a first look -----------------------------------------------------------------------------
 
 def test_first_look(photos, tmp_path, capsys):
-    """python data.py NAME: what it prints, and a contact sheet of one row of images and two of their views."""
+    """python data.py NAME: what it prints, and a contact sheet of images and their views."""
     data.main(["folder", "--data-dir", str(photos), "--out", str(tmp_path / "sheet.png")])
     out = capsys.readouterr().out
-    assert "2 classes" in out and "train  48 images; 24 in each class" in out
+    assert "2 classes" in out
+    assert "train  48 images; 24 in each class" in out
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape[0] > 6 * 224 and sheet.std() > 20
+
+
+def test_first_look_at_bad_data(photos, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         data.main(["cinic10", "--data-dir", str(photos), "--out", str(tmp_path / "no.png")])
     err = capsys.readouterr().err
-    assert stop.value.code == 2 and err.startswith("data.py: ") and err.count("\n") == 1 and not (tmp_path / "no.png").exists()
+    assert stop.value.code == 2
+    assert err.startswith("data.py: ") and err.count("\n") == 1
+    assert not (tmp_path / "no.png").exists()

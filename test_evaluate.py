@@ -1,23 +1,29 @@
-"""Tests of evaluate.py: the probe against known answers, and the program on a run, weights and features.
+"""Tests of evaluate.py: the probe against known answers; the program on a run, weights, features.
 
     python -m pytest -q test_evaluate.py
 """
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 import evaluate
 import train
-from shapes import draw_shapes
-from evaluate import linear_probe, share_of_labels
+from cli import BadInput
+from evaluate import linear_probe, load_run, share_of_labels, train_layers
 from metrics import effective_rank
-from test_train import save_images
+from run import last_value, read_log
+from shapes import draw_shapes
+
+SCALES = torch.logspace(-1.5, 1.5, 6)       # of the features below: they differ by a thousand
 
 
-def run(*flags):
+def exit_status(*flags):
+    """evaluate.py's main, in this process: its exit status, 0 where it returns."""
     try:
         evaluate.main([str(flag) for flag in flags])
     except SystemExit as stop:
@@ -25,102 +31,237 @@ def run(*flags):
     return 0
 
 
-def clusters(n, spread, seed, classes=4, width=6):
-    """n samples around fixed corners, one for each class; the features' scales differ by a thousand."""
+def figures(tmp_path, *flags):
+    """What the program writes with --json, read by the letter: NaN is no JSON."""
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    path = tmp_path / "figures.json"
+    assert exit_status(*flags, "--device", "cpu", "--json", path) == 0
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def clusters(n, spread, seed):
+    """n samples (n × 6) around four corners, one for each class, and their classes."""
     generator = torch.Generator().manual_seed(seed)
-    y = torch.arange(n) % classes
-    x = torch.eye(classes, width)[y] + spread * torch.randn(n, width, generator=generator)
-    return x * torch.logspace(-1.5, 1.5, width), y
+    y = torch.arange(n) % 4
+    noise = torch.randn(n, 6, generator=generator)
+    return (torch.eye(4, 6)[y] + spread * noise) * SCALES, y
 
 
-def test_probe_reaches_what_can_be_reached():
-    train_x, train_y = clusters(600, 0.1, 0)
-    test_x, test_y = clusters(400, 0.1, 1)
+# --- the linear probe -------------------------------------------------------------------------
+
+def test_probe_separates_what_can_be_separated():
+    train_x, train_y = clusters(600, 0.1, seed=0)
+    test_x, test_y = clusters(400, 0.1, seed=1)
     assert linear_probe(train_x, train_y, test_x, test_y, epochs=20)["top1"] > 99
-    noisy = linear_probe(clusters(2000, 0.5, 0)[0], clusters(2000, 0.5, 0)[1], *clusters(2000, 0.5, 1), epochs=20)["top1"]
-    # the best rule there is: the nearest corner
-    x, y = clusters(2000, 0.5, 1)
-    nearest = torch.cdist(x / torch.logspace(-1.5, 1.5, 6), torch.eye(4, 6)).argmin(1)
-    assert abs(noisy - 100 * (nearest == y).double().mean()) < 2.5
-    random = linear_probe(train_x, train_y[torch.randperm(600, generator=torch.Generator().manual_seed(0))], test_x, test_y, epochs=20)
-    assert random["top1"] < 45      # labels that mean nothing teach nothing
-    assert linear_probe(train_x, train_y, test_x, test_y, epochs=3) == linear_probe(train_x, train_y, test_x, test_y, epochs=3)
 
 
-def test_the_rate_is_not_chosen_on_the_test_set(monkeypatch):
-    """With test labels turned around, the same rate is chosen and the same layer scores what is left."""
-    train_x, train_y = clusters(500, 0.6, 0)
-    test_x, test_y = clusters(500, 0.6, 1)
-    one, other = (linear_probe(train_x, train_y, test_x, y, epochs=5) for y in (test_y, 3 - test_y))
-    assert one["rate"] == other["rate"] and one["top1"] > 2 * other["top1"]
+def test_probe_comes_close_to_the_best_rule():
+    train_x, train_y = clusters(2000, 0.5, seed=0)
+    test_x, test_y = clusters(2000, 0.5, seed=1)
+    nearest_corner = torch.cdist(test_x / SCALES, torch.eye(4, 6)).argmin(1)
+    best = 100 * (nearest_corner == test_y).double().mean()
+    found = linear_probe(train_x, train_y, test_x, test_y, epochs=20)
+    assert abs(found["top1"] - best) < 2.5
+
+
+def test_probe_learns_nothing_from_meaningless_labels():
+    train_x, train_y = clusters(600, 0.1, seed=0)
+    test_x, test_y = clusters(400, 0.1, seed=1)
+    order = torch.randperm(600, generator=torch.Generator().manual_seed(0))
+    assert linear_probe(train_x, train_y[order], test_x, test_y, epochs=20)["top1"] < 45
+
+
+def test_probe_repeats_exactly():
+    samples = *clusters(600, 0.5, seed=0), *clusters(400, 0.5, seed=1)
+    assert linear_probe(*samples, epochs=3) == linear_probe(*samples, epochs=3)
+
+
+def test_layers_side_by_side_learn_as_if_alone():
+    x, y = clusters(600, 0.5, seed=0)
+    weights, biases = train_layers(x, y, 4, (0.001, 0.01), epochs=3, seed=0)
+    weight, bias = train_layers(x, y, 4, (0.01,), epochs=3, seed=0)
+    assert torch.allclose(weights[1], weight[0], rtol=1e-4, atol=1e-6)
+    assert torch.allclose(biases[1], bias[0], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(weights[0], weight[0], rtol=0.1)
+
+
+def test_the_learning_rate_is_not_chosen_on_the_test_set():
+    """With test labels turned around, the same one is chosen, and the layer scores what is left."""
+    train_x, train_y = clusters(500, 0.6, seed=0)
+    test_x, test_y = clusters(500, 0.6, seed=1)
+    right = linear_probe(train_x, train_y, test_x, test_y, epochs=5)
+    turned = linear_probe(train_x, train_y, test_x, 3 - test_y, epochs=5)
+    assert right["rate"] == turned["rate"]
+    assert right["top1"] > 2 * turned["top1"]
+
+
+def test_probe_refuses_what_does_not_fit():
+    x, y = clusters(20, 0.1, seed=0)
+    for samples in ((x[:1], y[:1], x, y), (x, y[1:], x, y), (x, y, x, y[1:]), (x, y, x[:, 1:], y)):
+        with pytest.raises(ValueError):
+            linear_probe(*samples)
 
 
 def test_share_of_labels():
     y = torch.tensor([0] * 200 + [1] * 100 + [2] * 5)
     few = share_of_labels(y, 0.1)
-    assert y[few].bincount().tolist() == [20, 10, 1] and len(few.unique()) == 31        # one at least
-    assert torch.equal(few, share_of_labels(y, 0.1)) and not torch.equal(few, share_of_labels(y, 0.1, seed=1))
+    assert y[few].bincount().tolist() == [20, 10, 1]        # one at least
+    assert len(few.unique()) == 31
+    assert torch.equal(few, share_of_labels(y, 0.1))
+    assert not torch.equal(few, share_of_labels(y, 0.1, seed=1))
+
+
+# --- runs and weights -------------------------------------------------------------------------
+
+def save_images(folder, images):
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:05}.png")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder of drawn shapes, and a short run on it."""
+    """A folder of drawn shapes in three classes, and in run/ a short run on it."""
     root = tmp_path_factory.mktemp("evaluate")
     x, y = draw_shapes(400, torch.Generator().manual_seed(0), 16)
-    for split, part in (("train", slice(0, 300)), ("test", slice(300, 400))):
+    splits = {"train": slice(0, 300), "test": slice(300, 400)}
+    for name, part in splits.items():
         for label in (0, 5, 6):
-            save_images(root / split / str(label), x[part][y[part] == label])
-    train.main(["--dataset", "folder", "--data-dir", str(root), "--arch", "resnet18", "--width", "4", "--projector", "16-8", "--batch-size", "32",
-                "--epochs", "2", "--device", "cpu", "--precision", "fp32", "--out", str(root / "run")])
+            save_images(root / name / str(label), x[part][y[part] == label])
+    train.main(["--dataset", "folder", "--data-dir", str(root), "--out", str(root / "run"),
+                "--arch", "resnet18", "--width", "8", "--projector", "16-8", "--epochs", "4",
+                "--optimizer", "adamw", "--batch-size", "16",
+                "--device", "cpu", "--precision", "fp32"])
     return root
 
 
 def test_a_run_is_measured(place, tmp_path):
-    assert run(place / "run", "--data-dir", place, "--device", "cpu", "--json", tmp_path / "found.json") == 0
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert {"linear_top1", "linear_top5", "knn_top1", "linear_1pct", "linear_10pct", "erank_r", "erank_z", "mi", "alignment_z"} <= found.keys()
-    log = train.read_log(place / "run" / "log.csv")       # what train.py itself measured, on the same images
+    found = figures(tmp_path, place / "run")
+    log = read_log(place / "run" / "log.csv")
+    # what train.py itself measured, on the same images
     for name in ("erank_r", "erank_z", "mi", "knn_top1", "w2_z", "h2_r"):
-        assert found[name] == pytest.approx(log[name][-1], rel=1e-3), name
-    assert found["linear_top5"] == 100 and 0 < found["linear_top1"] <= 100 and 0 < found["alignment_z"] < 4
+        assert found[name] == pytest.approx(last_value(log, name), rel=1e-3), name
+    assert found["linear_top5"] == 100      # there are three classes
+    assert 0 < found["linear_top1"] <= 100
+    assert 0 < found["alignment_z"] < 4
+    assert {"linear_1pct", "linear_10pct", "erank_r_over_mi"} <= found.keys()
+
+    # the same images as another dataset than its own
+    transfer = figures(tmp_path, place / "run", "--dataset", "folder", "--data-dir", place)
+    assert transfer.keys() == found.keys()
+    for name in ("erank_r", "mi", "linear_top1", "alignment_z"):
+        assert transfer[name] == pytest.approx(found[name], rel=1e-3), name
+
+
+def test_a_run_is_loaded(place):
+    encoder, projector, facts = load_run(place / "run")
+    r = encoder.eval()(torch.rand(2, 3, 16, 16))
+    z = projector.eval()(r)
+    assert r.shape == (2, 64) and z.shape == (2, 8)
+    assert facts["classes"] == ["0", "5", "6"]
+    assert facts["size"] == facts["image_size"] == 16
+    assert facts["stem"] == "small"
+    assert len(facts["mean"]) == len(facts["std"]) == 3
+    assert facts["dataset"] == "folder"
+    assert facts["data_dir"] == str(place)
+    assert facts["streamed"] is False
+    assert facts["flags"]["--width"] == 8
+
+    saved = torch.load(place / "run" / "backbone.pt", weights_only=True)
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, saved[name]), name
+    with pytest.raises(BadInput):
+        load_run(place)
 
 
 def test_other_peoples_weights_are_measured(place, tmp_path):
-    net = torchvision.models.resnet18()
-    torch.save(net.state_dict(), tmp_path / "theirs.pth")
-    assert run("--weights", tmp_path / "theirs.pth", "--dataset", "folder", "--data-dir", place, "--device", "cpu", "--json", tmp_path / "found.json") == 0
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert "linear_top1" in found and "mi" not in found and "erank_z" not in found      # there is no z
-    assert run("--weights", place / "run" / "backbone.pt", "--dataset", "folder", "--data-dir", place, "--device", "cpu",
-               "--json", tmp_path / "ours.json") == 0
-    ours = json.loads((tmp_path / "ours.json").read_text())
-    assert ours["erank_r"] == pytest.approx(train.read_log(place / "run" / "log.csv")["erank_r"][-1], rel=1e-3)
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "theirs.pth")
+    images = ("--dataset", "folder", "--data-dir", place)
+    found = figures(tmp_path, "--weights", tmp_path / "theirs.pth", *images)
+    assert "linear_top1" in found and "alignment_r" in found
+    assert "mi" not in found and "erank_z" not in found         # there is no z
 
+    ours = figures(tmp_path, "--weights", place / "run" / "backbone.pt", *images)
+    log = read_log(place / "run" / "log.csv")
+    assert ours["erank_r"] == pytest.approx(last_value(log, "erank_r"), rel=1e-3)
+
+
+def test_images_without_labels_are_measured(place, tmp_path):
+    shutil.copytree(place / "train" / "0", tmp_path / "images")
+    found = figures(tmp_path, place / "run", "--dataset", "folder",
+                    "--data-dir", tmp_path / "images")
+    assert found["labelled_train_images"] == 0
+    assert "mi" in found and "alignment_z" in found
+    assert not any("top1" in name or "pct" in name for name in found)
+
+
+# --- features ---------------------------------------------------------------------------------
 
 def test_features_are_measured(tmp_path):
-    r, y = clusters(500, 0.1, 0)
-    np.savez(tmp_path / "f.npz", r=r.numpy(), z=r[:, :3].numpy(), y=y.numpy())
-    assert run("--features", tmp_path / "f.npz", "--json", tmp_path / "f.json") == 0
-    found = json.loads((tmp_path / "f.json").read_text())
-    assert found["linear_top1"] > 98 and found["erank_r"] == pytest.approx(effective_rank(r).item(), rel=1e-4)
-    np.savez(tmp_path / "g.npz", r=r.numpy(), z=r.numpy())
-    assert run("--features", tmp_path / "g.npz", "--json", tmp_path / "g.json") == 0
-    assert "linear_top1" not in json.loads((tmp_path / "g.json").read_text())
+    r, y = clusters(500, 0.1, seed=0)
+    np.savez(tmp_path / "with_labels.npz", r=r.numpy(), z=r[:, :3].numpy(), y=y.numpy())
+    found = figures(tmp_path, "--features", tmp_path / "with_labels.npz")
+    assert found["linear_top1"] > 98
+    assert found["erank_r"] == pytest.approx(effective_rank(r).item(), rel=1e-4)
+    assert found["erank_z"] == pytest.approx(effective_rank(r[:, :3]).item(), rel=1e-4)
 
+    np.savez(tmp_path / "without.npz", r=r.numpy(), z=r.numpy())
+    found = figures(tmp_path, "--features", tmp_path / "without.npz")
+    assert "linear_top1" not in found
+
+
+def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
+    r = np.eye(4)[np.zeros(6, int)]         # collapsed: I(R;Z) is 0, and nothing divides by it
+    np.savez(tmp_path / "collapsed.npz", r=r, z=np.eye(6))
+    found = figures(tmp_path, "--features", tmp_path / "collapsed.npz")
+    assert found["mi"] == 0
+    assert found["erank_r_over_mi"] is None
+    assert "nan" in capsys.readouterr().out
+
+
+# --- bad input --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("flags, words", [
-    ("", "give one of"), ("{run} --features x.npz", "give one of"), ("{tmp}/nowhere", "is {tmp}/nowhere the folder of a run"), ("--weights {tmp}/a.pth", "needs a --dataset"),
-    ("--weights {tmp}/a.pth --dataset shapes", "No such file"), ("--weights {tmp}/text --dataset shapes", "not a state dict"),
-    ("--features {tmp}/text", "not an npz file"), ("--features {tmp}/pickled.npz", "not an npz file"), ("--features {tmp}/uneven.npz", "as many rows"),
-    ("{run} --dataset imagenet22k", "invalid choice"), ("{run} --data-dir {tmp}/nowhere", "there is no directory"), ("{run} --device cuda:77", "--device cuda:77"),
-    ("{tmp}/torn", "not a whole checkpoint"), ("{run} --json {tmp}/no/where.json", "cannot write"),
+    ("", "give one of"),
+    ("{run} --features x.npz", "give one of"),
+    ("{run} --dataset imagenet22k", "invalid choice"),
+    ("{run} --data-dir {tmp}/nowhere", "there is no directory"),
+    ("{run} --device cuda:77", "--device cuda:77"),
+    ("{run} --device abacus", "--device"),
+    ("{run} --json {tmp}/no/where.json", "cannot write"),
+    ("{tmp}/nowhere", "is {tmp}/nowhere the folder of a run"),
+    ("{tmp}/torn", "not a whole checkpoint"),
+    ("{tmp}/other", "not a whole checkpoint"),
+    ("--weights {tmp}/a.pth", "needs a --dataset"),
+    ("--weights {tmp}/a.pth --dataset shapes", "No such file"),
+    ("--weights {tmp}/text --dataset shapes", "not a state dict"),
+    ("--features {tmp}/text", "not an npz file"),
+    ("--features {tmp}/pickled.npz", "not an npz file"),
+    ("--features {tmp}/words.npz", "not an npz file"),
+    ("--features {tmp}/uneven.npz", "as many rows"),
+    ("--features {tmp}/empty.npz", "as many rows"),
+    ("--features {tmp}/negative.npz", "a label from 0"),
+    ("--features {tmp}/good.npz --device cuda:77", "--device cuda:77"),
 ])
 def test_bad_input(flags, words, place, tmp_path, capsys):
     (tmp_path / "text").write_text("hello")
+    last = place / "run" / "last.pt"
     (tmp_path / "torn").mkdir()
-    (tmp_path / "torn" / "last.pt").write_bytes((place / "run" / "last.pt").read_bytes()[:999])
+    (tmp_path / "torn" / "last.pt").write_bytes(last.read_bytes()[:999])
+    (tmp_path / "other").mkdir()
+    torch.save(torch.load(last, weights_only=True) | {"learner": {}}, tmp_path / "other/last.pt")
+    square = np.eye(10)
     np.savez(tmp_path / "pickled.npz", r=np.array([{}], dtype=object), z=np.zeros((1, 1)))
-    np.savez(tmp_path / "uneven.npz", r=np.zeros((4, 2)), z=np.zeros((3, 2)))
-    assert run(*flags.format(run=place / "run", tmp=tmp_path).split()) == 2
-    err = capsys.readouterr().err
-    assert words.format(tmp=tmp_path) in err and err.count("\n") == 1
+    np.savez(tmp_path / "words.npz", r=square, z=square, y=np.array(["cat"] * 10))
+    np.savez(tmp_path / "uneven.npz", r=square, z=square[:3])
+    np.savez(tmp_path / "empty.npz", r=square[:, :0], z=square)
+    np.savez(tmp_path / "negative.npz", r=square, z=square, y=np.arange(10) - 1)
+    np.savez(tmp_path / "good.npz", r=square, z=square)
+
+    command = flags.format(run=place / "run", tmp=tmp_path).split()
+    assert exit_status(*command) == 2
+    error = capsys.readouterr().err
+    assert words.format(tmp=tmp_path) in error
+    assert error.count("\n") == 1

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import simulate
-from simulate import blobs, bound_terms, gaussian_mutual_information, log_determinants, pca, shows, standardise
+from simulate import (blobs, bound_terms, gaussian_mutual_information, log_determinants, pca,
+                      shows, standardise)
 
 F64 = torch.float64
 
@@ -23,62 +24,141 @@ def with_covariance(sigma, n=400):
     """n samples whose covariance is sigma exactly."""
     x = torch.randn(n, len(sigma), generator=generator(), dtype=F64)
     x = x - x.mean(0)
-    x = x @ torch.linalg.inv(torch.linalg.cholesky(x.T @ x / (n - 1))).T
-    return x @ torch.linalg.cholesky(sigma).T
+    own = torch.linalg.cholesky(x.T @ x / (n - 1))
+    white = x @ torch.linalg.inv(own).T
+    return white @ torch.linalg.cholesky(sigma).T
 
 
-def test_information_of_correlated_pairs():
-    """d independent pairs with correlation ρ: I = −d/2 · log(1 − ρ²); ε on the diagonals makes it ρ / (1 + ε)."""
+def near(expected, tolerance=1e-9):
+    return pytest.approx(expected, abs=tolerance)
+
+
+# --- information ----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_information_of_correlated_pairs(rho):
+    """d independent pairs with correlation ρ have I = −d/2 · log(1 − ρ²)."""
+    def closed_form(correlation):
+        return -d / 2 * math.log(1 - correlation ** 2)
+
     d = 3
-    for rho in (0.0, 0.5, 0.9):
-        eye = torch.eye(d, dtype=F64)
-        x = with_covariance(torch.cat([torch.cat([eye, rho * eye], 1), torch.cat([rho * eye, eye], 1)]))
-        r, z = x[:, :d], x[:, d:]
-        assert float(gaussian_mutual_information(r, z, 0)) == pytest.approx(-d / 2 * math.log(1 - rho ** 2), abs=1e-9)
-        assert float(gaussian_mutual_information(r, z, 0.1)) == pytest.approx(-d / 2 * math.log(1 - (rho / 1.1) ** 2), abs=1e-9)
-        mixed = r @ torch.randn(d, d, generator=generator(), dtype=F64)     # no invertible map changes it
-        assert float(gaussian_mutual_information(mixed, z, 0)) == pytest.approx(-d / 2 * math.log(1 - rho ** 2), abs=1e-9)
+    eye = torch.eye(d, dtype=F64)
+    sigma = torch.cat([torch.cat([eye, rho * eye], 1),
+                       torch.cat([rho * eye, eye], 1)])
+    x = with_covariance(sigma)
+    r = x[:, :d]
+    z = x[:, d:]
+    assert float(gaussian_mutual_information(r, z, 0)) == near(closed_form(rho))
+
+    # ε on the diagonals makes the correlation ρ / (1 + ε)
+    assert float(gaussian_mutual_information(r, z, 0.1)) == near(closed_form(rho / 1.1))
+
+    # no invertible map changes it
+    mixed = r @ torch.randn(d, d, generator=generator(), dtype=F64)
+    assert float(gaussian_mutual_information(mixed, z, 0)) == near(closed_form(rho))
+
+
+def correlated_draws():
+    """Four draws of R (4 × 50 × 5) and of Z (4 × 50 × 2), which knows something of R."""
+    r = torch.randn(4, 50, 5, generator=generator(), dtype=F64)
+    z = r[..., :2] + torch.randn(4, 50, 2, generator=generator(1), dtype=F64)
+    return r, z
 
 
 def test_information_is_schurs_complement_and_batched():
-    r = torch.randn(4, 50, 5, generator=generator(), dtype=F64)
-    z = r[..., :2] + torch.randn(4, 50, 2, generator=generator(1), dtype=F64)
-    for i, found in enumerate(gaussian_mutual_information(r, z, 0.01)):
+    r, z = correlated_draws()
+    found = gaussian_mutual_information(r, z, 0.01)
+    assert found.shape == (4,)
+    for i in range(4):
         sigma = torch.cov(torch.cat([r[i], z[i]], 1).T) + 0.01 * torch.eye(7, dtype=F64)
-        a, b, c = sigma[:5, :5], sigma[:5, 5:], sigma[5:, 5:]
-        assert float(found) == pytest.approx(0.5 * math.log(a.det() / (a - b @ c.inverse() @ b.T).det()), abs=1e-9)
-    log_r, log_z, log_joint = log_determinants(r, z)        # Equation 3's terms: H(R|Z) = H(R, Z) − H(Z)
-    assert torch.allclose(sum(bound_terms(r, z).values()), 0.5 * (log_joint - log_z) + 2.5 * math.log(2 * math.pi * math.e))
+        sigma_r = sigma[:5, :5]
+        sigma_rz = sigma[:5, 5:]
+        sigma_z = sigma[5:, 5:]
+        r_given_z = sigma_r - sigma_rz @ sigma_z.inverse() @ sigma_rz.T
+        assert float(found[i]) == near(0.5 * math.log(sigma_r.det() / r_given_z.det()))
 
+
+def test_terms_of_the_bound_add_up_to_the_conditional_entropy():
+    """H(R|Z) = H(R, Z) − H(Z)."""
+    r, z = correlated_draws()
+    _, log_z, log_joint = log_determinants(r, z)
+    entropy = 0.5 * (log_joint - log_z) + 5 / 2 * math.log(2 * math.pi * math.e)
+    assert torch.allclose(sum(bound_terms(r, z).values()), entropy)
+
+
+# --- data -----------------------------------------------------------------------------------
 
 def test_pca():
+    variances = torch.tensor([9.0, 4, 1, 0.25], dtype=F64)
     basis = torch.linalg.qr(torch.randn(4, 4, generator=generator(), dtype=F64))[0]
-    x = with_covariance(basis @ torch.diag(torch.tensor([9.0, 4, 1, 0.25], dtype=F64)) @ basis.T) + 100
+    x = with_covariance(basis @ torch.diag(variances) @ basis.T) + 100
+
     z = pca(x, 2)
-    assert torch.allclose(torch.cov(z.T), torch.diag(torch.tensor([9.0, 4], dtype=F64)), atol=1e-9)
-    assert torch.allclose(z.abs(), ((x - x.mean(0)) @ basis[:, :2]).abs(), atol=1e-8)
-    batched = torch.stack([x, 2 * x])
-    assert torch.allclose(pca(batched, 3)[1].abs(), 2 * pca(x, 3).abs(), atol=1e-8)
+    expected = (x - x.mean(0)) @ basis[:, :2]
+    assert torch.allclose(torch.cov(z.T), torch.diag(variances[:2]), atol=1e-9)
+    assert torch.allclose(z.abs(), expected.abs(), atol=1e-8)       # signs are free
+
+    batched = pca(torch.stack([x, 2 * x]), 3)
+    assert torch.allclose(batched[1].abs(), 2 * pca(x, 3).abs(), atol=1e-8)
 
 
-def test_blobs():
+def test_blobs_are_repeatable():
     x = blobs(1003, 6, 0.5, centers=4, draws=3, generator=generator())
-    assert x.shape == (3, 1003, 6) and torch.equal(x, blobs(1003, 6, 0.5, 4, 3, generator()))
+    assert x.shape == (3, 1003, 6)
+    assert torch.equal(x, blobs(1003, 6, 0.5, 4, 3, generator()))
     assert not torch.equal(x, blobs(1003, 6, 0.5, 4, 3, generator(1)))
+
+
+def test_blobs_have_their_spread_and_centres():
+    x = blobs(1003, 6, 0.5, centers=4, draws=3, generator=generator())
     for draw in x:
-        clusters = [draw[i::4] for i in range(4)]
-        assert all(abs(float((c - c.mean(0)).std()) - 0.5) < 0.03 for c in clusters)
-        assert all(c.mean(0).abs().max() < 10.2 for c in clusters)
-    centres = blobs(2000, 50, 0, centers=2000, generator=generator())       # uniform in [−10, 10]: variance 100 / 3
-    assert abs(float(centres.var()) - 100 / 3) < 1 and centres.abs().max() <= 10
-    y = standardise(x)
+        for i in range(4):
+            cluster = draw[i::4]
+            centre = cluster.mean(0)
+            assert abs(float((cluster - centre).std()) - 0.5) < 0.03
+            assert centre.abs().max() < 10.2
+
+    centres = blobs(2000, 50, 0, centers=2000, generator=generator())
+    assert abs(float(centres.var()) - 100 / 3) < 1          # uniform in [−10, 10]
+    assert centres.abs().max() <= 10
+
+
+def test_standardise():
+    y = standardise(blobs(1003, 6, 0.5, centers=4, draws=3, generator=generator()))
     assert torch.allclose(y.mean(1), torch.zeros(3, 6, dtype=F64), atol=1e-12)
     assert torch.allclose(y.var(1, correction=0), torch.ones(3, 6, dtype=F64))
 
 
-def test_claims_can_fail():
-    assert shows("rising", [1, 2, 3]) and not shows("rising", [1, 3, 2]) and not shows("rising", [1, 1, 1])
-    assert shows("falling", [3, 2, 1]) and not shows("falling", [3, 1, 2]) and not shows("falling", [1, 1])
+BAD_CALLS = {
+    "no samples": lambda: blobs(0, 2, 1),
+    "negative standard deviation": lambda: blobs(5, 2, -1),
+    "no draws": lambda: blobs(5, 2, 1, draws=0),
+    "too many components": lambda: pca(torch.randn(5, 3), 4),
+    "no components": lambda: pca(torch.randn(5, 3), 0),
+    "unequal samples": lambda: gaussian_mutual_information(torch.randn(5, 3), torch.randn(4, 3)),
+    "one sample": lambda: gaussian_mutual_information(torch.randn(1, 3), torch.randn(1, 3)),
+    "negative ε": lambda: gaussian_mutual_information(torch.randn(5, 3), torch.randn(5, 3), -1),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_CALLS)
+def test_bad_arguments_raise_value_error(bad):
+    with pytest.raises(ValueError, match="expected"):
+        BAD_CALLS[bad]()
+
+
+# --- claims ---------------------------------------------------------------------------------
+
+def test_rising_and_falling_can_fail():
+    assert shows("rising", [1, 2, 3])
+    assert not shows("rising", [1, 3, 2])
+    assert not shows("rising", [1, 1, 1])
+    assert shows("falling", [3, 2, 1])
+    assert not shows("falling", [3, 1, 2])
+    assert not shows("falling", [1, 1])
+
+
+def test_rising_then_level_can_fail():
     level = "rising, then level"
     assert shows(level, [0, 5, 9, 10, 10, 10, 10, 10, 10, 10])
     assert not shows(level, [0, 1, 2, 3, 4, 5, 6, 7, 8, 20])        # still rising
@@ -86,19 +166,10 @@ def test_claims_can_fail():
     assert not shows(level, [5, 5, 5, 5, 5, 5])
 
 
-@pytest.mark.parametrize("call", [
-    lambda: blobs(0, 2, 1), lambda: blobs(5, 2, -1), lambda: blobs(5, 2, 1, draws=0),
-    lambda: pca(torch.randn(5, 3), 4), lambda: pca(torch.randn(5, 3), 0),
-    lambda: gaussian_mutual_information(torch.randn(5, 3), torch.randn(4, 3)),
-    lambda: gaussian_mutual_information(torch.randn(1, 3), torch.randn(1, 3)),
-    lambda: gaussian_mutual_information(torch.randn(5, 3), torch.randn(5, 3), -1),
-])
-def test_bad_arguments_raise_value_error(call):
-    with pytest.raises(ValueError):
-        call()
-
+# --- the script -----------------------------------------------------------------------------
 
 def run(*flags):
+    """The script's main, in this process: its exit status."""
     try:
         simulate.main([str(flag) for flag in flags])
     except SystemExit as stop:
@@ -106,44 +177,85 @@ def run(*flags):
     return 0
 
 
-def test_script_shows_figure_2s_trends(tmp_path, capsys, monkeypatch):
+def rows_of(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def test_script_shows_figure_2s_trends(tmp_path, capsys):
     for part in ("features", "variance"):
         assert run(part, "--draws", 4, "--out", tmp_path) == 0
     assert "NO" not in capsys.readouterr().out
-    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("figure2_features", "figure2_variance", "figure10"))
-    with open(tmp_path / "figure2_variance.csv") as file:
-        rows = list(csv.DictReader(file))
-    ten, two = ([float(row["mean"]) for row in rows if row["panel"].startswith(letter)] for letter in "cd")
-    # SPEC's trial, at deviations 0.1, 1, 8, 32
-    assert [ten[i] for i in (0, 3, 7, 11)] == pytest.approx([11.4, 16.3, 21.0, 20.4], rel=0.05)
-    assert [two[i] for i in (0, 3, 7, 11)] == pytest.approx([5.98, 5.95, 5.00, 4.19], rel=0.05)
+    for name in ("figure2_features", "figure2_variance", "figure10"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
-    monkeypatch.setitem(sys.modules, "matplotlib", None)        # without matplotlib: the same CSV, and a line about the figures
-    assert run("variance", "--draws", 4, "--out", tmp_path / "again") == 0
-    assert (tmp_path / "again" / "figure2_variance.csv").read_text() == (tmp_path / "figure2_variance.csv").read_text()
-    assert "pip install matplotlib" in capsys.readouterr().out and not list((tmp_path / "again").glob("*.png"))
+    # means of 20 draws, at standard deviations 0.1, 1, 8 and 32
+    means = {"c": {}, "d": {}}
+    for row in rows_of(tmp_path / "figure2_variance.csv"):
+        letter = row["panel"][0]
+        means[letter][float(row["clusters' standard deviation"])] = float(row["mean"])
+    ten_components = [means["c"][std] for std in (0.1, 1, 8, 32)]
+    two_components = [means["d"][std] for std in (0.1, 1, 8, 32)]
+    assert ten_components == pytest.approx([11.4, 16.3, 21.0, 20.4], rel=0.05)
+    assert two_components == pytest.approx([5.98, 5.95, 5.00, 4.19], rel=0.05)
+
+
+def test_without_matplotlib_the_csvs_are_the_same(tmp_path, capsys, monkeypatch):
+    flags = ("variance", "--draws", 3, "--samples", 200)
+    status = run(*flags, "--out", tmp_path / "with")
+    assert "pip install matplotlib" not in capsys.readouterr().out
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)        # importing it now fails
+    assert run(*flags, "--out", tmp_path / "without") == status
+    assert "pip install matplotlib" in capsys.readouterr().out
+    assert not list((tmp_path / "without").glob("*.png"))
+    for name in ("figure2_variance.csv", "figure10.csv"):
+        with_it = (tmp_path / "with" / name).read_text()
+        assert (tmp_path / "without" / name).read_text() == with_it
+
+
+def test_figure_2_has_the_panels_of_both_parts(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(simulate, "FEATURES", (12, 20))
+    monkeypatch.setattr(simulate, "DEVIATIONS", (0.1, 32))
+    flags = "--draws 2 --samples 100 --features 15 --networks 1 --epochs 1".split()
+    assert run(*flags, "--out", tmp_path) in (0, 1)             # too few points to show much
+    names = {path.stem for path in tmp_path.glob("*.csv")}
+    assert names == {"figure2", "figure10", "terms", "figure11"}
+    panels = [row["panel"][:2] for row in rows_of(tmp_path / "figure2.csv")]
+    assert list(dict.fromkeys(panels)) == ["a)", "b)", "c)", "d)"]
+    assert "figure2 a)" in capsys.readouterr().out
 
 
 def test_script_says_when_a_trend_is_missing(tmp_path, capsys):
-    # one cluster has no structure for its spread to wash out: standardised, nothing changes with the deviation
+    # one cluster has no structure for its spread to wash out: standardised, nothing changes
     assert run("variance", "--draws", 2, "--centers", 1, "--out", tmp_path) == 1
     assert "NO " in capsys.readouterr().out
 
 
-def test_terms_and_network_run(tmp_path):
+def test_terms_run(tmp_path):
     assert run("terms", "--draws", 2, "--out", tmp_path) == 0
-    assert run("network", "--networks", 2, "--epochs", 6, "--samples", 251, "--out", tmp_path) in (0, 1)      # too short to show much
-    with open(tmp_path / "figure11.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 14 and all(math.isfinite(float(row["mean"])) for row in rows)
-    assert rows[0]["mean"] == rows[7]["mean"]       # both losses start from the same networks, which learn
-    assert all(rows[i]["mean"] != rows[i + 1]["mean"] for i in (0, 7))
 
 
-@pytest.mark.parametrize("flags", ["figure9", "--draws 0", "--draws many", "--components 30 2", "--epsilon 0", "--std -1",
-                                   "--samples 1", "--seed 99999999999999999999", "--out {}/file/x", "--typo"])
+def test_networks_start_equal_and_learn(tmp_path):
+    flags = "network --networks 2 --epochs 6 --samples 251".split()
+    assert run(*flags, "--out", tmp_path) in (0, 1)             # too short to show much
+    means = {"SimCLR": [], "VICReg": []}
+    for row in rows_of(tmp_path / "figure11.csv"):
+        means[row["curve"]].append(float(row["mean"]))
+    assert means["SimCLR"][0] == means["VICReg"][0]             # both have the same networks
+    for curve in means.values():
+        assert len(curve) == 7
+        assert all(math.isfinite(mean) for mean in curve)
+        assert all(before != after for before, after in zip(curve, curve[1:]))
+
+
+@pytest.mark.parametrize("flags", [
+    "figure9", "--draws 0", "--draws many", "--components 30 2", "--epsilon 0", "--std -1",
+    "--samples 1", "--seed 99999999999999999999", "--out {}/file/x", "--typo",
+])
 def test_bad_input(flags, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
-    assert run("features", "--out", tmp_path / "out", *flags.format(tmp_path).split()) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and not (tmp_path / "out").exists()
+    flags = flags.format(tmp_path).split()
+    assert run("features", "--out", tmp_path / "out", *flags) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()

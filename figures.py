@@ -1,0 +1,435 @@
+"""Figures and tables of what runs of train.py logged.
+
+    python figures.py runs/a runs/b … --out figures
+
+writes dynamics.png, all that was logged over the epochs; plane.png, where the runs end in the
+plane of effective rank and I(R;Z); summary.csv, the last values of each method; correlations.csv,
+Table 3. A run may still be going on. In your own code:
+
+    from figures import draw_dynamics, read_runs
+    runs = read_runs([Path("runs/a"), Path("runs/b")])      # {method: [log of a run, …]}
+    draw_dynamics(runs, "dynamics.png")
+
+What a run is called follows from the flags in its config.json, never from its folder's name.
+Runs whose flags differ in their seed alone are one method.
+"""
+import csv
+import math
+import zlib
+from pathlib import Path
+
+import torch
+
+from cli import BadInput, Parser, one_line_errors
+from metrics import pearson
+from run import last_value, read_config, read_log, write_whole
+
+# A panel is a title and its lines: what the legend calls a line → its column of log.csv.
+RUN_PANELS = {
+    "Accuracy on the test images (%)": {"online linear probe": "probe_top1", "k-NN": "knn_top1"},
+    "α, the weight of InfoNCE": {"": "alpha"},
+    "Effective rank": {"representations R": "erank_r", "embeddings Z": "erank_z"},
+    "Mutual information I(R;Z) (nats)": {"": "mi"},
+}
+PANELS = RUN_PANELS | {
+    "Entropy H₂ (nats)": {"R": "h2_r", "Z": "h2_z"},
+    "Eigenvalues with over 1 % of the variance": {"R": "eigs_r", "Z": "eigs_z"},
+    "Variance in the top 30 % of eigenvalues": {"R": "var30_r", "Z": "var30_z"},
+    "Uniformity (Wang & Isola)": {"R": "uniformity_r", "Z": "uniformity_z"},
+    "Wasserstein uniformity W₂": {"R": "w2_r", "Z": "w2_z"},
+    "Loss: InfoNCE": {"": "info_nce"},
+    "Loss: VICReg": {"": "vicreg"},
+    "Loss: I(R;Z) of a batch (nats)": {"": "mi_loss"},
+}
+
+# The tables are of the last value of these columns; a quotient is what Table 3 calls a ratio.
+SUMMARY = ("probe_top1", "knn_top1", "erank_r", "erank_z", "mi", "alpha")
+CORRELATES = {
+    "effective rank of R": {"column": "erank_r"},
+    "effective rank of Z": {"column": "erank_z"},
+    "I(R;Z)": {"column": "mi"},
+    "effective rank of R / I(R;Z)": {"column": "erank_r", "divided by": "mi"},
+    "effective rank of Z / I(R;Z)": {"column": "erank_z", "divided by": "mi"},
+}
+
+# Okabe and Ito's colours for the paper's methods, and Paul Tol's for all others: both are chosen
+# to be told apart by colour-blind people.
+COLOURS = {
+    "AdaDim": "#d55e00",
+    "AdaDim, β 0": "#e69f00",
+    "VICReg": "#0072b2",
+    "SimCLR": "#56b4e9",
+    "α linear": "#009e73",
+    "α cosine": "#cc79a7",
+}
+FREE_COLOURS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677",
+                "#882255", "#aa4499")
+
+
+# --- what a run is called -----------------------------------------------------------------------
+
+# flags of which label() makes a name
+SPELLED = ("--method", "--alpha", "--beta", "--mi-scale", "--alpha-from")
+# flags that tell no method from another
+NO_DIFFERENCE = ("--seed", "--out", "--data-dir", "--device", "--resident", "--compile",
+                 "--tensorboard", "--resume", "--overwrite", "--classes")
+# flags that are without effect unless α is measured
+ONLY_WITH_ADA = ("--alpha-every", "--alpha-batches")
+
+
+def label(flags):
+    """What a method with these flags is called: VICReg, AdaDim, "α 0.5", "AdaDim, β 0" …
+
+    flags: those of config.json. Those that are not among SPELLED play no part.
+    """
+    if flags["--method"] != "adadim":
+        return flags["--method"]
+    if flags["--alpha"] == "ada":
+        return measured_label(flags)
+    return fixed_label(flags)
+
+
+def measured_label(flags):
+    """With α measured: AdaDim, and what differs from the published method."""
+    words = ["AdaDim"]
+    if flags["--beta"] != 1e-4:
+        words.append(f"β {spelled(flags['--beta'])}")
+    if flags["--mi-scale"] == "1" and flags["--beta"] != 0:
+        words.append("m 1")
+    if flags["--alpha-from"] == "r":
+        words.append("α from R")
+    return ", ".join(words)
+
+
+def fixed_label(flags):
+    """With α fixed or growing, and I(R;Z) where it has a part."""
+    alpha = flags["--alpha"]
+    beta = flags["--beta"]
+    name = {0: "VICReg", 1: "SimCLR"}.get(alpha, f"α {spelled(alpha)}")
+    if beta == 0:
+        return name
+    if flags["--mi-scale"] != "1":
+        return f"{name}, β {spelled(beta)}"
+    name = f"{name} + I(R;Z)"       # the constant regulariser of [32], whose weight is 1e-4
+    return name if beta == 1e-4 else f"{name}, β {spelled(beta)}"
+
+
+def spelled(value):
+    """A flag's value in a name."""
+    if isinstance(value, float):
+        value = f"{value:g}"
+    return str(value).replace("-", "−") if is_number(value) else str(value)
+
+
+def is_number(value):
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def labels(all_flags):
+    """What runs are called that stand side by side: label(), and the flags in which they differ.
+
+    all_flags: the flags of each run. Returns a list, in their order.
+    """
+    others = [other_flags(flags) for flags in all_flags]
+    names = []
+    for flags, other in zip(all_flags, others):
+        words = [label(flags)]
+        for flag, value in other.items():
+            shared = all(value == theirs[flag] for theirs in others if flag in theirs)
+            if not shared:
+                words += spelled_flag(flag, value)
+        names.append(", ".join(words))
+    return names
+
+
+def other_flags(flags):
+    """The flags that may tell a run from another one with the same label."""
+    measured = flags["--method"] == "adadim" and flags["--alpha"] == "ada"
+    without_effect = () if measured else ONLY_WITH_ADA
+    left_out = (*SPELLED, *NO_DIFFERENCE, *without_effect)
+    return {flag: value for flag, value in flags.items()
+            if flag.startswith("--") and flag not in left_out}
+
+
+def spelled_flag(flag, value):
+    """A list of one word, or of none where the flag was not given."""
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [flag]
+    return [f"{flag} {spelled(value)}"]
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+def read_runs(folders):
+    """The logs of runs, by what the runs are called: {method: [log, …]}.
+
+    A folder without a log, a configuration or an epoch is left out, and named on stdout.
+    Raises BadInput if a file is damaged or nothing is left, OSError if a folder is not there.
+    """
+    all_flags = []
+    logs = []
+    for folder in folders:
+        missing = what_is_missing(folder)
+        if missing:
+            print(f"{folder} {missing}: left out")
+            continue
+        all_flags.append(read_flags(folder))
+        logs.append(read_log(folder / "log.csv"))
+    if not logs:
+        raise BadInput("there is nothing to draw yet")
+
+    runs = {}
+    for name, log in zip(labels(all_flags), logs):
+        runs.setdefault(name, []).append(log)
+    return runs
+
+
+def what_is_missing(folder):
+    """Why a folder cannot be drawn yet, in words; None if it can."""
+    if folder.is_dir() and not (folder / "log.csv").exists():       # a run that failed at once
+        return "holds no log.csv"
+    if not read_log(folder / "log.csv")["epoch"]:
+        return "has no epoch yet"
+    if not (folder / "config.json").exists():
+        return "holds no config.json"
+    return None
+
+
+def read_flags(folder):
+    """The flags in a run's config.json; BadInput where one is missing that names are made of."""
+    flags = read_config(folder)["flags"]
+    for flag in SPELLED:
+        if flag not in flags:
+            raise BadInput(f"{folder / 'config.json'} is not the configuration of a run: "
+                           f"it lacks {flag}")
+    return flags
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+def summary(runs):
+    """One row per method: its name, how many runs, and their mean and standard deviation.
+
+    runs: {method: [log, …]}. The values are the last ones of each of SUMMARY.
+    """
+    rows = []
+    for name, logs in runs.items():
+        row = {"method": name, "runs": len(logs)}
+        for column in SUMMARY:
+            ends = [last_value(log, column) for log in logs]
+            ends = torch.tensor(ends, dtype=torch.float64)
+            row[column] = ends.mean().item()
+            row[f"{column}_std"] = ends.std(correction=0).item()
+        rows.append(row)
+    return rows
+
+
+def correlations(runs, accuracy="probe_top1"):
+    """Pearson's r between the runs' last accuracies and each of CORRELATES [Table 3].
+
+    runs: {method: [log, …]}. Returns rows of quantity, r, |r| and how many runs had both; r is
+    NaN where those are fewer than three.
+    """
+    every_log = [log for logs in runs.values() for log in logs]
+    rows = []
+    for quantity, meaning in CORRELATES.items():
+        xs = []
+        ys = []
+        for log in every_log:
+            x = last_correlate(log, meaning)
+            y = last_value(log, accuracy)
+            if math.isfinite(x) and math.isfinite(y):
+                xs.append(x)
+                ys.append(y)
+        r = pearson(xs, ys).item() if len(xs) > 2 else math.nan
+        rows.append({"quantity": quantity, "r": r, "abs_r": abs(r), "runs": len(xs)})
+    return rows
+
+
+def last_correlate(log, meaning):
+    """The last value of one of CORRELATES; NaN where it was not logged, or is divided by 0."""
+    x = last_value(log, meaning["column"])
+    if "divided by" not in meaning:
+        return x
+    divisor = last_value(log, meaning["divided by"])
+    return x / divisor if divisor != 0 else math.nan
+
+
+def write_table(path, rows):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+
+
+def print_tables(summary_rows, correlation_rows):
+    width = max(len(row["method"]) for row in summary_rows)
+    headings = [f"{column:>14}" for column in SUMMARY]
+    print("  ".join([" " * width, "runs", *headings]))
+    for row in summary_rows:
+        cells = [f"{row[column]:7.3g} ± {row[f'{column}_std']:4.2g}" for column in SUMMARY]
+        print("  ".join([f"{row['method']:{width}}", f"{row['runs']:4}", *cells]))
+    for row in correlation_rows:
+        print(f"Pearson's r of probe accuracy and {row['quantity']}: {row['r']:.3f} "
+              f"({row['runs']} runs)")
+
+
+# --- figures --------------------------------------------------------------------------------------
+# All raise ImportError without matplotlib, which nothing else here needs.
+
+def colours(names):
+    """{method: colour}. A method keeps its colour whatever it is drawn beside.
+
+    The paper's methods have colours of their own; α between 0 and 1 is on a scale. Any other
+    colour follows from the method's name. Should two names lead to the same one, the later in
+    the alphabet takes the next that is free.
+    """
+    from matplotlib import colormaps
+    found = {}
+    free = list(FREE_COLOURS)
+    for name in sorted(names):
+        if name in COLOURS:
+            found[name] = COLOURS[name]
+        elif name.startswith("α ") and is_number(name[2:]):
+            found[name] = colormaps["viridis"](float(name[2:]))
+        else:
+            free = free or list(FREE_COLOURS)
+            own = zlib.crc32(name.encode()) % len(FREE_COLOURS)
+            preferred = FREE_COLOURS[own:] + FREE_COLOURS[:own]
+            found[name] = next(colour for colour in preferred if colour in free)
+            free.remove(found[name])
+    return {name: found[name] for name in names}
+
+
+def draw_run(log, png):
+    """A single run over its epochs: the four RUN_PANELS, as a PNG."""
+    draw_dynamics({"AdaDim": [log]}, png, RUN_PANELS)       # one run's name is not shown
+
+
+def draw_dynamics(runs, png, panels=PANELS):
+    """Runs over their epochs, one line each, as a PNG.
+
+    runs: {method: [log, …]}. panels: as PANELS, {title: {name in the legend: column}}.
+    """
+    from matplotlib.figure import Figure
+    across = 2 if len(panels) <= 4 else 3
+    down = math.ceil(len(panels) / across)
+    figure = Figure(figsize=(4.4 * across, 3 * down), layout="constrained")
+    axes = figure.subplots(down, across, sharex=True, squeeze=False)
+    colour = colours(runs)
+
+    for axis, (title, lines) in zip(axes.flat, panels.items()):
+        axis.set_title(title, fontsize=11)
+        axis.grid(alpha=0.3)
+        draw_panel(axis, runs, lines, colour)
+    for axis in axes[-1]:
+        axis.set_xlabel("epoch")
+    if len(runs) > 1:
+        name_methods(figure, colour)
+    save(figure, png)
+
+
+def draw_panel(axis, runs, lines, colour):
+    """Solid is the panel's first column, dashed the second; a method has its colour in both."""
+    for (name, column), style in zip(lines.items(), ("-", "--")):
+        axis.plot([], [], style, color="black", label=name)
+        for method, logs in runs.items():
+            for log in logs:
+                draw_line(axis, log, column, style, colour[method])
+    if len(lines) > 1:
+        axis.legend(frameon=False, fontsize=9)
+    if "alpha" in lines.values():
+        axis.set_ylim(-0.03, 1.03)
+
+
+def draw_line(axis, log, column, style, colour):
+    """A column over the epochs in which it was logged; short runs show each of them as a point."""
+    epochs = []
+    values = []
+    for epoch, value in zip(log["epoch"], log.get(column, [])):
+        if not math.isnan(value):
+            epochs.append(epoch)
+            values.append(value)
+    marker = "." if len(epochs) < 40 else None
+    axis.plot(epochs, values, style, color=colour, linewidth=1.3, marker=marker, markersize=4)
+
+
+def name_methods(figure, colour):
+    """The legend below all panels."""
+    from matplotlib.lines import Line2D
+    handles = [Line2D([], [], color=colour[name], label=name) for name in colour]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5),
+                  frameon=False)
+
+
+def draw_plane(runs, png):
+    """Where runs end in the plane of effective rank and I(R;Z), as a PNG [Figures 1a, 5].
+
+    runs: {method: [log, …]}. Accuracy is a point's colour; a line joins a method's runs.
+    """
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    draw_ends(left, runs, "erank_r")
+    points = draw_ends(right, runs, "erank_z")
+    left.set_xlabel("effective rank of the representations R")
+    right.set_xlabel("effective rank of the embeddings Z")
+    left.set_ylabel("I(R;Z) (nats)")
+    figure.colorbar(points, ax=[left, right], label="probe accuracy (%)")
+    save(figure, png)
+
+
+def draw_ends(axis, runs, rank):
+    """One plane. rank: the column of its horizontal axis. Returns the points."""
+    every_log = [log for logs in runs.values() for log in logs]
+    points = axis.scatter([last_value(log, rank) for log in every_log],
+                          [last_value(log, "mi") for log in every_log],
+                          c=[last_value(log, "probe_top1") for log in every_log],
+                          cmap="cividis", s=45, edgecolor="black", linewidth=0.4)
+    for name, logs in runs.items():
+        ends = sorted((last_value(log, rank), last_value(log, "mi")) for log in logs)
+        axis.plot(*zip(*ends), color="0.6", linewidth=0.8, zorder=0)
+        rightmost = ends[-1]
+        axis.annotate(name, rightmost, textcoords="offset points", xytext=(6, -3), fontsize=7.5,
+                      zorder=1)
+    axis.margins(0.12)
+    axis.grid(alpha=0.3)
+    return points
+
+
+def save(figure, png):
+    write_whole(Path(png), lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+def main(argv=None):
+    with one_line_errors("figures.py"):
+        parser = Parser("figures.py", __doc__)
+        parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+        parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR",
+                            help="(default: %(default)s)")
+        args = parser.parse_args(argv)
+        runs = read_runs(args.runs)
+        summary_rows = summary(runs)
+        correlation_rows = correlations(runs)
+
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_table(args.out / "summary.csv", summary_rows)
+        write_table(args.out / "correlations.csv", correlation_rows)
+        print_tables(summary_rows, correlation_rows)
+        try:
+            draw_dynamics(runs, args.out / "dynamics.png")
+            draw_plane(runs, args.out / "plane.png")
+        except ImportError:
+            print("the figures were left out: they need matplotlib (pip install matplotlib)")
+
+
+if __name__ == "__main__":
+    main()

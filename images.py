@@ -1,0 +1,278 @@
+"""Images from files: decoded whole into one tensor, or cropped at random, batch by batch.
+
+    paths = list_images("my_images")
+    x = decode_all(paths, size=256, crop=224)       # uint8, n × 3 × 224 × 224
+    for views in stream_crops(paths, batches, seed=0, recipe="vicreg", size=224):
+        ...                                         # uint8, 2 × batch × 3 × 224 × 224
+
+Worker processes do the decoding. What a worker cannot read it returns as a text, because that
+survives the way between processes better than an exception; here it becomes an OSError that
+names the file.
+"""
+import functools
+import math
+import os
+import signal
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps         # comes with torchvision
+from torch.utils.data import DataLoader
+
+import distributed
+from augment import AUGMENTATIONS, random_boxes
+from cli import show_progress
+
+BATCH = 64              # files that a worker process decodes at a time
+FEW_FILES = 2000        # up to so many are decoded here: starting workers would take longer
+MAX_WORKERS = 16
+EXIF_ORIENTATION = 0x0112
+
+
+def is_image(name):
+    return name.lower().endswith((".png", ".jpg", ".jpeg")) and not name.startswith(".")
+
+
+def list_images(folder):
+    """Paths of the images in a folder and below, links followed, sorted.
+
+    None where there is no such folder; OSError where one cannot be read.
+    """
+    def refuse(error):
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    found = []
+    for place, _, names in os.walk(folder, followlinks=True, onerror=refuse):
+        found += [os.path.join(place, name) for name in names if is_image(name)]
+    return sorted(found)
+
+
+def random_subset(n, limit, seed):
+    """Sorted indices of `limit` of n things, at random; all of them where limit is None or ≥ n."""
+    if limit is None or limit >= n:
+        return torch.arange(n)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(n, generator=generator)[:limit].sort().values
+
+
+# --- the machine ------------------------------------------------------------------------------
+
+def machine_memory():
+    """In bytes; without a limit where the system does not tell."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_for_images(device):
+    """Bytes that resident images may take: half of the machine's and of the device's memory.
+
+    With several processes, as many as the one with the least has.
+    """
+    room = machine_memory() / 2 / distributed.LOCAL_WORLD_SIZE
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        room = min(room, free / 2)
+    return distributed.smallest(room, device)
+
+
+def worker_count():
+    """Worker processes: one per core, shared by the training processes that torchrun started."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    share = max(1, cores // distributed.LOCAL_WORLD_SIZE)
+    return min(share, MAX_WORKERS)
+
+
+# --- whole files ------------------------------------------------------------------------------
+
+def decode_all(paths, size, crop):
+    """The files as one tensor, see decode(): uint8, n × 3 × crop × crop."""
+    images = torch.empty(len(paths), 3, crop, crop, dtype=torch.uint8)
+    done = 0
+    work = functools.partial(decode, size=size, crop=crop)
+    for part in in_parallel(work, paths, "decoding images"):
+        images[done:done + len(part)] = torch.from_numpy(part).permute(0, 3, 1, 2)
+        done += len(part)
+    return images
+
+
+def in_parallel(function, paths, title):
+    """Yields function(some of the paths), in order, from worker processes; shows its progress.
+
+    A function returns a sequence, or a text that says which file is broken: raised as OSError.
+    """
+    workers = worker_count() if len(paths) > FEW_FILES else 0
+    # DataLoader's workers call collate_fn with some items of the dataset, which here is a list
+    loader = DataLoader(paths, batch_size=BATCH, num_workers=workers, collate_fn=function)
+    done = 0
+    for part in loader:
+        if isinstance(part, str):
+            raise OSError(part)
+        done += len(part)
+        show_progress(f"{title}: {done:,} of {len(paths):,}")
+        yield part
+    show_progress("")
+
+
+def read_sizes(paths):
+    """[width, height] of each file, from its header; or broken()'s text."""
+    sizes = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                sizes.append(image.size)
+        except Exception as error:      # PIL raises many kinds
+            return broken(path, error)
+    return sizes
+
+
+def decode(paths, size, crop):
+    """The central squares of the files, their shorter sides resized to `size` before.
+
+    Returns an array, uint8, n × crop × crop × 3; or broken()'s text.
+    """
+    images = np.empty((len(paths), crop, crop, 3), np.uint8)
+    for i, path in enumerate(paths):
+        try:
+            with Image.open(path) as image:
+                # a JPEG's decoder can halve sizes; of twice the size, nobody sees that it did
+                image.draft("RGB", (2 * size, 2 * size))
+                image = to_rgb(image)
+        except Exception as error:
+            return broken(path, error)
+        images[i] = central_square(image, size, crop)
+    return images
+
+
+def central_square(image, size, crop):
+    """Of a PIL image: its shorter side resized to `size`, then crop × crop from the middle."""
+    ratio = size / min(image.size)
+    width, height = (max(size, round(length * ratio)) for length in image.size)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left = (width - crop) // 2
+    top = (height - crop) // 2
+    return np.asarray(image.crop((left, top, left + crop, top + crop)))
+
+
+def to_rgb(image):
+    """A PIL image the right way up, as RGB: 16-bit greys scaled, transparency laid on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):      # PIL would clip what is above 255
+        grey = (np.asarray(image) / 256).clip(0, 255).astype(np.uint8)
+        image = Image.fromarray(grey)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def broken(path, error):
+    """What a worker returns in place of images."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{path} is not a readable image ({reason}): mend or remove it"
+
+
+# --- random crops of files --------------------------------------------------------------------
+
+class CropTask(NamedTuple):
+    """One batch of stream_crops. Seed and step together fix what is drawn."""
+    seed: int
+    step: int
+    index: torch.Tensor     # n, into the paths
+
+
+class Box(NamedTuple):
+    """One of augment.Boxes, as plain numbers: a part of an image that spans −1 … 1."""
+    width: float            # as a share of the image's
+    height: float
+    centre_x: float
+    centre_y: float
+    flip: float             # 1 to mirror it, else 0
+
+
+def stream_crops(paths, batches, seed, recipe, size, pin=False):
+    """Yields, for each batch of indices into paths, both views' random crops.
+
+    Each is uint8, 2 × n × 3 × size × size. Worker processes, a few batches ahead, decode each
+    file once, and crop and mirror it twice; the rest of an augmentation is
+    augment(…, cropped=True). batches: m × n, on the CPU. seed: an int of 0 or more. recipe: a
+    key of AUGMENTATIONS. pin: whether into pinned memory, for faster copies to a GPU.
+    Raises OSError for a file that cannot be read. The workers end with the generator.
+    """
+    scale = AUGMENTATIONS[recipe]["scale"]
+    tasks = [CropTask(seed, step, index) for step, index in enumerate(batches)]
+    loader = DataLoader(
+        tasks,
+        batch_size=None,            # a task is a batch already
+        collate_fn=functools.partial(crop_batch, paths=paths, scale=scale, size=size),
+        num_workers=worker_count(),
+        prefetch_factor=3,
+        pin_memory=pin,
+        worker_init_fn=leave_signals,
+    )
+    for views in loader:
+        if isinstance(views, str):
+            raise OSError(views)
+        yield views
+
+
+def leave_signals(worker):
+    """Ctrl-C reaches the workers too; but it is the main process that ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def crop_batch(task, paths, scale, size):
+    """What a worker of stream_crops does for one batch: the crops; or broken()'s text."""
+    state = np.random.SeedSequence([task.seed, task.step]).generate_state(1, np.uint64)[0]
+    seed = int(state >> np.uint64(1))       # manual_seed takes 63 bits
+    rand = functools.partial(torch.rand, generator=torch.Generator().manual_seed(seed))
+
+    crops = np.empty((2, len(task.index), size, size, 3), np.uint8)
+    for i, file in enumerate(task.index.tolist()):
+        path = paths[file]
+        try:
+            image, boxes = open_for_crops(path, scale, size, rand)
+        except Exception as error:
+            return broken(path, error)
+        for view, box in enumerate(boxes):
+            crops[view, i] = cut(image, box, size)
+    return torch.from_numpy(crops).permute(0, 1, 4, 2, 3)       # 2 × n × 3 × size × size
+
+
+def open_for_crops(path, scale, size, rand):
+    """The file as an RGB image, no larger than two crops need it, and the boxes of both."""
+    with Image.open(path) as image:
+        stored_width, stored_height = image.size
+        width, height = image.size
+        if image.getexif().get(EXIF_ORIENTATION, 1) > 4:    # the camera was held upright
+            width, height = stored_height, stored_width
+        drawn = random_boxes(2, scale, rand, shape=height / width)
+        boxes = [Box(*map(float, numbers)) for numbers in zip(*drawn)]
+
+        # a JPEG decodes at 1/2, 1/4 or 1/8 of its size in less time: as long as no crop would
+        # have to be enlarged for it
+        shortest = min(min(box.width * width, box.height * height) for box in boxes)
+        reduction = size / shortest
+        needed_width = max(1, round(stored_width * reduction))
+        needed_height = max(1, round(stored_height * reduction))
+        image.draft("RGB", (needed_width, needed_height))
+        return to_rgb(image), boxes
+
+
+def cut(image, box, size):
+    """The part of a PIL image in the box, resized: uint8, size × size × 3."""
+    left = (1 + box.centre_x - box.width) / 2 * image.width
+    top = (1 + box.centre_y - box.height) / 2 * image.height
+    right = min(image.width, left + box.width * image.width)
+    bottom = min(image.height, top + box.height * image.height)
+    part = (max(0, left), max(0, top), right, bottom)
+    crop = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=part))
+    return crop[:, ::-1] if box.flip else crop

@@ -1,0 +1,160 @@
+"""What a method of self-supervised learning is to the training loop; and AdaDim, the first one.
+
+A method is a torch module. All of its state that outlives a step is a parameter or a buffer, so
+a checkpoint of its state_dict is complete, whatever the method: momentum networks, queues,
+prototypes, AdaDim's α. train.py calls it like this, and knows nothing else of it:
+
+    method = METHODS[name](args, encoder, p, n_images)
+    for epoch in …:
+        method.before_epoch(epoch, steps, generator)
+        for step in …:
+            result = method(views, index, progress)
+            result.loss.backward()
+            method.after_backward(epoch)
+            optimizer.step()
+            method.after_step(result.kept, step, progress)
+        method.after_epoch(epoch)
+
+A method of your own is a class in a file of your own: README.md, "A method of your own".
+"""
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from distributed import gather
+from losses import adadim, wasserstein_uniformity
+from metrics import effective_rank
+from models import mlp
+
+
+class StepResult(NamedTuple):
+    """What a method's forward pass returns."""
+    loss: torch.Tensor      # 0-dim: what is minimised
+    logs: dict              # {column of log.csv: 0-dim tensor}; the log has their epoch's means
+    r: torch.Tensor         # 2n × p: representations, for the online probe
+    kept: dict              # {name: detached tensor}: what after_step needs
+
+
+class Method(nn.Module):
+    """The contract. A method sets `encoder` and `projector`, and overrides what it needs.
+
+    args: the flags of train.py. encoder: images → r (n × p). n_images: in the training set.
+    columns: the method's own columns of log.csv, from `logs` and `schedule`.
+    Labels never reach a method.
+    """
+    columns = ("loss",)
+
+    def __init__(self, args, encoder, p, n_images):
+        super().__init__()
+        self.encoder = encoder
+        self.projector = mlp(p, args.projector)
+
+    def forward(self, views, index, progress):
+        """One step's StepResult. Changes no state, so that it can be compiled and captured.
+
+        views: 2n × 3 × s × s, the images' first views above their second. index: n, the images'
+        places in the training set. progress: share of the training that is done, from 0 at the
+        first step to 1 at the last, a 0-dim float64 tensor. Runs under autocast. With several
+        processes n counts this one's part; a loss over the whole batch gathers first.
+        """
+        raise NotImplementedError
+
+    def schedule(self, progress):
+        """{column: 0-dim tensor}: values that change in the course of training, as α does."""
+        return {}
+
+    def param_groups(self, lr, weight_decay):
+        """The optimiser's groups; one with constant=True keeps its learning rate throughout."""
+        params = [p for p in self.parameters() if p.requires_grad]
+        return [dict(params=params, base_lr=lr, weight_decay=weight_decay)]
+
+    def before_epoch(self, epoch, steps, generator):
+        """epoch: from 1. generator: in the same state on every process; draw from it freely."""
+
+    def after_backward(self, epoch):
+        """Gradients are there, and may be changed before the optimiser uses them."""
+
+    def after_step(self, kept, step, progress):
+        """The weights have changed: the place for momentum networks, queues, measurements."""
+
+    def after_epoch(self, epoch):
+        """All steps of the epoch are done."""
+
+
+class AdaDim(Method):
+    """AdaDim, and every point of its family: SimCLR, VICReg, a fixed or growing α [Table 6].
+
+        L = α·InfoNCE + (1 − α)·VICReg + β·m·I(R;Z)                                   [Eq. 5]
+
+    α is 0, VICReg, until it is first measured; then it follows the effective rank of the
+    embeddings, as a share of the largest that a batch can have. Effective rank is high when
+    features are decorrelated: then the loss moves on to spreading samples, InfoNCE.
+    """
+    columns = ("alpha", "loss", "info_nce", "vicreg", "mi_loss")
+
+    def __init__(self, args, encoder, p, n_images):
+        super().__init__(args, encoder, p, n_images)
+        self.args = args
+        self.register_buffer("alpha", torch.zeros(()))                      # as last measured
+        self.register_buffer("shares", torch.zeros(args.alpha_batches))     # what it is the mean of
+        self.measured_steps = []                                            # of this epoch
+
+    def schedule(self, progress):
+        return {"alpha": alpha_at(self.args.alpha, self.alpha, progress)}
+
+    def forward(self, views, index, progress):
+        r = self.encoder(views)                             # 2n × p
+        z = self.projector(r)                               # 2n × d
+        r1, r2 = (gather(view) for view in r.chunk(2))      # n × p each, of all processes
+        z1, z2 = (gather(view) for view in z.chunk(2))      # n × d each
+
+        alpha = self.schedule(progress)["alpha"]
+        m = 1.0 if self.args.mi_scale == "1" else None      # None: m = α, the published method
+        loss, parts = adadim(r1, r2, z1, z2, alpha, self.args.beta, m, self.args.temperature)
+        if self.args.w2_weight:
+            w2 = (wasserstein_uniformity(z1) + wasserstein_uniformity(z2)) / 2
+            loss = loss + self.args.w2_weight * w2
+
+        # §4 measures on "the embedding space", and two sentences later on "the representation
+        # space": z is what the published α is, r is there to compare
+        measured_on = z1 if self.args.alpha_from == "z" else r1
+        logs = {"loss": loss.detach(), **parts}
+        return StepResult(loss, logs, r, {"measured_on": measured_on.detach()})
+
+    def before_epoch(self, epoch, steps, generator):
+        """Draws the batches on which α is measured: ones that are trained on anyway."""
+        order = torch.randperm(steps, generator=generator, device=generator.device)
+        self.measured_steps = []
+        if self.args.alpha == "ada" and epoch % self.args.alpha_every == 0:
+            self.measured_steps = sorted(order[:self.args.alpha_batches].tolist())
+
+    def after_step(self, kept, step, progress):
+        if step in self.measured_steps:
+            x = kept["measured_on"]                         # n × d
+            largest = min(x.shape)                          # the rank that n samples can have
+            self.shares[self.measured_steps.index(step)] = effective_rank(x) / largest
+
+    def after_epoch(self, epoch):
+        """Sets α: this is the moment that makes it adaptive."""
+        if self.measured_steps:
+            self.alpha.copy_(self.shares[:len(self.measured_steps)].mean())
+
+
+def alpha_at(schedule, measured, progress):
+    """α at a step, a 0-dim float32 tensor.
+
+    schedule: "ada" takes the measured α (0-dim), "linear" and "cosine" go from 0 to 1 with the
+    training's progress (0-dim, from 0 to 1), and a number is itself.
+    """
+    if schedule == "ada":
+        return measured
+    if schedule == "linear":
+        return progress.float()
+    if schedule == "cosine":
+        return (0.5 * (1 - torch.cos(math.pi * progress))).float()
+    return torch.full((), schedule, dtype=torch.float32, device=progress.device)
+
+
+METHODS = {"adadim": AdaDim}

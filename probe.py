@@ -1,0 +1,109 @@
+"""The online probe, and what a run is measured by while it trains.
+
+The probe is a linear layer that learns the classes from the representations as they are at each
+step. It sees them detached, so that no label ever reaches the encoder. evaluate.py has the
+offline probe, which learns after the training from a frozen encoder.
+"""
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import distributed
+from data import pixels
+from images import random_subset
+from metrics import knn_accuracy, representation_metrics, top_k_accuracy
+from models import encode
+
+TEST_IMAGES = 2048          # fixed random test images that an evaluation is of
+BANK_IMAGES = 8192          # fixed random training images that k-NN searches
+COLUMNS = (                 # of log.csv
+    "probe_loss", "probe_top1", "probe_top5", "knn_top1", "erank_r", "erank_z", "h2_r", "h2_z",
+    "mi", "uniformity_r", "uniformity_z", "w2_r", "w2_z", "eigs_r", "eigs_z", "var30_r",
+    "var30_z",
+)
+
+
+class OnlineProbe(nn.Module):
+    """A linear layer on r and, with a baseline, another one on an untrained encoder.
+
+    The untrained encoder is a frozen copy of the encoder as it was initialised: what its probe
+    reaches is what architecture and probe do without any training of the encoder.
+    """
+
+    def __init__(self, encoder, p, n_classes, baseline=False):
+        super().__init__()
+        self.linear = nn.Linear(p, n_classes)
+        self.untrained = self.untrained_linear = None
+        if baseline:
+            self.untrained = copy.deepcopy(encoder).requires_grad_(False)
+            self.untrained_linear = copy.deepcopy(self.linear)
+
+    def trained_params(self):
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def forward(self, r, views, labels):
+        """The probe's loss and the baseline's, which is 0 without one. r: 2n × p, detached."""
+        loss = cross_entropy(self.linear(r), labels)
+        if self.untrained is None:
+            return loss, torch.zeros_like(loss)
+        with torch.no_grad():
+            untrained_r = self.untrained(views)             # 2n × p
+        return loss, cross_entropy(self.untrained_linear(untrained_r), labels)
+
+
+def cross_entropy(logits, labels):
+    """Of both views' logits (2n × classes), over the labelled images; label −1 is none.
+
+    Several processes divide by the mean number of labelled images, for their gradients are
+    averaged: together they then count every image alike.
+    """
+    labels = labels.repeat(2)                               # 2n
+    n_labelled = (labels >= 0).sum().clamp_min(1).float()
+    total = F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum")
+    return total / distributed.mean(n_labelled)
+
+
+def evaluation_images(data, device):
+    """Fixed random test images, and labelled training images for k-NN, as at test time."""
+    test = random_subset(len(data["test_x"]), TEST_IMAGES, seed=0)
+    labelled = (data["train_y"] >= 0).nonzero().flatten()
+    bank = labelled[random_subset(len(labelled), BANK_IMAGES, seed=0)]
+    return {
+        "test_x": pixels(data, "test_x", test).to(device),      # n × 3 × s × s, uint8
+        "test_y": data["test_y"][test].to(device),
+        "bank_x": pixels(data, "train_x", bank).to(device),
+        "bank_y": data["train_y"][bank].to(device),
+    }
+
+
+def evaluate(method, probe, images, normalisation, autocast):
+    """Accuracies in per cent and metrics, by their columns of log.csv.
+
+    probe: an OnlineProbe; None, for images without labels, leaves out the accuracies.
+    """
+    encoder, projector = method.encoder, method.projector
+    with autocast:
+        if probe is None:
+            r, z = encode(images["test_x"], encoder, projector, **normalisation)
+            return representation_metrics(r, z)
+
+        r, z, logits = encode(images["test_x"], encoder, projector, probe.linear,
+                              **normalisation)
+        bank_r, = encode(images["bank_x"], encoder, **normalisation)
+        found = representation_metrics(r, z)
+        test_y, bank_y = images["test_y"], images["bank_y"]
+        k = min(20, len(bank_r))
+        found["probe_top1"] = top_k_accuracy(logits, test_y).item()
+        found["probe_top5"] = top_k_accuracy(logits, test_y, 5).item()
+        found["knn_top1"] = knn_accuracy(bank_r, bank_y, r, test_y, k).item()
+    return found
+
+
+def untrained_accuracy(probe, images, normalisation, autocast):
+    """Of the probe on the untrained encoder, in per cent."""
+    with autocast:
+        _, logits = encode(images["test_x"], probe.untrained, probe.untrained_linear,
+                           **normalisation)
+    return top_k_accuracy(logits, images["test_y"]).item()

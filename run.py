@@ -1,0 +1,305 @@
+"""A run's folder, and everything about a run that is not learning.
+
+    config.json     the command, every flag, versions, git commit, device: what was run
+    log.csv         one row per epoch
+    last.pt         the newest checkpoint, from which --resume goes on exactly
+    backbone.pt     the trained encoder, in the format of torchvision's ResNet
+    dynamics.png    accuracy, α, effective rank and I(R;Z) over the epochs
+
+    from run import last_value, read_config, read_log
+    log = read_log("runs/demo/log.csv")             # {column: [a number per epoch]}
+    print(read_config("runs/demo")["flags"]["--alpha"], last_value(log, "probe_top1"))
+
+Files appear whole or not at all. last.pt is the truth: newer rows of the log are dropped and
+computed again.
+"""
+import contextlib
+import csv
+import datetime
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import torch
+import torchvision
+
+from cli import BadInput
+from distributed import RANK, WORLD_SIZE
+
+LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "backbone.pt", "dynamics.png", "events.out.*")
+CHECKPOINT_FORMAT = 2       # 1: before methods.py
+
+
+# --- the folder -------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def reserved(out, resume, overwrite):
+    """Makes a run's folder, and keeps it for this process until the `with` block ends.
+
+    Raises BadInput where the folder cannot be written to, holds a run that neither resume nor
+    overwrite allows to be touched, or belongs to another process that is still training.
+    A folder that stays empty is removed again.
+    """
+    if RANK > 0:        # the first process looks after the folder
+        yield
+        return
+    check_folder(out, resume, overwrite)
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(out)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):      # rmdir refuses where anything was written
+            for path in made:
+                path.rmdir()
+        if lock is not None:
+            os.close(lock)
+
+
+def check_folder(out, resume, overwrite):
+    """Raises BadInput if a run may not be written to `out`."""
+    log, checkpoint = out / "log.csv", out / "last.pt"
+    if (log.exists() or checkpoint.exists()) and not (resume or overwrite):
+        raise BadInput(f"{out} already holds a run: --resume goes on with it, --overwrite "
+                       "replaces it, another --out spares it")
+    if resume and not checkpoint.exists() and log.exists():
+        if log.read_bytes().count(b"\n") > 1:
+            raise BadInput(f"{out} holds a log but no last.pt to go on from: --overwrite "
+                           "replaces the run, another --out spares it")
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise BadInput(f"cannot write to {out}: {there} is not a directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BadInput(f"cannot write to {out}: {there} is not writable")
+
+
+def lock_folder(out):
+    """A lock on the folder that ends with the process, however that ends; None without locks."""
+    try:
+        import fcntl        # not on Windows
+        lock = os.open(out, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise BadInput(f"another process is training in {out}: wait for it, or choose "
+                       "another --out") from None
+    except OSError:         # some network disks have no locks
+        print(f"note: {out} cannot be locked; do not start a second run in it", file=sys.stderr)
+    return lock
+
+
+def remove_run(out):
+    """Deletes what an earlier run left in the folder, and nothing else."""
+    for pattern in LEFT_BEHIND:
+        for path in out.glob(pattern):
+            path.unlink()
+
+
+def write_whole(path, write):
+    """Calls write(file) on a temporary file that then takes path's place.
+
+    Raises OSError where the disk is full, or the file cannot be written for another reason.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:        # torch.save's RuntimeError: the disk is full
+        part.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
+
+
+# --- config.json ------------------------------------------------------------------------------
+
+def flags_of(args):
+    """{"--alpha": 0.5, …}: every flag, as JSON writes it."""
+    flags = {}
+    for name, value in vars(args).items():
+        if isinstance(value, Path):
+            value = str(value)
+        flags[f"--{name.replace('_', '-')}"] = value
+    return flags
+
+
+def git_commit():
+    """The commit of this code, with "+" where files differ from it; None outside a repository."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], timeout=10,
+                                capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run(["git", "-C", here, "status", "--porcelain", "-uno"], timeout=10,
+                                 capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changes else "")
+
+
+def write_config(out, arguments, flags, device):
+    """Writes config.json. arguments: the command line; flags: see flags_of."""
+    device_name = platform.processor() or platform.machine()
+    if device.type == "cuda":
+        device_name = torch.cuda.get_device_name(device)
+    config = {
+        "program": "train.py",
+        "arguments": list(arguments),
+        "flags": flags,
+        "device": f"{device} ({device_name})",
+        "processes": WORLD_SIZE,
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "torchvision": torchvision.__version__, "numpy": numpy.__version__},
+        "git": git_commit(),
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+    text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+    write_whole(out / "config.json", lambda file: file.write(text.encode()))
+
+
+def read_config(folder):
+    """A run's config.json as a dict; BadInput where there is none, or none that can be read."""
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["flags"], config["arguments"]
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: is {folder} the folder of a run?") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadInput(f"{path} is not the configuration of a run") from error
+    return config
+
+
+# --- last.pt ----------------------------------------------------------------------------------
+
+def load_checkpoint(path):
+    """A checkpoint as a dict; BadInput where it is damaged or of an earlier version."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        version = checkpoint.get("format", 1)
+    except FileNotFoundError as error:
+        raise BadInput(f"{path} cannot be read: is {path.parent} the folder of a run of "
+                       "train.py?") from error
+    except OSError:
+        raise
+    except Exception as error:      # a damaged file can raise anything
+        raise BadInput(f"{path} is not a whole checkpoint of train.py ({type(error).__name__}): "
+                       "restore it, or start over with --overwrite") from error
+    if version != CHECKPOINT_FORMAT:
+        raise BadInput(f"{path} is of another version of this program (format {version}, here "
+                       f"{CHECKPOINT_FORMAT}): use that version, or start over with --overwrite")
+    return checkpoint
+
+
+def save_checkpoint(path, checkpoint):
+    checkpoint = {"format": CHECKPOINT_FORMAT, **checkpoint}
+    write_whole(path, lambda file: torch.save(checkpoint, file))
+
+
+def check_same_flags(path, saved, flags, free):
+    """Raises BadInput where the checkpoint was made with other flags; those in `free` may differ.
+
+    saved: the checkpoint, or None where a run starts from nothing.
+    """
+    if saved is None:
+        return
+    differences = []
+    for name, value in flags.items():
+        before = saved["config"].get(name)
+        if name not in free and before != value:
+            differences.append(f"{name} {before} there, {value} here")
+    if differences:
+        raise BadInput(f"{path} is of another configuration ({'; '.join(differences)}): "
+                       "give the same flags, or another --out")
+
+
+# --- log.csv ----------------------------------------------------------------------------------
+
+def csv_line(columns, row):
+    """A row, {column: number or None}, as a line of log.csv."""
+    fields = []
+    for column in columns:
+        value = row.get(column)
+        fields.append("" if value is None else f"{value:.7g}")
+    return (",".join(fields) + "\n").encode()
+
+
+def write_log(path, columns, rows):
+    """Writes log.csv anew: a heading, and the rows that the checkpoint knows of."""
+    header = (",".join(columns) + "\n").encode()
+    lines = [csv_line(columns, row) for row in rows]
+    write_whole(path, lambda file: file.writelines([header, *lines]))
+
+
+def append_row(path, columns, row):
+    with open(path, "ab") as file:
+        file.write(csv_line(columns, row))
+
+
+def read_log(path):
+    """A run's log.csv as {column: [floats]}, NaN where a field is empty, epochs first.
+
+    A last line that was cut off is left out. Raises OSError, or BadInput if it is no such log.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        text = file.read()
+    whole_lines = text[:text.rfind("\n") + 1].splitlines()
+    try:
+        names, *rows = csv.reader(whole_lines)
+        columns = {}
+        for position, name in enumerate(names):
+            columns[name] = [float(row[position] or "nan") for row in rows]
+        return {"epoch": columns.pop("epoch"), **columns}
+    except (ValueError, IndexError, KeyError, csv.Error):
+        raise BadInput(f"{path} is not the log of a run") from None
+
+
+def last_value(log, column):
+    """The last number in a column of a log; NaN if there is none."""
+    for value in reversed(log.get(column, [])):
+        if not math.isnan(value):
+            return value
+    return math.nan
+
+
+# --- TensorBoard ------------------------------------------------------------------------------
+
+def check_tensorboard():
+    """Raises BadInput where the package that --tensorboard needs is not installed."""
+    try:
+        import torch.utils.tensorboard      # noqa: F401
+    except ImportError as error:
+        raise BadInput("--tensorboard needs a package that is not here: "
+                       "pip install tensorboard") from error
+
+
+def open_tensorboard(out, first_epoch):
+    """A writer; what an earlier run wrote from first_epoch on is hidden."""
+    from torch.utils.tensorboard import SummaryWriter
+    return SummaryWriter(out, purge_step=first_epoch)
+
+
+def write_tensorboard(writer, row):
+    for column, value in row.items():
+        writer.add_scalar(column, value, row["epoch"])
+    writer.flush()
+
+
+# --- what stays at the end --------------------------------------------------------------------
+
+def save_backbone(path, encoder):
+    """The encoder's state_dict, on the CPU, as torchvision's ResNet loads it."""
+    weights = {}
+    for name, value in encoder.state_dict().items():
+        weights[name] = value.cpu().contiguous()
+    write_whole(path, lambda file: torch.save(weights, file))

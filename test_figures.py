@@ -1,0 +1,276 @@
+"""Tests of figures.py on made runs: tables with known answers, names and colours, bad input.
+
+    python -m pytest -q test_figures.py
+"""
+import csv
+import json
+import math
+import sys
+
+import pytest
+from PIL import Image
+
+import figures
+
+COLUMNS = ("epoch", "loss", *figures.SUMMARY)
+FLAGS = {       # AdaDim as published
+    "--method": "adadim", "--alpha": "ada", "--beta": 1e-4, "--mi-scale": "alpha",
+    "--alpha-from": "z", "--alpha-every": 20, "--alpha-batches": 10, "--seed": 0, "--out": "runs/a",
+    "--dataset": "shapes", "--width": 64, "--limit-train": None, "--baseline": False,
+}
+VICREG = FLAGS | {"--alpha": 0.0, "--beta": 0.0}
+SIMCLR = FLAGS | {"--alpha": 1.0, "--beta": 0.0}
+HALF = FLAGS | {"--alpha": 0.5, "--beta": 0.0}
+
+
+# --- made runs ------------------------------------------------------------------------------------
+
+def write_config(folder, flags=FLAGS):
+    config = {"program": "train.py", "arguments": [], "flags": flags}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def write_log(folder, columns, cut_off=""):
+    """A log.csv with these columns, {name: values}; None is an empty field."""
+    lines = [",".join(columns)]
+    for row in zip(*columns.values()):
+        lines.append(",".join("" if value is None else str(value) for value in row))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "log.csv").write_text("\n".join(lines) + "\n" + cut_off)
+
+
+def made_run(folder, flags, accuracy=50, rank=10, information=0.3, epochs=3, cut_off=""):
+    """A run whose log ends with these values; its last epoch is one without evaluation."""
+    epoch = list(range(1, epochs + 1))
+    columns = {name: [0.1 * e for e in epoch] for name in COLUMNS}
+    columns["epoch"] = epoch
+    columns["alpha"] = [0.5] * epochs
+    ends = {"probe_top1": accuracy, "erank_r": rank, "erank_z": 2 * rank, "mi": information}
+    for name, end in ends.items():
+        columns[name] = [end / 2] * (epochs - 2) + [end, None]
+    write_config(folder, flags)
+    write_log(folder, columns, cut_off)
+
+
+def run_figures(*arguments):
+    """The exit status of figures.py."""
+    try:
+        figures.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def read_table(path, key):
+    """A table's rows as dicts, by one of their columns."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return {row[key]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture
+def four_runs(tmp_path):
+    """VICReg twice, SimCLR and α 0.5, where accuracy is 10 + 2·rank and I(R;Z) falls with it.
+
+    The folders' names say nothing, and one log was cut off in the middle of a line.
+    """
+    made_run(tmp_path / "a", VICREG, 30, rank=10, information=0.4, epochs=3)
+    made_run(tmp_path / "b", VICREG | {"--seed": 1, "--out": "runs/b"}, 50, rank=20,
+             information=0.3, epochs=4, cut_off="4,1.5,0.2")
+    made_run(tmp_path / "c", SIMCLR, 70, rank=30, information=0.2, epochs=5)
+    made_run(tmp_path / "d", HALF, 90, rank=40, information=0.1, epochs=6)
+    return [tmp_path / name for name in "abcd"]
+
+
+# --- tables and figures ---------------------------------------------------------------------------
+
+def test_correlations_of_made_runs(four_runs, tmp_path):
+    assert run_figures(*four_runs, "--out", tmp_path / "out") == 0
+    found = read_table(tmp_path / "out" / "correlations.csv", "quantity")
+    assert found["effective rank of R"]["runs"] == "4"
+    assert float(found["effective rank of R"]["r"]) == pytest.approx(1)
+    assert float(found["I(R;Z)"]["r"]) == pytest.approx(-1)
+    assert float(found["I(R;Z)"]["abs_r"]) == pytest.approx(1)
+
+    accuracies = [30, 50, 70, 90]
+    ratios = [10 / 0.4, 20 / 0.3, 30 / 0.2, 40 / 0.1]
+    x = [ratio - sum(ratios) / 4 for ratio in ratios]
+    y = [accuracy - sum(accuracies) / 4 for accuracy in accuracies]
+    covariance = sum(a * b for a, b in zip(x, y))
+    by_hand = covariance / math.sqrt(sum(a * a for a in x) * sum(b * b for b in y))
+    assert float(found["effective rank of R / I(R;Z)"]["r"]) == pytest.approx(by_hand)
+
+
+def test_summary_of_made_runs(four_runs, tmp_path):
+    assert run_figures(*four_runs, "--out", tmp_path / "out") == 0
+    rows = read_table(tmp_path / "out" / "summary.csv", "method")
+    assert rows.keys() == {"VICReg", "SimCLR", "α 0.5"}
+    vicreg = rows["VICReg"]
+    assert vicreg["runs"] == "2"
+    assert float(vicreg["probe_top1"]) == 40
+    assert float(vicreg["probe_top1_std"]) == 10
+    assert float(vicreg["erank_z"]) == 30
+    assert float(vicreg["alpha"]) == 0.5
+    assert float(rows["α 0.5"]["probe_top1_std"]) == 0
+
+
+def test_a_correlation_takes_three_runs(four_runs):
+    runs = figures.read_runs(four_runs[:2])
+    assert all(math.isnan(row["r"]) for row in figures.correlations(runs))
+
+
+def test_figures_show_something(four_runs, tmp_path):
+    assert run_figures(*four_runs, "--out", tmp_path) == 0
+    log = figures.read_log(four_runs[0] / "log.csv")
+    figures.draw_run(log, tmp_path / "run.png")
+    for name in ("dynamics.png", "plane.png", "run.png"):
+        with Image.open(tmp_path / name) as image:
+            assert image.width > 500
+            assert len(image.convert("L").getcolors(256)) > 20
+
+
+def test_logs_of_other_lengths_and_columns(tmp_path):
+    made_run(tmp_path / "whole", FLAGS)
+    write_config(tmp_path / "other", FLAGS | {"--method": "other"})     # logs no metrics
+    write_log(tmp_path / "other", {"epoch": [1, 2], "probe_top1": [20, 30]})
+    folders = [tmp_path / "whole", tmp_path / "other"]
+    assert run_figures(*folders, "--out", tmp_path / "out") == 0
+    rows = read_table(tmp_path / "out" / "summary.csv", "method")
+    assert rows.keys() == {"AdaDim", "other"}
+    assert float(rows["other"]["probe_top1"]) == 30
+    assert rows["other"]["mi"] == "nan"
+    assert (tmp_path / "out" / "plane.png").stat().st_size > 5000
+
+
+def test_without_matplotlib_the_tables_are_written(four_runs, tmp_path, capsys, monkeypatch):
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "matplotlib":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run_figures(*four_runs, "--out", tmp_path / "out") == 0
+    assert "pip install matplotlib" in capsys.readouterr().out
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"summary.csv", "correlations.csv"}
+
+
+def test_unfinished_folders_are_left_out(tmp_path, capsys):
+    made_run(tmp_path / "whole", FLAGS)
+    write_config(tmp_path / "begun")
+    write_log(tmp_path / "begun", {name: [] for name in COLUMNS})
+    write_log(tmp_path / "unknown", {"epoch": [1], "mi": [0.2]})
+    write_config(tmp_path / "failed")
+    names = ("whole", "begun", "unknown", "failed")
+    runs = figures.read_runs([tmp_path / name for name in names])
+    assert {name: len(logs) for name, logs in runs.items()} == {"AdaDim": 1}
+    out = capsys.readouterr().out
+    assert "begun has no epoch yet: left out" in out
+    assert "unknown holds no config.json: left out" in out
+    assert "failed holds no log.csv: left out" in out
+
+
+# --- names and colours ----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("changes, expected", [
+    ({}, "AdaDim"),
+    ({"--beta": 0.0}, "AdaDim, β 0"),
+    ({"--beta": 0.0, "--mi-scale": "1"}, "AdaDim, β 0"),        # m multiplies 0
+    ({"--beta": -1.0}, "AdaDim, β −1"),
+    ({"--beta": -1e-4, "--mi-scale": "1"}, "AdaDim, β −0.0001, m 1"),
+    ({"--mi-scale": "1"}, "AdaDim, m 1"),
+    ({"--alpha-from": "r"}, "AdaDim, α from R"),
+    ({"--alpha": 0, "--beta": 0}, "VICReg"),
+    ({"--alpha": 1.0, "--beta": 0.0}, "SimCLR"),
+    ({"--alpha": 0.5, "--beta": 0.0}, "α 0.5"),
+    ({"--alpha": "linear", "--beta": 0.0}, "α linear"),
+    ({"--alpha": "cosine", "--beta": 0.01}, "α cosine, β 0.01"),
+    ({"--alpha": 1.0, "--mi-scale": "1"}, "SimCLR + I(R;Z)"),
+    ({"--alpha": 0.0, "--mi-scale": "1"}, "VICReg + I(R;Z)"),
+    ({"--alpha": 0.0, "--beta": 0.01, "--mi-scale": "1"}, "VICReg + I(R;Z), β 0.01"),
+    ({"--method": "byol"}, "byol"),
+])
+def test_label(changes, expected):
+    assert figures.label(FLAGS | changes) == expected
+
+
+def test_labels_say_in_which_flags_runs_differ():
+    narrow = FLAGS | {"--width": 8, "--seed": 3, "--out": "runs/b"}
+    assert figures.labels([FLAGS, narrow]) == ["AdaDim, --width 64", "AdaDim, --width 8"]
+    assert figures.labels([narrow, narrow | {"--seed": 4}]) == ["AdaDim", "AdaDim"]
+    few = FLAGS | {"--limit-train": 100, "--baseline": True}
+    assert figures.labels([FLAGS, few]) == ["AdaDim", "AdaDim, --limit-train 100, --baseline"]
+    # how often α is measured means something only where it is
+    often = FLAGS | {"--alpha-every": 5}
+    assert figures.labels([FLAGS, often, VICREG]) == [
+        "AdaDim, --alpha-every 20", "AdaDim, --alpha-every 5", "VICReg"]
+    assert figures.labels([often, VICREG]) == ["AdaDim", "VICReg"]
+
+
+def test_colours_stay_and_tell_methods_apart():
+    few = figures.colours(["VICReg", "AdaDim, β 0", "α 0.4", "AdaDim, m 1"])
+    many = figures.colours(["VICReg", "SimCLR", "α 0.4", "α 0.6", "α linear", "α cosine", "AdaDim",
+                            "AdaDim, β 0", "AdaDim, m 1", "byol", "AdaDim, --width 8"])
+    assert all(few[name] == many[name] for name in few)
+    assert len(set(map(str, many.values()))) == len(many)
+
+
+def test_more_methods_than_colours():
+    names = [f"method {i}" for i in range(len(figures.FREE_COLOURS) + 3)]
+    colours = figures.colours(names)
+    assert list(colours) == names
+    assert set(colours.values()) == set(figures.FREE_COLOURS)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+def no_folder(folder):
+    pass
+
+
+def log_without_epochs(folder):
+    write_log(folder, {"loss": [1, 2]})
+
+
+def log_with_words(folder):
+    write_log(folder, {"epoch": ["one"]})
+
+
+def log_of_nothing(folder):
+    folder.mkdir()
+    (folder / "log.csv").write_text("")
+
+
+def only_begun(folder):
+    write_config(folder)
+    write_log(folder, {"epoch": []})
+
+
+def no_config(folder):
+    write_log(folder, {"epoch": [1]})
+
+
+def damaged_config(folder):
+    made_run(folder, FLAGS)
+    (folder / "config.json").write_text("{")
+
+
+def config_without_method(folder):
+    made_run(folder, {"--alpha": 0.5})
+
+
+@pytest.mark.parametrize("make, words", [
+    (no_folder, "log.csv"),
+    (log_without_epochs, "not the log of a run"),
+    (log_with_words, "not the log of a run"),
+    (log_of_nothing, "not the log of a run"),
+    (only_begun, "nothing to draw"),
+    (no_config, "nothing to draw"),
+    (damaged_config, "not the configuration of a run"),
+    (config_without_method, "lacks --method"),
+])
+def test_bad_runs(make, words, tmp_path, capsys):
+    make(tmp_path / "run")
+    assert run_figures(tmp_path / "run", "--out", tmp_path / "out") == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
