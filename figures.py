@@ -52,8 +52,8 @@ CORRELATES = {
     "effective rank of Z / I(R;Z)": {"column": "erank_z", "divided by": "mi"},
 }
 
-# Okabe and Ito's colours for the paper's methods, and Paul Tol's for all others: both are chosen
-# to be told apart by colour-blind people.
+# Okabe and Ito's colours for the paper's methods, and for all others those of Paul Tol's that do
+# not resemble them: both were chosen to be told apart by colour-blind people.
 COLOURS = {
     "AdaDim": "#d55e00",
     "AdaDim, β 0": "#e69f00",
@@ -62,8 +62,8 @@ COLOURS = {
     "α linear": "#009e73",
     "α cosine": "#cc79a7",
 }
-FREE_COLOURS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677",
-                "#882255", "#aa4499")
+FREE_COLOURS = ("#332288", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499",
+                "#661100", "#888888", "#000000")
 
 
 # --- what a run is called -----------------------------------------------------------------------

@@ -98,7 +98,7 @@ class AdaDim(Method):
         super().__init__(args, encoder, p, n_images)
         self.args = args
         self.register_buffer("alpha", torch.zeros(()))                      # as last measured
-        self.register_buffer("shares", torch.zeros(args.alpha_batches))     # what it is the mean of
+        self.register_buffer("shares", torch.zeros(args.alpha_batches))     # it is their mean
         self.measured_steps = []                                            # of this epoch
 
     def schedule(self, progress):
@@ -120,8 +120,7 @@ class AdaDim(Method):
         # §4 measures on "the embedding space", and two sentences later on "the representation
         # space": z is what the published α is, r is there to compare
         measured_on = z1 if self.args.alpha_from == "z" else r1
-        logs = {"loss": loss.detach(), **parts}
-        return StepResult(loss, logs, r, {"measured_on": measured_on.detach()})
+        return StepResult(loss, {"loss": loss, **parts}, r, {"measured_on": measured_on.detach()})
 
     def before_epoch(self, epoch, steps, generator):
         """Draws the batches on which α is measured: ones that are trained on anyway."""

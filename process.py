@@ -172,5 +172,5 @@ def resume_command(command):
     if WORLD_SIZE > 1:
         return "the same torchrun … and --resume"
     flags = [word for word in command if word not in ("--resume", "--overwrite")]
-    script = Path(__file__).with_name("train.py")
+    script = Path(sys.modules["__main__"].__file__).absolute()
     return shlex.join([sys.executable, str(script), *flags, "--resume"])

@@ -452,8 +452,10 @@ def parse(argv):
     most = args.components[0]
     limit = min(args.features, max(FEATURES))
     if args.part != "network" and most > limit:
-        raise cli.BadInput(f"--components {most} is more than {limit}, the features of the data "
-                           "(see --features): there are no more components than features")
+        raise cli.BadInput(
+            f"--components {most} is more than {limit}: there are no more components than "
+            f"features, which are {args.features} (--features), and {max(FEATURES)} at most where "
+            "their number changes")
     return args
 
 

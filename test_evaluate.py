@@ -54,7 +54,9 @@ def clusters(n, spread, seed):
 def test_probe_separates_what_can_be_separated():
     train_x, train_y = clusters(600, 0.1, seed=0)
     test_x, test_y = clusters(400, 0.1, seed=1)
-    assert linear_probe(train_x, train_y, test_x, test_y, epochs=20)["top1"] > 99
+    offset = 10 * torch.arange(6)       # each feature has a mean of its own
+    found = linear_probe(train_x + offset, train_y, test_x + offset, test_y, epochs=20)
+    assert found["top1"] > 99
 
 
 def test_probe_comes_close_to_the_best_rule():
@@ -95,6 +97,21 @@ def test_the_learning_rate_is_not_chosen_on_the_test_set():
     turned = linear_probe(train_x, train_y, test_x, 3 - test_y, epochs=5)
     assert right["rate"] == turned["rate"]
     assert right["top1"] > 2 * turned["top1"]
+
+
+@pytest.mark.parametrize("n, learnt_from", [(500, 400), (2000, 1800)])
+def test_samples_are_held_out_while_the_learning_rate_is_chosen(n, learnt_from, monkeypatch):
+    calls = []
+
+    def train_and_note(x, y, n_classes, rates, epochs, seed):
+        calls.append({"samples": len(x), "rates": rates})
+        return train_layers(x, y, n_classes, rates, epochs, seed)
+
+    monkeypatch.setattr(evaluate, "train_layers", train_and_note)
+    samples = clusters(n, 0.5, seed=0)
+    found = linear_probe(*samples, *samples, rates=(0.1, 1.0), epochs=1)
+    assert calls == [{"samples": learnt_from, "rates": (0.1, 1.0)},
+                     {"samples": n, "rates": (found["rate"],)}]
 
 
 def test_probe_refuses_what_does_not_fit():

@@ -13,6 +13,8 @@ import torch
 import metrics
 from losses import (adadim, info_nce, matrix_mutual_information, renyi_entropy, vicreg,
                     wasserstein_uniformity)
+from methods import alpha_at
+from train import LARS, learning_rate
 
 F64 = torch.float64
 
@@ -455,7 +457,6 @@ def test_top_k_accuracy(k, accuracy):
 @pytest.mark.parametrize("clip", [True, False])
 def test_lars_takes_the_published_step(clip):
     """Three steps against the formula by hand; the clip matters for one of the two weights."""
-    from train import LARS
     torch.manual_seed(0)
     large = torch.nn.Parameter(100 * torch.randn(4, 3))
     small = torch.nn.Parameter(torch.randn(5, 2))
@@ -486,7 +487,6 @@ def test_lars_takes_the_published_step(clip):
 
 
 def test_lars_lets_a_zero_weight_move():
-    from train import LARS
     p = torch.nn.Parameter(torch.zeros(2, 2))
     p.grad = torch.ones(2, 2)
     LARS([p], lr=0.1).step()
@@ -494,7 +494,6 @@ def test_lars_lets_a_zero_weight_move():
 
 
 def test_learning_rate():
-    from train import learning_rate
     close(learning_rate(0, 0.4, 10, 110), 3e-5)                 # warm-up: linear
     close(learning_rate(5, 0.4, 10, 110), (0.4 + 3e-5) / 2)
     close(learning_rate(10, 0.4, 10, 110), 0.4)                 # then a cosine
@@ -511,7 +510,6 @@ def test_learning_rate():
     ("cosine", 0.0, 1.0, 1.0),
 ])
 def test_alpha_schedules(schedule, measured, progress, expected):
-    from methods import alpha_at
     alpha = alpha_at(schedule, torch.tensor(measured), torch.tensor(progress, dtype=F64))
     assert alpha.shape == ()
     assert alpha.dtype == torch.float32

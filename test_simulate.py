@@ -189,7 +189,7 @@ def test_script_shows_figure_2s_trends(tmp_path, capsys):
     for name in ("figure2_features", "figure2_variance", "figure10"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
-    # means of 20 draws, at standard deviations 0.1, 1, 8 and 32
+    # as in a trial with more draws, at standard deviations 0.1, 1, 8 and 32
     means = {"c": {}, "d": {}}
     for row in rows_of(tmp_path / "figure2_variance.csv"):
         letter = row["panel"][0]

@@ -1,139 +1,164 @@
-"""Tests of what is made of many runs: metrics.py's main on made logs with known answers, and study.py.
+"""Tests of study.py: its grids, what it takes for finished, and a study of three short runs.
 
     python -m pytest -q test_study.py
 """
-import csv
-import math
-import sys
+import json
 
 import pytest
-from PIL import Image
 
-import metrics
 import study
-from train import COLUMNS
+
+SHORT = ("--dataset shapes --arch resnet18 --width 2 --projector 8-8 --limit-train 128 "
+         "--batch-size 64 --epochs 2 --precision fp32").split()
 
 
-def write_log(folder, columns, cut=""):
-    """A log.csv with these columns (name → values, None for an empty field)."""
-    folder.mkdir(parents=True)
-    rows = [",".join(columns)] + [",".join("" if value is None else str(value) for value in row) for row in zip(*columns.values())]
-    (folder / "log.csv").write_text("\n".join(rows) + "\n" + cut)
-
-
-def made_run(folder, accuracy, rank, information, epochs=3, cut=""):
-    """A whole log that ends with these values; the last epoch is one without evaluation."""
-    values = {name: [0.1 * e for e in range(1, epochs + 1)] for name in COLUMNS}
-    values |= {"epoch": list(range(1, epochs + 1)), "alpha": [0.5] * epochs}
-    for name, end in (("probe_top1", accuracy), ("erank_r", rank), ("erank_z", 2 * rank), ("mi", information)):
-        values[name] = [end / 2] * (epochs - 2) + [end, None]
-    write_log(folder, values, cut)
-
-
-def run(program, *flags):
+def run_study(*arguments):
+    """The exit status of study.py."""
     try:
-        program.main([str(flag) for flag in flags])
+        study.main([str(argument) for argument in arguments])
     except SystemExit as stop:
         return stop.code
     return 0
 
 
-def table(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_summary_and_correlations_of_made_logs(tmp_path, capsys):
-    """Four runs: accuracy is 10 + 2·rank, so its r with the rank is 1; I falls as accuracy grows, r = −1; the ratio by hand."""
-    for i, (rank, information) in enumerate(((10, 0.4), (20, 0.3), (30, 0.2), (40, 0.1))):
-        folder = tmp_path / ("alpha-0-beta-0-seed-0", "alpha-0-beta-0-seed-1", "alpha-1-beta-0-seed-0", "mine")[i]
-        made_run(folder, 10 + 2 * rank, rank, information, epochs=3 + i, cut="4,1.5,0.2" if i == 1 else "")     # cut off in mid-line
-    assert run(metrics, *(folder for folder in sorted(tmp_path.iterdir())), "--out", tmp_path / "out") == 0
-
-    found = {row["quantity"]: row for row in table(tmp_path / "out" / "correlations.csv")}
-    assert float(found["effective rank of R"]["r"]) == pytest.approx(1) and found["effective rank of R"]["runs"] == "4"
-    assert float(found["I(R;Z)"]["r"]) == pytest.approx(-1) and float(found["I(R;Z)"]["abs_r"]) == pytest.approx(1)
-    ratios, accuracies = [25, 200 / 3, 150, 400], [30, 50, 70, 90]
-    mx, my = sum(ratios) / 4, sum(accuracies) / 4
-    by_hand = sum((x - mx) * (y - my) for x, y in zip(ratios, accuracies)) / math.sqrt(
-        sum((x - mx) ** 2 for x in ratios) * sum((y - my) ** 2 for y in accuracies))
-    assert float(found["effective rank of R / I(R;Z)"]["r"]) == pytest.approx(by_hand)
-
-    rows = {row["method"]: row for row in table(tmp_path / "out" / "summary.csv")}
-    assert rows.keys() == {"α 0, β 0", "α 1, β 0", "mine"}
-    vicreg = rows["α 0, β 0"]
-    assert vicreg["runs"] == "2" and float(vicreg["probe_top1"]) == 40 and float(vicreg["probe_top1_std"]) == 10
-    assert float(vicreg["erank_z"]) == 30 and float(vicreg["alpha"]) == 0.5 and float(rows["mine"]["probe_top1_std"]) == 0
-    for name in ("dynamics", "plane"):
-        with Image.open(tmp_path / "out" / f"{name}.png") as figure:
-            assert figure.width > 500 and len(figure.convert("L").getcolors(256)) > 20      # something is drawn
-
-
-def test_logs_of_other_lengths_and_columns(tmp_path, capsys, monkeypatch):
-    made_run(tmp_path / "whole", 50, 10, 0.3)
-    write_log(tmp_path / "old", {"epoch": [1, 2], "probe_top1": [20, 30]})      # from before the other metrics
-    write_log(tmp_path / "begun", {name: [] for name in COLUMNS})
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert run(metrics, tmp_path / "whole", tmp_path / "old", tmp_path / "begun", "--out", tmp_path / "out") == 0
-    out = capsys.readouterr().out
-    assert "begun has no epoch yet" in out and "pip install matplotlib" in out
-    rows = {row["method"]: row for row in table(tmp_path / "out" / "summary.csv")}
-    assert float(rows["old"]["probe_top1"]) == 30 and rows["old"]["mi"] == "nan" and rows.keys() == {"whole", "old"}
-    monkeypatch.undo()
-    assert run(metrics, tmp_path / "whole", tmp_path / "old", "--out", tmp_path / "drawn") == 0
-    assert (tmp_path / "drawn" / "plane.png").stat().st_size > 5000
-
-
-def test_methods_and_their_colours():
-    assert metrics.method("alpha-ada-beta-minus-0.0001-mi-scale-1-seed-12") == "α ada, β −0.0001, m 1"
-    assert metrics.method("cifar10-alpha_0.5-beta_0-seed0") == "cifar10-α 0.5, β 0" and metrics.method("mine") == "mine"
-    few = metrics.colours(["α 0, β 0", "α ada, β 0"])
-    many = metrics.colours(["α 0, β 0", "α 0.4, β 0", "α ada, β 0", "α ada, β 0.0001", "mine", "α 1, β 0"])
-    assert all(few[name] == many[name] for name in few) and len(set(map(str, many.values()))) == 6
-
-
-@pytest.mark.parametrize("make, words", [
-    (lambda p: None, "log.csv"), (lambda p: write_log(p, {"loss": [1, 2]}), "not the log of a run"),
-    (lambda p: write_log(p, {"epoch": ["one"]}), "not the log of a run"), (lambda p: write_log(p, {"epoch": []}), "nothing to draw"),
-    (lambda p: (p.mkdir(), (p / "log.csv").write_text("")), "not the log of a run"),
-])
-def test_bad_logs(make, words, tmp_path, capsys):
-    make(tmp_path / "run")
-    assert run(metrics, tmp_path / "run", "--out", tmp_path / "out") == 2
-    err = capsys.readouterr().err
-    assert words in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
-
-
-# --- studies ------------------------------------------------------------------------------------------------------------
+# --- which runs -----------------------------------------------------------------------------------
 
 def test_grids():
-    assert len(study.runs(["alpha"], 3)) == 27
-    both = study.runs(["alpha", "ablation"], 1)
+    assert len(study.runs(["alpha"], seeds=3)) == 27
+    both = study.runs(["alpha", "ablation"], seeds=1)
     assert len(both) == 9 + 5       # 0.5 and the four with β are new
-    assert both["alpha-ada-beta-0.0001-mi-scale-1-seed-0"] == ["--alpha", "ada", "--beta", "0.0001", "--mi-scale", "1", "--seed", "0"]
-    assert "--alpha-from" not in study.runs(["from"], 1)["alpha-ada-beta-0.0001-seed-0"]        # so it is shared
+    assert both["alpha-ada-beta-0.0001-mi-scale-1-seed-0"] == [
+        "--alpha", "ada", "--beta", "0.0001", "--mi-scale", "1", "--seed", "0"]
 
+
+def test_adadim_itself_is_shared_by_studies():
+    shared = "alpha-ada-beta-0.0001-seed-0"
+    for name in ("ablation", "beta", "from"):
+        assert shared in study.runs([name], seeds=1)
+    assert "--alpha-from" not in study.runs(["from"], seeds=1)[shared]
+
+
+def test_folder_names_tell_signs_apart():
+    names = study.runs(["beta"], seeds=1)
+    assert "alpha-ada-beta-minus-1-seed-0" in names
+    assert "alpha-ada-beta-1-seed-0" in names
+
+
+# --- which of them are done -----------------------------------------------------------------------
+
+ARGUMENTS = ["--dataset", "shapes", "--epochs", "2", "--alpha", "0.5", "--seed", "0"]
+
+
+def finished_run(folder):
+    """What study.py looks at in the folder of a run that came to its end."""
+    arguments = [*ARGUMENTS, "--device", "cpu", "--out", str(folder), "--resume"]
+    config = {"program": "train.py", "arguments": arguments, "flags": {"--epochs": 2}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "log.csv").write_text("epoch,loss\n1,3.5\n2,3.25\n")
+    (folder / "backbone.pt").write_bytes(b"weights")
+
+
+def test_a_finished_run_is_finished_wherever_it_was_trained(tmp_path):
+    finished_run(tmp_path)
+    assert study.is_finished(tmp_path, ARGUMENTS)
+    assert study.is_finished(tmp_path, [*ARGUMENTS, "--device", "cuda:1", "--out", "elsewhere"])
+
+
+def other_arguments(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["arguments"][1] = "cifar100"             # in place of shapes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def an_epoch_less(folder):
+    (folder / "log.csv").write_text("epoch,loss\n1,3.5\n")
+
+
+def last_line_cut_off(folder):
+    (folder / "log.csv").write_text("epoch,loss\n1,3.5\n2,3.")
+
+
+def no_epoch(folder):
+    (folder / "log.csv").write_text("epoch,loss\n")
+
+
+def no_log(folder):
+    (folder / "log.csv").unlink()
+
+
+def no_config(folder):
+    (folder / "config.json").unlink()
+
+
+def damaged_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def no_backbone(folder):
+    (folder / "backbone.pt").unlink()
+
+
+@pytest.mark.parametrize("change", [other_arguments, an_epoch_less, last_line_cut_off, no_epoch,
+                                    no_log, no_config, damaged_config, no_backbone])
+def test_a_run_that_lacks_something_is_not_finished(change, tmp_path):
+    finished_run(tmp_path)
+    change(tmp_path)
+    assert not study.is_finished(tmp_path, ARGUMENTS)
+
+
+# --- a study --------------------------------------------------------------------------------------
 
 def test_a_study_skips_resumes_and_goes_on_after_a_failure(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(study.STUDIES, "from", ["--alpha 0 --beta 0", "--alpha 1 --beta 0 --lr 1e30 --warmup-epochs 0", "--alpha 0.5 --beta 0"])
-    command = ["from", "--seeds", 1, "--devices", "cpu,cpu", "--out", tmp_path, "--",
-               *"--dataset shapes --arch resnet18 --width 2 --projector 8-8 --limit-train 128 --batch-size 64 --epochs 2".split()]
-    assert run(study, *command) == 1
+    monkeypatch.setitem(study.STUDIES, "from", [
+        "--alpha 0 --beta 0",
+        "--alpha 1 --beta 0 --lr 1e30 --warmup-epochs 0",       # breaks the network
+        "--alpha 0.5 --beta 0",
+    ])
+    command = ["from", "--seeds", 1, "--devices", "cpu,cpu", "--out", tmp_path, "--", *SHORT]
+    vicreg = "alpha-0-beta-0-seed-0"
+    half = "alpha-0.5-beta-0-seed-0"
+    broken = "alpha-1-beta-0-lr-1e30-warmup-epochs-0-seed-0"
+
+    assert run_study(*command) == 1
     out = capsys.readouterr().out
-    assert "2 of 3 runs are finished" in out and "failed: alpha-1-beta-0-lr-1e30" in out
-    assert "NaN or infinite" in (tmp_path / "alpha-1-beta-0-lr-1e30-warmup-epochs-0-seed-0" / "output.txt").read_text()
-    logs = {path: path.read_bytes() for path in tmp_path.glob("alpha-0*/log.csv")}
-    assert len(logs) == 2 and all(text.count(b"\n") == 3 for text in logs.values())
+    assert "2 of 3 runs are finished" in out
+    assert f"failed: {broken}" in out
+    assert "NaN or infinite" in (tmp_path / broken / "output.txt").read_text()
+    logs = {name: (tmp_path / name / "log.csv").read_bytes() for name in (vicreg, half)}
+    assert all(text.count(b"\n") == 3 for text in logs.values())
 
-    (tmp_path / "alpha-0.5-beta-0-seed-0" / "finished.txt").unlink()       # as if it had been cut off: resumed
-    assert run(study, *command) == 1
+    (tmp_path / half / "backbone.pt").unlink()      # as if it had been cut off
+    assert run_study(*command) == 1
     out = capsys.readouterr().out
-    assert "alpha-0-beta-0-seed-0: was finished" in out and "alpha-0.5-beta-0-seed-0: finished" in out
-    assert {path: path.read_bytes() for path in logs} == logs
+    assert f"{vicreg}: was finished" in out
+    assert f"{half}: finished" in out
+    assert "2 of 3 runs are finished" in out
+    assert logs == {name: (tmp_path / name / "log.csv").read_bytes() for name in logs}
+    assert (tmp_path / half / "backbone.pt").exists()
 
 
-@pytest.mark.parametrize("flags", ["everything", "", "alpha --seeds 0", "alpha -- --seed 3", "alpha --out {}/file/x", "alpha --typo"])
-def test_bad_studies(flags, tmp_path, capsys):
+def test_a_folder_that_cannot_be_written_is_a_failure(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(study.STUDIES, "from", ["--alpha 0 --beta 0"])
+    (tmp_path / "alpha-0-beta-0-seed-0").write_text("in the way")
+    assert run_study("from", "--seeds", 1, "--out", tmp_path, "--", *SHORT) == 1
+    out = capsys.readouterr().out
+    assert "0 of 1 runs are finished" in out
+    assert "failed: alpha-0-beta-0-seed-0" in out
+
+
+@pytest.mark.parametrize("flags, words", [
+    ("everything", "everything"),
+    ("", "STUDY"),
+    ("alpha --seeds 0", "--seeds"),
+    ("alpha --devices cpu,gpu", "--devices"),
+    ("alpha -- --seed 3", "--seed is given to each run"),
+    ("alpha -- --out=elsewhere", "--out is given to each run"),
+    ("alpha --out {}/file/x", "file"),
+    ("alpha --typo", "--typo"),
+])
+def test_bad_studies(flags, words, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
-    assert run(study, *flags.format(tmp_path).split()) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert run_study(*flags.format(tmp_path).split()) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1

@@ -136,8 +136,10 @@ def parse_args(argv):
         parser.error(f"--warmup-epochs {args.warmup_epochs:g} must be below "
                      f"--epochs {args.epochs}")
     if args.out is None:
-        name = f"{args.dataset}-alpha_{args.alpha}-beta_{args.beta:g}-seed{args.seed}"
-        args.out = Path("runs") / name
+        settings = f"alpha_{args.alpha}-beta_{args.beta:g}"
+        if args.method != "adadim":
+            settings = args.method
+        args.out = Path("runs") / f"{args.dataset}-{settings}-seed{args.seed}"
     return args
 
 
@@ -245,13 +247,14 @@ class Learner(nn.Module):
         views: 2n × 3 × s × s, index, labels: n, progress: 0-dim, as in methods.Method.
         """
         result = self.method(views, index, progress)
+        logs = {column: value.detach() for column, value in result.logs.items()}
         if self.probe is None:
-            return result.loss, result.logs, result.kept
+            return result.loss, logs, result.kept
 
         # the probe learns the labels from detached r: the encoder learns nothing of them
         probe_loss, baseline_loss = self.probe(result.r.detach(), views, labels)
-        objective = result.loss + probe_loss + baseline_loss
-        return objective, {**result.logs, "probe_loss": probe_loss.detach()}, result.kept
+        logs["probe_loss"] = probe_loss.detach()
+        return result.loss + probe_loss + baseline_loss, logs, result.kept
 
 
 def training_step(model, method, optimizer, scaler, autocast, batch, epoch, progress):

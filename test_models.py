@@ -1,0 +1,168 @@
+"""Tests of shapes.py, augment.py and models.py: images and networks against torchvision's.
+
+    python -m pytest -q test_models.py
+"""
+import pytest
+import torch
+import torchvision
+from torchvision.transforms import functional as tvf
+
+import augment as augmentation
+import shapes
+from metrics import knn_accuracy
+from models import encode, mlp, resnet
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# --- images -----------------------------------------------------------------------------------
+
+def test_shapes_follow_the_seed():
+    first = shapes.load_shapes(300, 50)
+    again = shapes.load_shapes(300, 50)
+    other = shapes.load_shapes(300, 50, seed=1)
+    assert torch.equal(first["train_x"], again["train_x"])
+    assert torch.equal(first["test_y"], again["test_y"])
+    assert not torch.equal(first["train_x"], other["train_x"])
+
+
+def test_shapes_are_hard_for_raw_pixels():
+    """Neither a ridge regression on pixels nor their nearest neighbours tell the shapes apart."""
+    data = shapes.load_shapes(3000, 500)
+    train_y, test_y = data["train_y"], data["test_y"]
+    assert train_y.bincount().min() > 200                       # 300 of each are expected
+    train_x = data["train_x"].flatten(1).double() / 255 - 0.5   # 3000 × 3072
+    test_x = data["test_x"].flatten(1).double() / 255 - 0.5
+    one_hot = torch.eye(10).double()[train_y]
+    gram = train_x.T @ train_x + 100 * torch.eye(3072)
+    ridge = torch.linalg.solve(gram, train_x.T @ one_hot)
+    accuracy = ((test_x @ ridge).argmax(1) == test_y).double().mean()
+    assert accuracy < 0.2
+    assert knn_accuracy(train_x, train_y, test_x, test_y) < 35
+
+
+# --- augmentation -----------------------------------------------------------------------------
+
+def test_colours_equal_torchvisions():
+    x = torch.rand(4, 3, 32, 32, generator=generator())
+    strongest = torch.ones      # a draw of 1 is the strongest change
+
+    brighter = augmentation.colour_jitter(x, (0.4, 0, 0, 0), strongest)
+    assert torch.allclose(brighter, tvf.adjust_brightness(x, 1.4), atol=2e-3)
+    contrasted = augmentation.colour_jitter(x, (0, 0.4, 0, 0), strongest)
+    assert torch.allclose(contrasted, tvf.adjust_contrast(x, 1.4), atol=2e-3)
+    saturated = augmentation.colour_jitter(x, (0, 0, 0.4, 0), strongest)
+    assert torch.allclose(saturated, tvf.adjust_saturation(x, 1.4), atol=2e-3)
+    turned = augmentation.colour_jitter(x, (0, 0, 0, 0.2), strongest)
+    assert torch.allclose(turned, tvf.adjust_hue(x, 0.2), atol=1e-4)
+    turned_back = augmentation.shift_hue(x, torch.full((4, 1, 1), -0.3))
+    assert torch.allclose(turned_back, tvf.adjust_hue(x, -0.3), atol=1e-4)
+
+
+def test_blur_equals_torchvisions():
+    x = torch.rand(4, 3, 32, 32, generator=generator())
+    ours = augmentation.gaussian_blur(x, torch.full((4, 1, 1, 1), 1.3))
+    assert torch.allclose(ours, tvf.gaussian_blur(x, [13, 13], [1.3, 1.3]), atol=1e-5)
+
+
+def test_crop_equals_torchvisions():
+    """Draws of zero give the top left quarter, flipped."""
+    x = torch.rand(2, 3, 32, 32, generator=generator())
+    ours = augmentation.random_resized_crop(x, (0.25, 0.25), torch.zeros, ratio=(1, 1))
+    theirs = tvf.resized_crop(x, 0, 0, 16, 16, [32, 32], antialias=False).flip(3)
+    inside = (..., slice(1, -1), slice(1, -1))      # the border sees its neighbours
+    assert torch.allclose(ours[inside], theirs[inside], atol=1e-5)
+
+
+def test_crops_have_the_right_sizes_and_differ():
+    """Crops of an image whose red is x and whose green is y: each crop's box can be read."""
+    axis = torch.linspace(0, 1, 64)
+    red, green = axis.expand(64, 64), axis[:, None].expand(64, 64)
+    image = torch.stack([red, green, torch.zeros(64, 64)])
+    draws = generator()
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=draws)
+
+    crops = augmentation.random_resized_crop(image.expand(2000, 3, 64, 64), (0.2, 1), rand)
+    width = crops[:, 0, 0, -1] - crops[:, 0, 0, 0]          # negative where flipped
+    height = crops[:, 1, -1, 0] - crops[:, 1, 0, 0]
+    assert 0.45 < (width < 0).double().mean() < 0.55
+    area, ratio = width.abs() * height, width.abs() / height
+    assert 0.17 < area.min() < 0.22 and area.max() > 0.95
+    assert 0.72 < ratio.min() < 0.80 and 1.25 < ratio.max() < 1.38
+    assert crops.flatten(1).unique(dim=0).shape[0] == 2000
+
+
+@pytest.mark.parametrize("recipe", augmentation.AUGMENTATIONS)
+def test_views_are_independent_and_repeatable(recipe):
+    image = shapes.load_shapes(1, 1)["train_x"].expand(64, 3, 32, 32)
+    draws = generator()
+    first = augmentation.augment(image, recipe, 0, draws)
+    second = augmentation.augment(image, recipe, 1, draws)
+    both = torch.cat([first, second])
+    assert both.flatten(1).unique(dim=0).shape[0] == 128
+    assert both.min() >= 0 and both.max() <= 1
+    assert torch.equal(first, augmentation.augment(image, recipe, 0, generator()))
+
+
+def test_solarise_follows_the_view():
+    """Jitter keeps a white image above 0.6; solarised, it is below 0.4. Only view 2 solarises."""
+    white = torch.full((500, 3, 8, 8), 255, dtype=torch.uint8)
+    shares = []
+    for view in (0, 1):
+        brightest = augmentation.augment(white, "byol", view, generator()).amax((1, 2, 3))
+        shares.append((brightest < 0.5).double().mean())
+    assert shares[0] == 0 and 0.14 < shares[1] < 0.26
+
+
+# --- networks ---------------------------------------------------------------------------------
+
+def test_encoder_is_torchvisions():
+    torch.manual_seed(0)
+    ours, p = resnet("resnet18", 64, "imagenet")
+    theirs = torchvision.models.resnet18()
+    theirs.fc = torch.nn.Identity()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, 96, 96)
+    assert p == 512
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+@pytest.mark.parametrize("arch, width, size, p", [
+    ("resnet18", 64, 32, 512), ("resnet18", 5, 32, 40), ("resnet50", 3, 28, 96),
+    ("resnet50", 4, 96, 128),
+])
+def test_widths_and_stems(arch, width, size, p):
+    small = size <= 64
+    net, found_p = resnet(arch, width, "small" if small else "imagenet")
+    strides = []
+
+    def measure_stride(module, inputs):
+        strides.append(size // inputs[0].shape[-1])
+
+    net.layer1.register_forward_pre_hook(measure_stride)
+    r = net(torch.randn(2, 3, size, size))
+    assert found_p == p and r.shape == (2, p) and r.min() >= 0
+    assert strides == ([1] if small else [4])
+    projector = mlp(p, "7-9-11")
+    assert projector(r).shape == (2, 11) and len(projector) == 7
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_encode_freezes_batch_norms_and_leaves_the_mode(training):
+    torch.manual_seed(0)
+    net, _ = resnet("resnet18", 2)
+    images = shapes.load_shapes(40, 1)["train_x"]
+    facts = {"mean": [0.5] * 3, "std": [0.2] * 3}
+    net(augmentation.normalise(images, **facts))        # moves the running statistics
+    net.train(training)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+
+    whole, = encode(images, net, **facts)
+    parts = torch.cat([encode(part, net, **facts)[0] for part in images.split(7)])
+    assert torch.allclose(whole, parts, atol=1e-5)
+    assert net.training == training and net.bn1.training == training
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
