@@ -16,7 +16,7 @@ MFU             model FLOP/s utilisation: the FLOPs that torch counts in the bar
 parts           what each takes by itself, not compiled, as a share of the whole step
 memory          the peak: of the step on a GPU, of this process so far on a CPU
 one core        augmentation of a batch, beside torchvision's PIL transforms, image by image
-streamed        500-pixel JPEGs, made for this, to two crops of 224 pixels in worker processes
+streamed        JPEGs of 500 pixels to two crops of 224 pixels each, in worker processes
 losses          time of value and gradient, bytes kept for the gradient, as batch and width grow
 """
 import copy
@@ -30,8 +30,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
+from torch.nn.functional import interpolate
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
@@ -45,9 +45,10 @@ from images import stream_crops, worker_count
 from losses import adadim, info_nce, matrix_mutual_information, vicreg
 from methods import AdaDim, Method, StepResult
 from metrics import effective_rank, representation_metrics
-from models import RESNETS, encode, resnet
+from models import RESNETS, encode, memory_layout, resnet
 
-IMAGES = 4096               # random ones, that batches are of
+CPU = torch.device("cpu")
+IMAGES = 4096               # random ones, on the device, that batches are of
 EPOCH_IMAGES = 50_000       # of the epoch with which α updates and evaluations are compared
 NORMALISATION = {"mean": [0.5] * 3, "std": [0.25] * 3}
 LOSSES = {                  # of r (2n × p) and z (2n × d), both views stacked
@@ -59,6 +60,11 @@ LOSSES = {                  # of r (2n × p) and z (2n × d), both views stacked
 
 
 # --- timing -----------------------------------------------------------------------------------
+
+def finish(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
 
 def seconds(functions, device, repeats, block=1):
     """Median time of one call of each function of a dict, in seconds: {name: time}.
@@ -78,17 +84,12 @@ def seconds(functions, device, repeats, block=1):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def finish(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def value_and_gradient(loss, *inputs):
     leaves = [x.detach().requires_grad_() for x in inputs]
     loss(*leaves).backward()
 
 
-# --- the step, its rivals and its parts -------------------------------------------------------
+# --- the step and its rivals ------------------------------------------------------------------
 
 class OneLoss(Method):
     """A method as somebody would write it who has nothing but its loss in mind."""
@@ -96,8 +97,7 @@ class OneLoss(Method):
     def forward(self, views, index, progress):
         r = self.encoder(views)                         # 2n × p
         z1, z2 = self.projector(r).chunk(2)             # n × d each
-        loss = self.loss(z1, z2)
-        return StepResult(loss, {"loss": loss.detach()}, r, {})
+        return StepResult(self.loss(z1, z2), {}, r, {})
 
 
 class SimCLR(OneLoss):
@@ -109,31 +109,29 @@ class VICReg(OneLoss):
 
 
 def set_up(args, device):
-    """What all learners share, as train.train has it; args.precision is auto no longer."""
-    # with this learning rate thousands of steps on noise do not end in NaN, on which kernels may
-    # be slower, or faster
+    """What all learners are trained with, as in train.train; args.precision is not auto."""
+    # the learning rate: thousands of steps on noise must not end in NaN, on which some kernels
+    # are slow, or fast
     settings = train.parse_args([f"--projector={args.projector}", "--alpha=0.4", "--lr=1e-9",
                                  f"--batch-size={args.batch_size}"])
-    # see train.train: narrow networks crash with channels_last
-    crashes = device.type == "cpu" and args.precision == "fp32" and args.width < 16
-    layout = torch.contiguous_format if crashes else torch.channels_last
+    layout = memory_layout(device, args.precision, args.width)
     noise = torch.randn(2 * args.batch_size, 3, args.image_size, args.image_size, device=device)
     mixed = args.precision != "fp32"
     return SimpleNamespace(
-        args=args, device=device, settings=settings, layout=layout,
+        args=args, settings=settings, device=device, layout=layout,
         scaler=torch.amp.GradScaler(device.type, enabled=args.precision == "fp16"),
         autocast=torch.autocast(device.type, train.DTYPES[args.precision], enabled=mixed),
         batches=endless_batches(args, device, layout),
-        noise=noise.contiguous(memory_format=layout),
+        noise=noise.contiguous(memory_format=layout),           # 2n × 3 × s × s
     )
 
 
 def endless_batches(args, device, layout):
     """Epoch after epoch of batches of random images, as training has them."""
     shape = (IMAGES, 3, args.image_size, args.image_size)
-    data = {**NORMALISATION, "image_size": args.image_size,
-            "train_x": torch.randint(256, shape, dtype=torch.uint8).to(device),
-            "train_y": torch.randint(10, (IMAGES,)).to(device)}
+    data = {"train_x": torch.randint(256, shape, dtype=torch.uint8).to(device),
+            "train_y": torch.randint(10, (IMAGES,)).to(device),
+            "image_size": args.image_size, **NORMALISATION}
     view_of = torch.compile(augment_with) if args.compile else augment_with
     generator = torch.Generator(device)
     steps = IMAGES // args.batch_size
@@ -143,7 +141,7 @@ def endless_batches(args, device, layout):
 
 
 def make_learner(kind, setup):
-    """A train.Learner of this class of methods, ready to train."""
+    """A train.Learner whose method is of this class."""
     args = setup.args
     encoder, p = resnet(args.arch, args.width, "small" if args.image_size <= 64 else "imagenet")
     method = kind(setup.settings, encoder, p, IMAGES)
@@ -160,9 +158,15 @@ def training_step(learner, setup):
     progress = torch.tensor(0.5, dtype=torch.float64, device=setup.device)
 
     def step():
-        train.training_step(learner, learner.method, optimizer, setup.scaler, setup.autocast,
-                            next(setup.batches), 1, progress)
+        train.training_step(learner, learner, optimizer, setup.scaler, setup.autocast,
+                            setup.settings.clip, next(setup.batches), progress)
     return step
+
+
+def bare_networks(learner, views):
+    """Embeddings (2n × d) and the probe's logits (2n × classes), without any loss."""
+    r = learner.method.encoder(views)
+    return learner.method.projector(r), learner.probe.linear(r.detach())
 
 
 def bare_step(learner, setup):
@@ -180,11 +184,7 @@ def bare_step(learner, setup):
     return step
 
 
-def bare_networks(learner, views):
-    """Embeddings (2n × d) and the probe's logits (2n × classes), without any loss."""
-    r = learner.method.encoder(views)
-    return learner.method.projector(r), learner.probe.linear(r.detach())
-
+# --- what a step takes, and what an epoch takes beside its steps --------------------------------
 
 def random_outputs(n, learner, setup):
     """Representations r (n × p) and embeddings z (n × d)."""
@@ -194,10 +194,9 @@ def random_outputs(n, learner, setup):
 
 
 def parts(learner, setup):
-    """The step's parts, {name: a function without arguments}."""
-    n = setup.args.batch_size
-    r, z = random_outputs(2 * n, learner, setup)
-    labels = torch.zeros(n, dtype=torch.int64, device=setup.device)
+    """The step's parts, {name: a function without arguments}; LARS needs a step before."""
+    r, z = random_outputs(2 * setup.args.batch_size, learner, setup)
+    labels = torch.zeros(setup.args.batch_size, dtype=torch.int64, device=setup.device)
 
     @torch.no_grad()
     def forward(network, x):
@@ -250,8 +249,8 @@ def peak_memory(step, device):
         step()
         return torch.cuda.max_memory_allocated(device)
     import resource         # not on Windows
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def count_flops(learner, image_size, batch_size):
@@ -267,8 +266,7 @@ def count_flops(learner, image_size, batch_size):
 def peak_flops(dtype, device):
     """FLOP/s of a large square matrix product: what the device can do."""
     n = 8192 if device.type == "cuda" else 3072
-    a = torch.randn(n, n, device=device, dtype=dtype)
-    b = torch.randn(n, n, device=device, dtype=dtype)
+    a, b = torch.randn(2, n, n, device=device, dtype=dtype)
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True        # as convolutions may
     try:
@@ -294,66 +292,59 @@ def augmentation_on_one_core(image_size, n=256):
         transforms.ToTensor(),
         transforms.Normalize(**NORMALISATION),
     ])
+    functions = {
+        "ours": lambda: normalise(augment(images, "vicreg", 0, generator), **NORMALISATION),
+        "pil": lambda: torch.stack([by_pil(picture) for picture in pictures]),
+    }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        times = seconds({
-            "ours": lambda: normalise(augment(images, "vicreg", 0, generator), **NORMALISATION),
-            "pil": lambda: torch.stack([by_pil(picture) for picture in pictures]),
-        }, torch.device("cpu"), 7)
+        times = seconds(functions, CPU, 7)
     finally:
         torch.set_num_threads(threads)
-    return {"ours": n / times["ours"], "pil": n / times["pil"]}
+    return {"augment_views_per_s": n / times["ours"], "pil_views_per_s": n / times["pil"],
+            "augment_over_pil": times["pil"] / times["ours"]}
 
 
-def streaming(n=384, size=500, crop=224):
+def streaming(n=1536, size=500, crop=224):
     """Images per second, two crops of each, of stream_crops on n JPEGs, and of PIL on one core."""
     crop_and_flip = transforms.Compose([
         transforms.RandomResizedCrop(crop, AUGMENTATIONS["vicreg"]["scale"]),
         transforms.RandomHorizontalFlip(),
         transforms.PILToTensor(),
     ])
+    smooth, = interpolate(torch.rand(1, 3, 40, 40), (size * 3 // 4, size), mode="bicubic")
+    noisy = smooth + 0.03 * torch.randn_like(smooth)
     with tempfile.TemporaryDirectory() as folder:
-        paths = save_jpegs(folder, n, size)
-        batches = torch.arange(4 * n).view(-1, 64)
+        path = f"{folder}/photo.jpg"            # one file, but decoded anew each time
+        to_pil_image(noisy.clamp(0, 1)).save(path, quality=90)
 
         def ours():
-            for _ in stream_crops(4 * paths, batches, 0, "vicreg", crop):
+            for _ in stream_crops([path] * n, torch.arange(n).view(-1, 64), 0, "vicreg", crop):
                 pass
 
         def pil():
-            for path in paths[:64]:
+            for _ in range(64):
                 with Image.open(path) as image:
                     image = image.convert("RGB")
                     crop_and_flip(image)
                     crop_and_flip(image)
 
-        times = seconds({"ours": ours, "pil": pil}, torch.device("cpu"), 3)
-    return {"images_per_s": 4 * n / times["ours"], "workers": worker_count(),
+        times = seconds({"ours": ours, "pil": pil}, CPU, 3)
+    return {"images_per_s": n / times["ours"], "workers": worker_count(),
             "pil_images_per_s_one_core": 64 / times["pil"]}
 
 
-def save_jpegs(folder, n, size):
-    """Writes n pictures, size × 3/4 size, smooth and a little noisy; returns their paths."""
-    paths = [f"{folder}/{i}.jpg" for i in range(n)]
-    for path in paths:
-        coarse = torch.rand(1, 3, 40, 40)
-        picture, = F.interpolate(coarse, (size * 3 // 4, size), mode="bicubic")
-        picture = picture.clamp(0, 1) + 0.03 * torch.randn_like(picture)
-        to_pil_image(picture.clamp(0, 1)).save(path, quality=90)
-    return paths
-
-
-def growth(device):
-    """Each loss's time of value and gradient, and bytes kept in between, for growing inputs."""
+def growth(device, batches=(256, 256, 256, 1024, 4096), widths=(512, 2048, 8192, 2048, 2048)):
+    """Each loss's time of value and gradient, and bytes kept in between: a row for each size."""
     rows = []
-    for batch, width in ((256, 512), (256, 2048), (256, 8192), (1024, 2048), (4096, 2048)):
+    for batch, width in zip(batches, widths):
         r = torch.rand(2 * batch, 512, device=device)
         z = torch.randn(2 * batch, width, device=device)
         row = {"batch": batch, "width": width}
         for name, loss in LOSSES.items():
-            row[f"{name}_bytes"] = bytes_kept(loss, r, z)
             function = partial(value_and_gradient, loss, r, z)
+            row[f"{name}_bytes"] = bytes_kept(loss, r, z)
             row[f"{name}_ms"] = 1e3 * seconds({name: function}, device, 1)[name]
         rows.append(row)
     return rows
@@ -364,7 +355,7 @@ def bytes_kept(loss, *inputs):
     kept = {}
 
     def keep(x):
-        storage = x.untyped_storage()       # which several tensors may share
+        storage = x.untyped_storage()           # which several tensors may share
         kept[storage.data_ptr()] = storage.nbytes()
         return x
 
@@ -384,8 +375,20 @@ def measure(args, device):
     for flag in ("arch", "width", "projector", "image_size", "batch_size", "precision", "compile"):
         found[flag] = getattr(args, flag)
 
-    # the first step, and memory
-    setup = set_up(args, device)
+    found |= measure_step(set_up(args, device))
+    if not args.step_only:
+        found |= augmentation_on_one_core(args.image_size)
+        found |= {"streamed": streaming(), "losses": growth(device)}
+    return found
+
+
+def measure_step(setup):
+    """The figures that concern the step, as a dict."""
+    args = setup.args
+    device = setup.device
+    found = {}
+
+    # the first one, and memory, before the rivals take theirs
     learner = make_learner(AdaDim, setup)
     whole = training_step(learner, setup)
     start = time.perf_counter()
@@ -394,7 +397,7 @@ def measure(args, device):
     found["first_step_s"] = time.perf_counter() - start
     found["peak_memory_bytes"] = peak_memory(whole, device)
 
-    # the step, and its rivals
+    # beside its rivals
     steps = {"whole": whole, "bare": bare_step(learner, setup),
              "simclr": training_step(make_learner(SimCLR, setup), setup),
              "vicreg": training_step(make_learner(VICReg, setup), setup)}
@@ -405,6 +408,8 @@ def measure(args, device):
               "bare_s": times["bare"], "step_over_bare": step / times["bare"],
               "adadim_over_simclr": step / times["simclr"],
               "adadim_over_vicreg": step / times["vicreg"]}
+
+    # beside what the device could do
     found["flops_per_step"] = count_flops(learner, args.image_size, args.batch_size)
     found["peak_flops_per_s"] = peak_flops(train.DTYPES[args.precision], device)
     found["mfu"] = found["flops_per_step"] / step / found["peak_flops_per_s"]
@@ -413,46 +418,43 @@ def measure(args, device):
     part_times = seconds(parts(learner, setup), device, args.steps, block)
     found["parts"] = {part: part_time / step for part, part_time in part_times.items()}
     found["parts"]["backward of the networks, and the rest"] = 1 - sum(found["parts"].values())
-    found |= between_steps(learner, setup, EPOCH_IMAGES / args.batch_size * step)
-    if not args.step_only:
-        speeds = augmentation_on_one_core(args.image_size)
-        found |= {"augment_views_per_s": speeds["ours"], "pil_views_per_s": speeds["pil"],
-                  "augment_over_pil": speeds["ours"] / speeds["pil"],
-                  "streamed": streaming(), "losses": growth(device)}
-    return found
+    return found | between_steps(learner, setup, EPOCH_IMAGES / args.batch_size * step)
 
 
 def show(found):
-    """The figures as text."""
+    """Prints the figures."""
     f = SimpleNamespace(**found)
-    print(f"""{f.device}, PyTorch {f.torch}: {f.arch} of width {f.width}, projector {f.projector}, \
-batch {f.batch_size}, {f.image_size} pixels, {f.precision}{', compiled' * f.compile}
-
-whole step              {1e3 * f.step_s:.1f} ms, {f.samples_per_s:,.0f} samples/s \
-(the first, with all that it builds: {f.first_step_s:.1f} s)
-bare step               {1e3 * f.bare_s:.1f} ms: the whole one takes {f.step_over_bare:.3f} of it
-beside SimCLR, VICReg   {f.adadim_over_simclr:.3f} and {f.adadim_over_vicreg:.3f} of their steps
-MFU                     {f.mfu:.1%} of {f.peak_flops_per_s / 1e12:.1f} TFLOP/s; \
-{f.flops_per_step / 1e12:.2f} TFLOP per step
-peak memory             {f.peak_memory_bytes / 1e9:.2f} GB
-α update                {f.alpha_update_s:.2f} s, {f.alpha_update_over_epoch:.2%} of an epoch of \
-{EPOCH_IMAGES:,}
-evaluation              {f.evaluation_s:.2f} s, {f.evaluation_over_epoch:.1%} of that epoch
-
-parts, of the whole step""")
+    compiled = ", compiled" if f.compile else ""
+    print(f"{f.device}, PyTorch {f.torch}: {f.arch} of width {f.width}, projector {f.projector}, "
+          f"batch {f.batch_size}, {f.image_size} pixels, {f.precision}{compiled}\n")
+    figures = {
+        "whole step": f"{1e3 * f.step_s:.1f} ms, {f.samples_per_s:,.0f} samples/s "
+                      f"(the first, with all that it builds: {f.first_step_s:.1f} s)",
+        "bare step": f"{1e3 * f.bare_s:.1f} ms: the whole one takes {f.step_over_bare:.3f} of it",
+        "beside SimCLR, VICReg": f"{f.adadim_over_simclr:.3f} and {f.adadim_over_vicreg:.3f} "
+                                 "of their steps",
+        "MFU": f"{f.mfu:.1%} of {f.peak_flops_per_s / 1e12:.1f} TFLOP/s; "
+               f"{f.flops_per_step / 1e12:.2f} TFLOP per step",
+        "peak memory": f"{f.peak_memory_bytes / 1e9:.2f} GB",
+        "α update": f"{f.alpha_update_s:.2f} s, {f.alpha_update_over_epoch:.2%} of an epoch of "
+                    f"{EPOCH_IMAGES:,}",
+        "evaluation": f"{f.evaluation_s:.2f} s, {f.evaluation_over_epoch:.1%} of that epoch",
+    }
+    for label, text in figures.items():
+        print(f"{label:24}{text}")
+    print("\nparts, of the whole step")
     for part, share in f.parts.items():
         print(f"  {part:40}{share:7.1%}")
-    if "losses" not in found:
-        return
+    if "losses" in found:
+        show_the_rest(f, SimpleNamespace(**f.streamed))
 
-    streamed = SimpleNamespace(**f.streamed)
-    print(f"""
-augmentation, one core  {f.augment_views_per_s:,.0f} views/s; PIL {f.pil_views_per_s:,.0f}: \
-{f.augment_over_pil:.1f} times as many
-streamed JPEGs          {streamed.images_per_s:,.0f} images/s, two crops each, with \
-{streamed.workers} workers; PIL, one core: {streamed.pil_images_per_s_one_core:,.0f}
 
-losses: ms with gradient / MB kept for it""")
+def show_the_rest(f, streamed):
+    print(f"\naugmentation, one core  {f.augment_views_per_s:,.0f} views/s; "
+          f"PIL {f.pil_views_per_s:,.0f}: {f.augment_over_pil:.1f} times as many")
+    print(f"streamed JPEGs          {streamed.images_per_s:,.0f} images/s, two crops each, with "
+          f"{streamed.workers} workers; PIL, one core: {streamed.pil_images_per_s_one_core:,.0f}")
+    print("\nlosses: ms with gradient / MB kept for it")
     print("  batch  width" + "".join(f"{name:>18}" for name in LOSSES))
     for row in f.losses:
         cells = [f"{row[f'{name}_ms']:10.1f} /{row[f'{name}_bytes'] / 1e6:6.0f}" for name in LOSSES]
@@ -461,24 +463,19 @@ losses: ms with gradient / MB kept for it""")
 
 def parse_args(argv):
     parser = cli.Parser("bench.py", __doc__)
-
-    def add(flag, default, kind, text):
-        parser.add_argument(flag, default=default, type=kind, help=f"{text} (default: {default})")
-
-    parser.add_argument("--arch", choices=RESNETS, default="resnet18")
-    add("--width", 64, cli.whole_number(1), "channels of the first stage")
-    add("--projector", "2048-2048-2048", cli.layer_sizes, "layer sizes")
-    add("--batch-size", 256, cli.whole_number(2, IMAGES), "images per step")
-    add("--image-size", 32, cli.whole_number(1), "in pixels")
-    add("--steps", 15, cli.whole_number(1), "that medians are of; ten times as many on a GPU")
-    parser.add_argument("--precision", choices=("auto", *train.DTYPES), default="auto",
-                        help="auto: as train.py chooses it (default: auto)")
-    parser.add_argument("--compile", action="store_true",
-                        help="networks and losses with torch.compile, in the bare step too")
-    parser.add_argument("--step-only", action="store_true",
-                        help="leave out what does not concern the step")
-    add("--device", "auto", cli.device_name, "cpu, cuda, cuda:1 …")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    add = parser.group("what is timed")
+    add("--arch", "resnet18", RESNETS, "encoder")
+    add("--width", 64, cli.whole_number(1), "channels of its first stage", "N")
+    add("--projector", "2048-2048-2048", cli.layer_sizes, "layer sizes", "SIZES")
+    add("--batch-size", 256, cli.whole_number(2, IMAGES), "images per step", "N")
+    add("--image-size", 32, cli.whole_number(1), "in pixels", "N")
+    add("--precision", "auto", ("auto", *train.DTYPES), "auto: as train.py chooses it")
+    add("--compile", False, bool, "networks and losses with torch.compile, in the bare step too")
+    add("--step-only", False, bool, "leave out what does not concern the step")
+    add = parser.group("how")
+    add("--steps", 15, cli.whole_number(1), "that medians are of; ten times as many on a GPU", "N")
+    add("--device", "auto", cli.device_name, "cpu, cuda, cuda:1 …; auto: a GPU if there is one")
+    add("--json", None, Path, "write the figures here too", "FILE")
     return parser.parse_args(argv)
 
 
@@ -487,7 +484,8 @@ def main(argv=None):
         args = parse_args(argv)
         cli.check_output_file(args.json, "--json")
         device = cli.open_device(args.device)
-        args.precision = train.choose_precision(args.precision, device, None)
+        if args.precision == "auto":
+            args.precision = cli.fast_precision(device)
         torch.backends.cudnn.benchmark = True
         found = measure(args, device)
         show(found)

@@ -32,6 +32,40 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise BadInput(f"{message} (--help explains the flags)")
 
+    def group(self, title):
+        """A heading in --help, as a function that adds flags below it.
+
+        add(flag, default, kind, help, metavar). kind: bool for a flag without a value, an
+        argparse type, or the values that are allowed.
+        """
+        add_argument = self.add_argument_group(title).add_argument
+
+        def add(flag, default, kind, text, metavar=None):
+            if default not in (None, False):
+                text += f" (default: {default})"
+            if kind is bool:
+                add_argument(flag, action="store_true", help=text)
+            elif callable(kind):
+                add_argument(flag, default=default, type=kind, help=text, metavar=metavar)
+            else:
+                add_argument(flag, default=default, choices=tuple(kind), help=text)
+
+        return add
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Takes --beta -1e-4 as --beta=-1e-4: argparse would see another flag in the number."""
+        joined = []
+        for word in sys.argv[1:] if args is None else args:
+            if joined and joined[-1].startswith("--") and is_negative_number(word):
+                joined[-1] += f"={word}"
+            else:
+                joined.append(word)
+        return super().parse_known_args(joined, namespace)
+
+
+def is_negative_number(text):
+    return re.fullmatch(r"-(\d|\.\d|inf|nan).*", text) is not None
+
 
 # --- types for argparse ---------------------------------------------------------------------
 
@@ -96,6 +130,15 @@ def open_device(name):
     return device
 
 
+def fast_precision(device):
+    """bf16 where the device is fast at it; without such instructions a CPU is ten times slower."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" if fast else "fp32"
+
+
 def check_output_file(path, flag):
     """Raises BadInput unless a file can be written at path; None, a flag left out, is fine."""
     if path is None:
@@ -128,7 +171,7 @@ def stop(program, message):
 
 @contextlib.contextmanager
 def one_line_errors(program):
-    """Ends the program with one line where the input was bad, and quietly where it was told to.
+    """Ends the program with one line where the input was bad, and quietly on Ctrl-C.
 
     Any other exception is a mistake of ours, and keeps its traceback.
     """

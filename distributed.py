@@ -18,22 +18,25 @@ def from_torchrun(name, otherwise):
     return int(os.environ[name]) if started_by_torchrun else otherwise
 
 
-RANK = from_torchrun("RANK", 0)                             # this process's number …
-WORLD_SIZE = from_torchrun("WORLD_SIZE", 1)                 # … of so many
-LOCAL_RANK = from_torchrun("LOCAL_RANK", 0)                 # the same on this machine
+RANK = from_torchrun("RANK", 0)                             # this process's number, from 0
+WORLD_SIZE = from_torchrun("WORLD_SIZE", 1)                 # how many there are
+LOCAL_RANK = from_torchrun("LOCAL_RANK", 0)                 # the same two on this machine
 LOCAL_WORLD_SIZE = from_torchrun("LOCAL_WORLD_SIZE", 1)
 
 
+def own_device(name):
+    """--device's name for this process: of several on GPUs, each takes the next GPU."""
+    wants_gpu = name.startswith("cuda") or (name == "auto" and torch.cuda.is_available())
+    return f"cuda:{LOCAL_RANK}" if WORLD_SIZE > 1 and wants_gpu else name
+
+
 def start(device):
-    """Joins the other processes of this run; returns the device that this process is to use."""
-    if WORLD_SIZE == 1:
-        return device
+    """Makes a GPU the current one, and joins the other processes of this run."""
     if device.type == "cuda":
-        device = torch.device("cuda", LOCAL_RANK)
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(hours=2))
-    return device
+    if WORLD_SIZE > 1:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(hours=2))
 
 
 def finish():
@@ -80,7 +83,10 @@ class Gather(torch.autograd.Function):
 
 
 def gather(x):
-    """x (n × d) of this process → the batch's (world size · n × d), with gradient, in float32."""
+    """x (n × d) of this process → that of the whole batch (world size · n × d), with gradient.
+
+    In float32, but for a single process, which gets x as it is.
+    """
     if not dist.is_initialized():
         return x
     return Gather.apply(x.float())

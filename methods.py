@@ -1,7 +1,7 @@
 """What a method of self-supervised learning is to the training loop; and AdaDim, the first one.
 
-A method is a torch module. All of its state that outlives a step is a parameter or a buffer, so
-a checkpoint of its state_dict is complete, whatever the method: momentum networks, queues,
+A method is a torch module. All of its state that outlives an epoch is a parameter or a buffer,
+so a checkpoint of its state_dict is complete, whatever the method: momentum networks, queues,
 prototypes, AdaDim's α. train.py calls it like this, and knows nothing else of it:
 
     method = METHODS[name](args, encoder, p, n_images)
@@ -10,7 +10,7 @@ prototypes, AdaDim's α. train.py calls it like this, and knows nothing else of 
         for step in …:
             result = method(views, index, progress)
             result.loss.backward()
-            method.after_backward(epoch)
+            method.after_backward()
             optimizer.step()
             method.after_step(result.kept, step, progress)
         method.after_epoch(epoch)
@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from cli import checked
 from distributed import gather
 from losses import adadim, wasserstein_uniformity
 from metrics import effective_rank
@@ -32,7 +33,7 @@ from models import mlp
 class StepResult(NamedTuple):
     """What a method's forward pass returns."""
     loss: torch.Tensor      # 0-dim: what is minimised
-    logs: dict              # {column of log.csv: 0-dim tensor}; the log has their epoch's means
+    logs: dict              # {column of log.csv: 0-dim tensor}: the log has their epoch's means
     r: torch.Tensor         # 2n × p: representations, for the online probe
     kept: dict              # {name: detached tensor}: what after_step needs
 
@@ -41,10 +42,10 @@ class Method(nn.Module):
     """The contract. A method sets `encoder` and `projector`, and overrides what it needs.
 
     args: the flags of train.py. encoder: images → r (n × p). n_images: in the training set.
-    columns: the method's own columns of log.csv, from `logs` and `schedule`.
+    columns: the method's own columns of log.csv beside the loss, from `logs` and `schedule`.
     Labels never reach a method.
     """
-    columns = ("loss",)
+    columns = ()
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__()
@@ -52,7 +53,8 @@ class Method(nn.Module):
         self.projector = mlp(p, args.projector)
 
     def forward(self, views, index, progress):
-        """One step's StepResult. Changes no state, so that it can be compiled and captured.
+        """One step's StepResult. Sets no attributes and no buffers but batch norms', so that
+        torch.compile and DistributedDataParallel may run it in their own ways.
 
         views: 2n × 3 × s × s, the images' first views above their second. index: n, the images'
         places in the training set. progress: share of the training that is done, from 0 at the
@@ -73,14 +75,42 @@ class Method(nn.Module):
     def before_epoch(self, epoch, steps, generator):
         """epoch: from 1. generator: in the same state on every process; draw from it freely."""
 
-    def after_backward(self, epoch):
-        """Gradients are there, and may be changed before the optimiser uses them."""
+    def after_backward(self):
+        """Gradients are there, and may be changed: prototypes, for one, are frozen at first."""
 
     def after_step(self, kept, step, progress):
         """The weights have changed: the place for momentum networks, queues, measurements."""
 
     def after_epoch(self, epoch):
         """All steps of the epoch are done."""
+
+
+# --- AdaDim --------------------------------------------------------------------------------------
+
+def read_alpha(text):
+    return text if text in ("ada", "linear", "cosine") else float(text)
+
+
+def is_alpha(value):
+    return isinstance(value, str) or 0 <= value <= 1
+
+
+alpha_type = checked(read_alpha, is_alpha, "ada, linear, cosine or a number from 0 to 1")
+
+
+def alpha_at(schedule, measured, progress):
+    """α at a step, a 0-dim float32 tensor.
+
+    schedule: "ada" takes the measured α (0-dim), "linear" and "cosine" go from 0 to 1 with the
+    training's progress (0-dim, from 0 to 1), and a number is itself.
+    """
+    if schedule == "ada":
+        return measured
+    if schedule == "linear":
+        return progress.float()
+    if schedule == "cosine":
+        return (0.5 * (1 - torch.cos(math.pi * progress))).float()
+    return torch.full((), schedule, dtype=torch.float32, device=progress.device)
 
 
 class AdaDim(Method):
@@ -90,15 +120,19 @@ class AdaDim(Method):
 
     α is 0, VICReg, until it is first measured; then it follows the effective rank of the
     embeddings, as a share of the largest that a batch can have. Effective rank is high when
-    features are decorrelated: then the loss moves on to spreading samples, InfoNCE.
+    features are decorrelated: then the loss moves on to spreading samples, InfoNCE. It is
+    measured on the first of the two views.
     """
-    columns = ("alpha", "loss", "info_nce", "vicreg", "mi_loss")
+    columns = ("alpha", "info_nce", "vicreg", "mi_loss")
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
         self.args = args
+        if args.alpha == "ada" and args.alpha_every >= args.epochs:
+            print(f"note: α stays 0, for it is first measured after epoch {args.alpha_every}: a "
+                  "lower --alpha-every changes that")
         self.register_buffer("alpha", torch.zeros(()))                      # as last measured
-        self.register_buffer("shares", torch.zeros(args.alpha_batches))     # it is their mean
+        self.register_buffer("shares", torch.zeros(args.alpha_batches))     # α is their mean
         self.measured_steps = []                                            # of this epoch
 
     def schedule(self, progress):
@@ -120,10 +154,14 @@ class AdaDim(Method):
         # §4 measures on "the embedding space", and two sentences later on "the representation
         # space": z is what the published α is, r is there to compare
         measured_on = z1 if self.args.alpha_from == "z" else r1
-        return StepResult(loss, {"loss": loss, **parts}, r, {"measured_on": measured_on.detach()})
+        return StepResult(loss, parts, r, {"measured_on": measured_on.detach()})
 
     def before_epoch(self, epoch, steps, generator):
-        """Draws the batches on which α is measured: ones that are trained on anyway."""
+        """Draws the batches on which α is measured: ones that are trained on anyway.
+
+        The draw is made even where it is not used, so that the random numbers that follow, and
+        with them the augmentation, are the same whatever α is.
+        """
         order = torch.randperm(steps, generator=generator, device=generator.device)
         self.measured_steps = []
         if self.args.alpha == "ada" and epoch % self.args.alpha_every == 0:
@@ -139,21 +177,6 @@ class AdaDim(Method):
         """Sets α: this is the moment that makes it adaptive."""
         if self.measured_steps:
             self.alpha.copy_(self.shares[:len(self.measured_steps)].mean())
-
-
-def alpha_at(schedule, measured, progress):
-    """α at a step, a 0-dim float32 tensor.
-
-    schedule: "ada" takes the measured α (0-dim), "linear" and "cosine" go from 0 to 1 with the
-    training's progress (0-dim, from 0 to 1), and a number is itself.
-    """
-    if schedule == "ada":
-        return measured
-    if schedule == "linear":
-        return progress.float()
-    if schedule == "cosine":
-        return (0.5 * (1 - torch.cos(math.pi * progress))).float()
-    return torch.full((), schedule, dtype=torch.float32, device=progress.device)
 
 
 METHODS = {"adadim": AdaDim}

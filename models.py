@@ -65,6 +65,16 @@ def change_width(net, width):
         setattr(net, f"layer{i + 1}", new_stage)
 
 
+def memory_layout(device, precision, width):
+    """channels_last, which is faster, but where oneDNN would crash with it.
+
+    It does in the backward pass of narrow networks in fp32 (seen with PyTorch 2.6 to 2.15, on
+    CPUs with AVX2 and with AVX-512).
+    """
+    onednn_crashes = device.type == "cpu" and precision == "fp32" and width < 16
+    return torch.contiguous_format if onednn_crashes else torch.channels_last
+
+
 def mlp(width, sizes):
     """The projector: Linear-BN-ReLU for each size but the last, then Linear.
 

@@ -44,7 +44,10 @@ class OnlineProbe(nn.Module):
         return [p for p in self.parameters() if p.requires_grad]
 
     def forward(self, r, views, labels):
-        """The probe's loss and the baseline's, which is 0 without one. r: 2n × p, detached."""
+        """The probe's loss and the baseline's, which is 0 without one; of this process's images.
+
+        r: 2n × p, detached. views: 2n × 3 × s × s. labels: n.
+        """
         loss = cross_entropy(self.linear(r), labels)
         if self.untrained is None:
             return loss, torch.zeros_like(loss)
@@ -54,10 +57,10 @@ class OnlineProbe(nn.Module):
 
 
 def cross_entropy(logits, labels):
-    """Of both views' logits (2n × classes), over the labelled images; label −1 is none.
+    """The mean over the labelled views; a label of −1 is none. logits: 2n × classes, labels: n.
 
-    Several processes divide by the mean number of labelled images, for their gradients are
-    averaged: together they then count every image alike.
+    With several processes the divisor is the mean of their numbers of labelled views. Gradients
+    are averaged over the processes, so that every view counts alike.
     """
     labels = labels.repeat(2)                               # 2n
     n_labelled = (labels >= 0).sum().clamp_min(1).float()
@@ -72,38 +75,40 @@ def evaluation_images(data, device):
     bank = labelled[random_subset(len(labelled), BANK_IMAGES, seed=0)]
     return {
         "test_x": pixels(data, "test_x", test).to(device),      # n × 3 × s × s, uint8
-        "test_y": data["test_y"][test].to(device),
+        "test_y": data["test_y"][test].to(device),              # n
         "bank_x": pixels(data, "train_x", bank).to(device),
         "bank_y": data["train_y"][bank].to(device),
     }
 
 
-def evaluate(method, probe, images, normalisation, autocast):
+def evaluate(method, online_probe, images, normalisation, autocast):
     """Accuracies in per cent and metrics, by their columns of log.csv.
 
-    probe: an OnlineProbe; None, for images without labels, leaves out the accuracies.
+    online_probe: None, for images without labels, leaves out the accuracies. Only the networks
+    run under autocast: in bf16, cosines near 1 are 0.004 apart, too coarse for k-NN.
     """
     encoder, projector = method.encoder, method.projector
-    with autocast:
-        if probe is None:
+    if online_probe is None:
+        with autocast:
             r, z = encode(images["test_x"], encoder, projector, **normalisation)
-            return representation_metrics(r, z)
+        return representation_metrics(r, z)
 
-        r, z, logits = encode(images["test_x"], encoder, projector, probe.linear,
-                              **normalisation)
-        bank_r, = encode(images["bank_x"], encoder, **normalisation)
-        found = representation_metrics(r, z)
-        test_y, bank_y = images["test_y"], images["bank_y"]
-        k = min(20, len(bank_r))
-        found["probe_top1"] = top_k_accuracy(logits, test_y).item()
-        found["probe_top5"] = top_k_accuracy(logits, test_y, 5).item()
-        found["knn_top1"] = knn_accuracy(bank_r, bank_y, r, test_y, k).item()
-    return found
+    with autocast:
+        r, z, logits = encode(images["test_x"], encoder, projector, online_probe.linear,
+                              **normalisation)              # n × p, n × d, n × classes
+        bank_r = encode(images["bank_x"], encoder, **normalisation)[0]
+    test_y, bank_y = images["test_y"], images["bank_y"]
+    k = min(20, len(bank_r))
+    return representation_metrics(r, z) | {
+        "probe_top1": top_k_accuracy(logits, test_y).item(),
+        "probe_top5": top_k_accuracy(logits, test_y, 5).item(),
+        "knn_top1": knn_accuracy(bank_r, bank_y, r, test_y, k).item(),
+    }
 
 
-def untrained_accuracy(probe, images, normalisation, autocast):
+def untrained_accuracy(online_probe, images, normalisation, autocast):
     """Of the probe on the untrained encoder, in per cent."""
     with autocast:
-        _, logits = encode(images["test_x"], probe.untrained, probe.untrained_linear,
-                           **normalisation)
+        logits = encode(images["test_x"], online_probe.untrained,
+                        online_probe.untrained_linear, **normalisation)[1]
     return top_k_accuracy(logits, images["test_y"]).item()

@@ -1,6 +1,6 @@
 """A training process: what it says while it works, and how it ends.
 
-Progress keeps the terminal's last line up to date. Signals and orderly_end see to it that
+StatusLine keeps the terminal's last line up to date. Signals and orderly_end see to it that
 whatever ends a run, Ctrl-C, a scheduler or a full disk, ends it with one line that says how to
 go on, and with the right exit status.
 """
@@ -30,16 +30,17 @@ def duration(seconds):
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
-class Progress:
+class StatusLine:
     """Rewrites the terminal's last line once per second, and says early how long a run will take.
 
     The estimate leaves out the first step of a process, which is slow: kernels are chosen, code
     may be compiled.
     """
 
-    def __init__(self, epochs, steps, batch_size, epochs_done):
-        self.epochs, self.steps, self.batch_size = epochs, steps, batch_size
-        self.epochs_done = epochs_done
+    def __init__(self, args, steps, epochs_done):
+        self.epochs, self.batch_size, self.compiled = args.epochs, args.batch_size, args.compile
+        self.steps = steps                      # per epoch
+        self.epochs_done = epochs_done          # before this process
         self.started = time.time()
         self.second_step = None         # when it began, and after how many steps of the run
         self.estimated = False
@@ -52,13 +53,13 @@ class Progress:
         """Whether it is time to look at the device: after the first step, then every second."""
         return self.second_step is None or time.time() - self.shown > 1
 
-    def show(self, step, loss, compiled=False):
+    def show(self, step, loss):
         """step: how many of the epoch's steps are done; loss: the last one's."""
         now = self.shown = time.time()
         steps_done = (self.epoch - 1) * self.steps + step
         if self.second_step is None:
             self.second_step = {"time": now, "steps_done": steps_done}
-            if compiled:
+            if self.compiled:
                 print(f"compiling, with the first step, took {duration(now - self.started)}",
                       flush=True)
         elif not self.estimated and steps_done - self.second_step["steps_done"] >= 3:
@@ -99,7 +100,7 @@ def millions(net):
 
 def epoch_line(row, args, columns, seconds_left):
     """What an epoch prints. columns: the method's own."""
-    words = [f"epoch {row['epoch']}/{args.epochs}"]
+    words = [f"epoch {row['epoch']}/{args.epochs}  loss {row['loss']:.3f}"]
     words += [f"{column} {row[column]:.3f}" for column in columns]
     if "probe_top1" in row:
         words.append(f"probe {row['probe_top1']:.1f} %  k-NN {row['knn_top1']:.1f} %")
@@ -107,17 +108,55 @@ def epoch_line(row, args, columns, seconds_left):
     return "  ".join(words)
 
 
+def last_lines(out, row, untrained):
+    """What a whole run prints at its end. untrained: the baseline's accuracy, or None."""
+    files = ", ".join(sorted(path.name for path in out.iterdir()))
+    text = f"finished in {duration(row['seconds'])}; in {out}: {files}"
+    if untrained is not None:
+        accuracy = row["probe_top1"]
+        text += (f"\nprobe accuracy: {accuracy:.1f} %; of the same probe on the untrained "
+                 f"encoder: {untrained:.1f} %; training gained {accuracy - untrained:.1f} points")
+    return text
+
+
 # --- how it ends ------------------------------------------------------------------------------
 
-class Signals:
-    """Ctrl-C and SIGTERM raise KeyboardInterrupt; while `hold` is set, only interrupt() does.
+def check_losses(step_logs, rows, steps, learner, epoch, last):
+    """Ends the run where a loss is not finite, or a hundred times what is usual.
 
-    Training holds them during a step: raised among the doings of the processes that read images,
-    the exception would be lost.
+    step_logs: steps of this epoch so far × columns, the loss first; rows: of the log so far.
+    After an epoch's last step the weights are looked at too: its update can break them.
+    """
+    losses = step_logs[:, 0].abs()
+    earlier = losses.new_tensor([abs(row["loss"]) for row in rows])
+    usual = torch.cat([losses, earlier]).nanmedian().clamp_min(1)
+    broken = ~step_logs.isfinite().all(1)                   # steps so far
+    if len(step_logs) == steps:
+        weights = learner.state_dict().values()
+        broken[-1] |= ~torch.stack([value.isfinite().all() for value in weights]).all()
+    exploded = losses > 100 * usual
+    bad = broken | exploded
+    if not bad.any():
+        return
+
+    step = int(bad.int().argmax())
+    what = "became NaN or infinite"
+    if not broken[step]:
+        what = f"exploded, to {losses[step]:.3g} where {usual:.3g} is usual,"
+    raise BadInput(f"the loss {what} in epoch {epoch}, step {step + 1} of {steps}: try a lower "
+                   "--lr or a longer --warmup-epochs (200 steps or more), with --clip 2; "
+                   f"{last} still holds epoch {epoch - 1}")
+
+
+class Signals:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt: at once or, after hold(), at release().
+
+    Training holds them during its steps: raised inside DataLoader's handling of its workers,
+    the exception would be swallowed. The second signal raises it in any case.
     """
 
     def __init__(self):
-        self.hold = False
+        self.held = False
         self.received = None
 
     def __enter__(self):
@@ -131,12 +170,18 @@ class Signals:
             signal.signal(number, handler)
 
     def receive(self, number, frame):
+        is_second = self.received is not None
         self.received = number
-        if not self.hold:
+        if is_second or not self.held:
             raise KeyboardInterrupt(number)
 
-    def interrupt(self):
-        raise KeyboardInterrupt(self.received)
+    def hold(self):
+        self.held = True
+
+    def release(self):
+        self.held = False
+        if self.received:
+            raise KeyboardInterrupt(self.received)
 
 
 @contextlib.contextmanager

@@ -10,66 +10,173 @@ import torch
 from torch import nn
 
 import bench
+import cli
+import probe
 import train
 from augment import DRAWS, augment_with
+from losses import info_nce, vicreg
+from methods import AdaDim
 
-SMALL = "--width 2 --projector 16-8 --batch-size 8 --image-size 16 --steps 1 --device cpu --step-only".split()
+CPU = torch.device("cpu")
+SMALL = ("--width 2 --projector 16-8 --batch-size 8 --image-size 16 --steps 1 --device cpu "
+         "--step-only").split()
 
 
-def dense_nets():
+def dense_learner(kind=AdaDim, p=20, d=12):
+    """A Learner of dense layers, for images of 4 pixels and three classes."""
     torch.manual_seed(0)
-    return train.Nets({"encoder": nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.ReLU()), "projector": nn.Linear(20, 12), "probe": nn.Linear(20, 3)})
+    args = train.parse_args("--dataset shapes --alpha 0.4 --beta 2".split())
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(48, p), nn.ReLU())
+    method = kind(args, encoder, p, n_images=16)
+    method.projector = nn.Linear(p, d)
+    return train.Learner(method, probe.OnlineProbe(encoder, p, 3))
 
+
+def dense_batch():
+    """16 images of 4 pixels: both views, index, labels, progress."""
+    views = torch.randn(32, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    index = torch.arange(16)
+    return views, index, index % 3, torch.tensor(0.5, dtype=torch.float64)
+
+
+# --- the figures ------------------------------------------------------------------------------
 
 def test_a_small_run(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "TEST_IMAGES", 64)
+    monkeypatch.setattr(probe, "TEST_IMAGES", 64)
+    monkeypatch.setattr(cli, "fast_precision", lambda device: "fp32")       # as auto chooses it
     bench.main([*SMALL, "--json", str(tmp_path / "found.json")])
-    found, out = json.loads((tmp_path / "found.json").read_text()), capsys.readouterr().out
-    for key in ("step_over_bare", "adadim_over_simclr", "adadim_over_vicreg", "mfu", "samples_per_s", "peak_memory_bytes", "alpha_update_over_epoch"):
+    found = json.loads((tmp_path / "found.json").read_text())
+    positive = ("first_step_s", "bare_s", "step_over_bare", "adadim_over_simclr",
+                "adadim_over_vicreg", "mfu", "samples_per_s", "peak_memory_bytes",
+                "alpha_update_over_epoch", "evaluation_over_epoch")
+    for key in positive:
         assert found[key] > 0, key
-    assert found["samples_per_s"] == pytest.approx(8 / found["step_s"]) and sum(found["parts"].values()) == pytest.approx(1)
-    assert found["mfu"] == pytest.approx(found["flops_per_step"] / found["step_s"] / found["peak_flops_per_s"])
+    assert found["samples_per_s"] == pytest.approx(8 / found["step_s"])
+    assert found["step_over_bare"] == pytest.approx(found["step_s"] / found["bare_s"])
+    assert sum(found["parts"].values()) == pytest.approx(1)
+    speed = found["flops_per_step"] / found["step_s"]
+    assert found["mfu"] == pytest.approx(speed / found["peak_flops_per_s"])
+    epoch = 50_000 / found["samples_per_s"]
+    assert found["evaluation_over_epoch"] == pytest.approx(found["evaluation_s"] / epoch)
+    assert found["precision"] == "fp32"
+    out = capsys.readouterr().out
     assert "whole step" in out and "VICReg, with gradient" in out
 
 
-def test_the_rest_of_it():
-    one_core = bench.augmentation_on_one_core(16, n=4)
+def test_what_does_not_concern_the_step(capsys):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        one_core = bench.augmentation_on_one_core(16, n=4)
+        assert torch.get_num_threads() == 2         # it gives back what it found
+    finally:
+        torch.set_num_threads(threads)
+    assert one_core["augment_views_per_s"] > 0 and one_core["pil_views_per_s"] > 0
     streamed = bench.streaming(n=64, size=60, crop=16)
-    assert one_core["ours"] > 0 < one_core["pil"] and streamed["images_per_s"] > 0 < streamed["pil_images_per_s_one_core"]
-    assert torch.get_num_threads() > 0
+    assert streamed["images_per_s"] > 0 and streamed["pil_images_per_s_one_core"] > 0
+
+    narrow, wide = bench.growth(CPU, batches=(8, 8), widths=(16, 64))
+    for name in bench.LOSSES:
+        assert narrow[f"{name}_ms"] > 0
+    for name in ("info_nce", "vicreg", "adadim"):
+        assert 8 * 16 * 4 <= narrow[f"{name}_bytes"] < wide[f"{name}_bytes"]
+    found = {**one_core, "losses": [narrow, wide]}
+    bench.show_the_rest(bench.SimpleNamespace(**found), bench.SimpleNamespace(**streamed))
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 2 + 1 + 2 + 2
 
 
 def test_flops_are_counted():
-    """Of two dense layers: forward, weight gradient and, but for the first, input gradient, 2·n·in·out each."""
+    """Of two dense layers, 2·n·in·out each: forward, weight gradient, and input gradient.
+
+    The first layer has no input gradient; of the probe, the forward pass alone is counted.
+    """
     n = 2 * 5
-    assert bench.count_flops(dense_nets(), 4, 5, "cpu") == 2 * n * (2 * 48 * 20 + 3 * 20 * 12) + 2 * n * 20 * 3     # the probe's forward pass
+    both_layers = 2 * n * (2 * 48 * 20 + 3 * 20 * 12)
+    assert bench.count_flops(dense_learner(), 4, 5) == both_layers + 2 * n * 20 * 3
 
 
-def test_medians_take_turns():
+def test_bytes_kept_are_counted():
+    """x² keeps x, and the sum of the result keeps nothing: 4 bytes for each entry, once."""
+    assert bench.bytes_kept(lambda x: (x * x).sum(), torch.ones(3, 5)) == 3 * 5 * 4
+
+
+def test_functions_take_turns():
     calls = []
-    bench.seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, torch.device("cpu"), 2)
-    assert "".join(calls) == "abababab"     # two of the four to warm up
+    functions = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    times = bench.seconds(functions, CPU, 2)
+    assert "".join(calls) == "abababab"         # two of the four turns are to warm up
+    assert times.keys() == functions.keys()
 
 
-@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+# --- the steps --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind, loss", [(bench.SimCLR, info_nce), (bench.VICReg, vicreg)])
+def test_rivals_have_that_one_loss(kind, loss):
+    learner = dense_learner(kind)
+    views, index, labels, progress = dense_batch()
+    objective, logs, _ = learner(views, index, labels, progress)
+    z = learner.method.projector(learner.method.encoder(views))
+    assert torch.equal(logs["loss"], loss(*z.chunk(2)))
+    assert torch.allclose(objective, logs["loss"] + logs["probe_loss"])
+
+
+def test_batches_do_not_end():
+    args = bench.parse_args([*SMALL, "--batch-size", "2048"])
+    batches = bench.endless_batches(args, CPU, torch.channels_last)
+    for _ in range(3):                          # an epoch has two
+        views, index, labels = next(batches)
+        assert views.shape == (4096, 3, 16, 16)
+        assert len(index) == len(labels) == 2048
+
+
+@pytest.mark.parametrize("kind", [AdaDim, bench.SimCLR, bench.VICReg])
+def test_a_step_trains_all_that_learns(kind):
+    setup = bench.set_up(bench.parse_args([*SMALL, "--precision", "fp32"]), CPU)
+    learner = bench.make_learner(kind, setup)
+    bench.training_step(learner, setup)()
+    for name, p in learner.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all(), name
+    assert all(p.grad.abs().sum() > 0 for p in learner.probe.parameters())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None,
+                    reason="torch.compile needs a C++ compiler on a CPU")
 def test_the_compiled_step_equals_the_plain_one():
     x, draws = torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8), torch.rand(8, DRAWS)
-    assert torch.allclose(torch.compile(augment_with)(draws, x, "byol", 1), augment_with(draws, x, "byol", 1), atol=1e-4)
-    args = train.parse_args("--dataset shapes --precision fp32 --beta 2".split())
-    views, labels = torch.randn(32, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
+    plain = augment_with(draws, x, "byol", 1)
+    assert torch.allclose(torch.compile(augment_with)(draws, x, "byol", 1), plain, atol=1e-4)
+
     results = []
-    for losses_of in (train.losses_of, torch.compile(train.losses_of)):
-        nets = dense_nets()
-        objective, logged, z = losses_of(nets, views, labels, torch.tensor(0.4), args)
+    for compiled in (False, True):
+        learner = dense_learner()
+        if compiled:
+            learner.compile()
+        objective, logs, kept = learner(*dense_batch())
         objective.backward()
-        results.append([logged, z, *(p.grad for p in nets.parameters())])
-    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*results)) and results[0][0].abs().min() > 0
+        gradients = {name: p.grad for name, p in learner.named_parameters()}
+        results.append({**logs, **kept, **gradients})
+    plain, compiled = results
+    assert plain.keys() == compiled.keys() and len(plain) == 5 + 1 + 6
+    for name, value in plain.items():
+        assert torch.allclose(value, compiled[name], rtol=1e-4, atol=1e-5), name
+        assert value.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("flags, words", [("--batch-size 1", "2 to 4096"), ("--projector 0-1", "layers' sizes"), ("--device cuda:77", "cuda"), ("--arch vit", "invalid choice"),
-                                          ("--json /no/where", "cannot write")])
+# --- bad input --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("flags, words", [
+    ("--batch-size 1", "2 to 4096"),
+    ("--batch-size 5000", "2 to 4096"),
+    ("--projector 0-1", "layer sizes"),
+    ("--device cuda:77", "cuda"),
+    ("--arch vit", "invalid choice"),
+    ("--precision int8", "invalid choice"),
+    ("--json /no/where", "cannot write"),
+])
 def test_bad_input(flags, words, capsys):
     with pytest.raises(SystemExit) as stop:
         bench.main(flags.split())
     err = capsys.readouterr().err
-    assert stop.value.code == 2 and words in err and err.count("\n") == 1
+    assert stop.value.code == 2
+    assert words in err
+    assert err.count("\n") == 1

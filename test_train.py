@@ -20,7 +20,9 @@ from PIL import Image
 
 import shapes
 import train
+from cli import BadInput
 from models import resnet
+from process import check_losses
 from run import load_checkpoint, read_config, read_log
 
 HERE = Path(__file__).parent
@@ -49,12 +51,15 @@ def shapes_folder(root, names, n_train, n_test, size):
         save_images(root / "test" / name, images[n_train // len(names):per_class])
 
 
-def run(*flags):
+def run(*flags, figure=False):
     """train.py's main, in this process: its exit status, 0 where it returns."""
-    try:
-        train.main([str(flag) for flag in flags])
-    except SystemExit as stop:
-        return stop.code
+    with pytest.MonkeyPatch.context() as patch:
+        if not figure:      # it would take as long as the training
+            patch.setattr(train, "draw_run", lambda log, png: None)
+        try:
+            train.main([str(flag) for flag in flags])
+        except SystemExit as stop:
+            return stop.code
     return 0
 
 
@@ -111,7 +116,8 @@ def test_training_learns(tmp_path, capsys):
     out = tmp_path / "run"
     flags = ("--arch resnet18 --width 8 --projector 128-128 --device cpu --precision fp32 "
              "--batch-size 64 --epochs 12 --alpha-every 2 --baseline").split()
-    assert run("--dataset", "folder", "--data-dir", tmp_path, *flags, "--out", out) == 0
+    assert run("--dataset", "folder", "--data-dir", tmp_path, *flags, "--out", out,
+               figure=True) == 0
 
     log = read_log(out / "log.csv")
     alpha, accuracy = log["alpha"], log["probe_top1"]
@@ -153,6 +159,70 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     assert all(value.isfinite().all() for value in kept.values())
 
 
+# --- a first run does not end in NaN ----------------------------------------------------------
+
+def test_a_gradient_is_clipped_to_twice_its_running_mean():
+    """By hand: norms 5, 5 and 50 with limits of none, 10 and 10; then 1e9 is left out."""
+    a, b = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1, 2))
+    mean_norm = torch.zeros(())
+    by_hand = [(1, 0, 5.0), (1, 0, 5.0), (10, 1, 0.9 * 5 + 0.1 * 10), (math.inf, 1, 5.5)]
+    for factor, acted, mean in by_hand:
+        a.grad, b.grad = torch.tensor([0.0, 3 * factor]), torch.tensor([[4.0 * factor, 0.0]])
+        norm = torch.cat([a.grad, b.grad.flatten()]).norm()
+        limit = 2 * mean_norm.clone()
+        assert train.clip_gradient([a, b], mean_norm, 2.0) == acted
+        assert mean_norm.item() == pytest.approx(mean)
+        if acted and norm.isfinite():
+            clipped = torch.cat([a.grad, b.grad.flatten()])
+            assert torch.allclose(clipped, limit * torch.tensor([0, 0.6, 0.8, 0]))
+
+
+def test_no_clipping_changes_nothing():
+    w = torch.nn.Parameter(torch.zeros(3))
+    mean_norm = torch.tensor(1e-3)
+    w.grad = torch.tensor([1.0, 2.0, 3.0])
+    assert train.clip_gradient([w], mean_norm, 0.0) == 0
+    assert torch.equal(w.grad, torch.tensor([1.0, 2.0, 3.0]))
+
+
+UNSTEADY = ("--dataset shapes --arch resnet18 --width 8 --projector 512-512-512 --device cpu "
+            "--precision fp32 --limit-train 2048 --batch-size 128 --epochs 2 --lr 0.8 --alpha 0 "
+            "--beta 0 --warmup-epochs 1 --eval-every 2").split()
+
+
+def test_clipping_keeps_an_unsteady_run_alive(tmp_path, capsys):
+    """Narrow, and too fast: without clipping its loss explodes, with it it trains."""
+    assert run(*UNSTEADY, "--clip", 0, "--out", tmp_path / "without") == 2
+    err = capsys.readouterr().err
+    assert re.search("the loss (exploded|became NaN)", err) and err.count("\n") == 1
+    assert run(*UNSTEADY, "--out", tmp_path / "with") == 0
+    log = read_log(tmp_path / "with" / "log.csv")
+    assert log["loss"][-1] < 60 and 1 <= sum(log["clipped"]) < 16       # of 32 steps
+
+
+def test_an_exploding_loss_ends_the_run():
+    learner = torch.nn.Linear(1, 1)
+    logs = torch.full((10, 2), 40.0)
+    rows = [{"loss": 41.0}]
+    check_losses(logs, rows, 20, learner, 3, "last.pt")
+    logs[9, 0] = 4100.0
+    with pytest.raises(BadInput, match="exploded, to 4.1e.03 where 40 .* in epoch 3, step 10"):
+        check_losses(logs, rows, 20, learner, 3, "last.pt")
+    small = torch.tensor([[0.001], [0.2]])          # far below 1, a hundredfold means nothing
+    check_losses(small, [], 20, learner, 1, "last.pt")
+
+
+@pytest.mark.parametrize("epochs, steps, explicit, wanted", [
+    (400, 195, None, 1950), (20, 195, None, 780), (2, 20, None, 20), (10, 30, None, 150),
+    (10, 60, None, 200), (2, 20, 0.5, 10),
+])
+def test_warmup_has_200_steps_or_half_of_the_run(epochs, steps, explicit, wanted):
+    words = ["--epochs", str(epochs)]
+    if explicit is not None:
+        words += ["--warmup-epochs", str(explicit)]
+    assert train.warmup_steps(train.parse_args(words), steps) == wanted
+
+
 # --- flags ------------------------------------------------------------------------------------
 
 def test_defaults_are_the_papers():
@@ -173,7 +243,7 @@ def test_other_settings_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     flags = "--optimizer adamw --alpha linear --w2-weight 1".split()
     out = tmp_path / "a"
-    assert run(*TINY, *flags, "--out", out) == 0
+    assert run(*TINY, *flags, "--out", out, figure=True) == 0
     assert "matplotlib" in capsys.readouterr().out
     files = {path.name for path in out.iterdir()}
     assert files == {"config.json", "log.csv", "last.pt", "backbone.pt"}

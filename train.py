@@ -11,9 +11,8 @@ backbone.pt (the encoder, for torchvision's ResNet) and dynamics.png. Exit statu
 line on stderr for bad input or a loss that is no longer finite; 130 or 143 when stopped by
 Ctrl-C or SIGTERM.
 
-Read it from top to bottom: flags, optimiser and learning rate, what learns, one step, and then
-train(), the whole run as one function. The loss is in losses.py; the method, which weighs the
-loss and sets α, is in methods.py; the probe that says how good the encoder is by now, probe.py.
+From top to bottom: flags, optimiser, one step, and train(), the whole run as one function. The
+loss is in losses.py, the method that weighs it and sets α in methods.py, the probe in probe.py.
 """
 import math
 import sys
@@ -27,16 +26,17 @@ import distributed
 import probe
 import run
 from augment import AUGMENTATIONS, augment_with
-from cli import (BadInput, Parser, checked, device_name, layer_sizes, number, open_device,
+from cli import (BadInput, Parser, device_name, fast_precision, layer_sizes, number, open_device,
                  show_progress, whole_number)
 from data import batches_of_views, fingerprint, load
 from datasets import DATASETS
 from distributed import RANK, WORLD_SIZE
 from figures import draw_run
 from images import memory_for_images
-from methods import METHODS
-from models import RESNETS, resnet
-from process import Progress, Signals, describe, duration, epoch_line, orderly_end
+from methods import METHODS, alpha_type
+from models import RESNETS, memory_layout, resnet
+from process import (Signals, StatusLine, check_losses, describe, epoch_line, last_lines,
+                     orderly_end)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LEARNING_RATES = {          # for a batch of 256
@@ -44,48 +44,37 @@ LEARNING_RATES = {          # for a batch of 256
     "sgd": {"encoder": 0.05, "probe": 0.1},
     "adamw": {"encoder": 1e-3, "probe": 1e-2},
 }
-# a run may be resumed with other values of these
-FREE_FLAGS = ("--out", "--data-dir", "--classes", "--resident", "--device", "--compile",
-              "--tensorboard", "--resume", "--overwrite")
+MAY_DIFFER_ON_RESUME = ("--out", "--data-dir", "--classes", "--resident", "--device", "--compile",
+                        "--tensorboard", "--resume", "--overwrite")
 
 
 # --- flags ------------------------------------------------------------------------------------
 
 def parse_args(argv):
     parser = Parser("train.py", __doc__)
-    group = None
 
-    def add(flag, default, kind, text, metavar=None):
-        if default not in (None, False):
-            text += f" (default: {default})"
-        if kind is bool:
-            group.add_argument(flag, action="store_true", help=text)
-        elif callable(kind):
-            group.add_argument(flag, default=default, type=kind, help=text, metavar=metavar)
-        else:
-            group.add_argument(flag, default=default, choices=tuple(kind), help=text)
-
-    group = parser.add_argument_group("data")
+    add = parser.group("data")
     add("--dataset", "cifar100", DATASETS,
         "shapes is built in. folder: your own images, train/<class>/… and test/<class>/… (or "
         "val/), or images without classes. imagenet, imagenet100, inat21: your own copy, in "
         "--data-dir. The others are downloaded")
     add("--data-dir", "./data", str, "where the files are, or are downloaded to", "DIR")
     add("--augment", "vicreg", AUGMENTATIONS, "augmentation scheme")
-    add("--classes", None, Path, "a file that names the class folders to use, one per line", "FILE")
+    add("--classes", None, Path, "a file that names the class folders to use, one per line",
+        "FILE")
     add("--resident", "auto", ("auto", "yes", "no"),
         "keep the images on the device (their central squares), or stream them from their files; "
         "auto: keep them if they fit. A resumed run goes on as it began")
     add("--limit-train", None, whole_number(1), "train on N random images, for quick trials", "N")
 
-    group = parser.add_argument_group("networks")
+    add = parser.group("networks")
     add("--arch", "resnet50", RESNETS, "encoder")
     add("--width", 64, whole_number(1), "channels of its first stage; fewer suit a CPU", "N")
     add("--projector", "2048-2048-2048", layer_sizes, "layer sizes", "SIZES")
 
-    group = parser.add_argument_group("method")
+    add = parser.group("method")
     add("--method", "adadim", METHODS, "what to train with")
-    add("--alpha", "ada", checked(read_alpha, is_alpha, WANTED_ALPHA),
+    add("--alpha", "ada", alpha_type,
         "weight of InfoNCE against VICReg: ada (measured: AdaDim), linear or cosine (from 0 to 1 "
         "over training), or a number from 0 (VICReg) to 1 (SimCLR)")
     add("--alpha-every", 20, whole_number(1),
@@ -100,7 +89,7 @@ def parse_args(argv):
     add("--w2-weight", 0.0, number(0),
         "add W times the embeddings' Wasserstein uniformity, the mean of both views", "W")
 
-    group = parser.add_argument_group("optimisation")
+    add = parser.group("optimisation")
     add("--epochs", 400, whole_number(1), "how often all images are seen")
     add("--batch-size", 256, whole_number(2),
         "images per step, of all processes; an epoch's last incomplete batch is dropped", "N")
@@ -109,14 +98,16 @@ def parse_args(argv):
         "batch (default: 0.4 for lars, 0.05 for sgd, 0.001 for adamw)")
     add("--weight-decay", 1e-4, number(0), "not on the probe", "W")
     add("--warmup-epochs", None, number(0), "linear warm-up before the cosine decay (default: "
-        "10, or a fifth of a run of less than 50 epochs)", "N")
+        "10, or a fifth of a run of less than 50 epochs, but at least 200 steps)", "N")
+    add("--clip", 2.0, number(0), "clip the gradient to N times the running mean of its norm; 0: "
+        "never", "N")
     add("--precision", "auto", ("auto", *DTYPES), "of the networks; losses and metrics use fp32. "
         "auto: bf16 where the device is fast at it, fp32 elsewhere")
     add("--compile", False, bool, "use torch.compile: slow to start, then faster on a GPU")
     add("--device", "auto", device_name, "cpu, cuda, cuda:1 …; auto takes a GPU if there is one")
     add("--seed", 0, whole_number(0, 2 ** 31 - 1), "of weights, order and augmentation")
 
-    group = parser.add_argument_group("the run")
+    add = parser.group("the run")
     add("--out", None, Path, "its folder (default: runs/ and dataset, α, β and seed)", "DIR")
     add("--eval-every", 1, whole_number(1), "evaluate after every Nth epoch, and the last", "N")
     add("--baseline", False, bool,
@@ -125,14 +116,12 @@ def parse_args(argv):
     add("--resume", False, bool, "go on from last.pt in --out, exactly; start if there is none")
     add("--overwrite", False, bool, "replace the run that is in --out")
 
-    args = parser.parse_args(join_beta(argv))
+    args = parser.parse_args(argv)
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite exclude each other")
     if args.lr is None:
         args.lr = LEARNING_RATES[args.optimizer]["encoder"]
-    if args.warmup_epochs is None:
-        args.warmup_epochs = min(10, args.epochs / 5)
-    if args.warmup_epochs >= args.epochs:
+    if args.warmup_epochs is not None and args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs:g} must be below "
                      f"--epochs {args.epochs}")
     if args.out is None:
@@ -141,26 +130,6 @@ def parse_args(argv):
             settings = args.method
         args.out = Path("runs") / f"{args.dataset}-{settings}-seed{args.seed}"
     return args
-
-
-WANTED_ALPHA = "ada, linear, cosine or a number from 0 to 1"
-
-
-def read_alpha(text):
-    return text if text in ("ada", "linear", "cosine") else float(text)
-
-
-def is_alpha(value):
-    return isinstance(value, str) or 0 <= value <= 1
-
-
-def join_beta(argv):
-    """--beta -1e-4 as --beta=-1e-4: argparse would take the number for a flag."""
-    argv = list(argv)
-    if "--beta" in argv[:-1]:
-        place = argv.index("--beta")
-        argv[place:place + 2] = [f"--beta={argv[place + 1]}"]
-    return argv
 
 
 # --- optimiser and learning rate --------------------------------------------------------------
@@ -216,11 +185,45 @@ def make_optimizer(args, learner):
         probe_lr = LEARNING_RATES[args.optimizer]["probe"] * scale
         groups.append(dict(params=learner.probe.trained_params(), base_lr=probe_lr,
                            weight_decay=0.0))
+    for group in groups:
+        group["lr"] = group["base_lr"]
     if args.optimizer == "lars":
         return LARS(groups, lr=args.lr)
     if args.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=args.lr, momentum=0.9)
     return torch.optim.AdamW(groups, lr=args.lr)
+
+
+@torch.no_grad()
+def clip_gradient(params, mean_norm, factor):
+    """Clips the gradient, in place, to `factor` times the running mean of its own norm.
+
+    Not in the paper. Without it narrow networks and small sets often end in NaN as the learning
+    rate passes 0.07: norms and biases take plain steps of the full rate, VICReg's covariance
+    grows with the fourth power of z, and one bad step feeds the next. A healthy run is left
+    alone. mean_norm: 0-dim, over about ten steps, updated in place; 0 before the first.
+    Returns 1 where it acted, else 0 (0-dim; nothing waits for the device).
+    """
+    gradients = [p.grad for p in params if p.grad is not None]
+    norm = torch.stack([g.norm() for g in gradients]).norm()
+    limit = factor * mean_norm
+    clipped = (norm > limit) & (limit > 0)
+    scale = torch.where(clipped, limit / norm, 1)
+    for g in gradients:
+        g.mul_(scale)
+
+    # a norm that is not finite, of a step that fp16's scaler leaves out, is no part of the mean
+    mean = torch.where(mean_norm > 0, 0.9 * mean_norm + 0.1 * scale * norm, norm)
+    mean_norm.copy_(torch.where(norm.isfinite(), mean, mean_norm))
+    return clipped.float()
+
+
+def warmup_steps(args, steps):
+    """10 epochs, or a fifth of a short run; at least 200 steps, but at most half of the run."""
+    if args.warmup_epochs is not None:
+        return args.warmup_epochs * steps
+    usual = min(10, args.epochs / 5) * steps
+    return max(usual, min(200, args.epochs * steps / 2))
 
 
 def learning_rate(step, base, warmup, total):
@@ -240,6 +243,7 @@ class Learner(nn.Module):
         super().__init__()
         self.method = method
         self.probe = online_probe
+        self.register_buffer("mean_norm", torch.zeros(()))      # of the method's gradient
 
     def forward(self, views, index, labels, progress):
         """The objective (0-dim), the logs, and what the method's after_step needs.
@@ -247,7 +251,8 @@ class Learner(nn.Module):
         views: 2n × 3 × s × s, index, labels: n, progress: 0-dim, as in methods.Method.
         """
         result = self.method(views, index, progress)
-        logs = {column: value.detach() for column, value in result.logs.items()}
+        logs = {"loss": result.loss, **result.logs}
+        logs = {column: value.detach() for column, value in logs.items()}
         if self.probe is None:
             return result.loss, logs, result.kept
 
@@ -257,18 +262,22 @@ class Learner(nn.Module):
         return result.loss + probe_loss + baseline_loss, logs, result.kept
 
 
-def training_step(model, method, optimizer, scaler, autocast, batch, epoch, progress):
-    """Forward, backward, step. model: a Learner, compiled and distributed as the run needs it."""
-    views, index, labels = batch
+def training_step(model, learner, optimizer, scaler, autocast, clip, batch, progress):
+    """Forward, backward, step; returns the logs, and what the method's after_step needs.
 
+    model: the learner, or DistributedDataParallel around it. batch: views, index and labels.
+    """
     # forward
     with autocast:
-        objective, logs, kept = model(views, index, labels, progress)
+        objective, logs, kept = model(*batch, progress)
 
-    # backward
+    # backward; only the method is clipped: with the probe's gradient in the norm, labels would
+    # change the encoder's step
     optimizer.zero_grad()
     scaler.scale(objective).backward()
-    method.after_backward(epoch)
+    scaler.unscale_(optimizer)
+    learner.method.after_backward()
+    logs["clipped"] = clip_gradient(learner.method.parameters(), learner.mean_norm, clip)
 
     # step
     scaler.step(optimizer)
@@ -284,49 +293,6 @@ def epoch_seed(seed, epoch, rank=0):
     return shared if rank == 0 else (shared * 65_536 + rank) % 2 ** 63
 
 
-def choose_precision(precision, device, saved):
-    """bf16 where the device is fast at it; a resumed run goes on in the precision it began in."""
-    if precision != "auto":
-        return precision
-    if saved:
-        return saved["config"]["--precision"]
-    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "fp32"           # without bf16 instructions a CPU is ten times slower in bf16
-    return "bf16"
-
-
-def load_data(args, device, saved):
-    """The dataset, see data.load; BadInput where it is too small to train on."""
-    resident = args.resident
-    if saved:       # go on as it began
-        resident = "no" if saved["streamed"] else "yes"
-    data = load(args.dataset, args.data_dir, args.limit_train, args.seed, args.classes, resident,
-                memory_for_images(device))
-    n = len(data["train_x"])
-    if n < args.batch_size:
-        raise BadInput(f"--batch-size {args.batch_size} is larger than the training set of "
-                       f"{n:,} images")
-    if len(data["test_x"]) < 2:
-        raise BadInput("there is one test image: the metrics need two or more")
-    return data
-
-
-def check_losses(logs, steps, learner, epoch, last):
-    """Ends the run where a loss is not finite. logs: steps so far × columns.
-
-    After an epoch's last step the weights are looked at too: its update can break them.
-    """
-    bad = ~logs.isfinite().all(1)                           # steps so far
-    if len(logs) == steps:
-        weights = learner.state_dict().values()
-        bad[-1] |= ~torch.stack([value.isfinite().all() for value in weights]).all()
-    if bad.any():
-        step = int(bad.int().argmax()) + 1
-        raise BadInput(f"the loss became NaN or infinite in epoch {epoch}, step {step} of "
-                       f"{steps}: try a longer --warmup-epochs (100 steps or more) or a lower "
-                       f"--lr; {last} still holds epoch {epoch - 1}")
-
-
 def train(args, command, signals):
     # fail fast: check everything before anything is loaded or written
     if args.batch_size % WORLD_SIZE:
@@ -334,28 +300,39 @@ def train(args, command, signals):
                        f"{WORLD_SIZE} processes")
     if args.tensorboard:
         run.check_tensorboard()
-    device = distributed.start(open_device(args.device))
+    device = open_device(distributed.own_device(args.device))
+    distributed.start(device)
     last = args.out / "last.pt"
     saved = run.load_checkpoint(last) if args.resume and last.exists() else None
-    args.precision = choose_precision(args.precision, device, saved)
+    if args.precision == "auto":
+        args.precision = saved["config"]["--precision"] if saved else fast_precision(device)
     config = run.flags_of(args)
-    run.check_same_flags(last, saved, config, FREE_FLAGS)
-    if args.resume and not saved:
+    run.check_same_flags(last, saved, config, MAY_DIFFER_ON_RESUME)
+    if args.resume and not saved and RANK == 0:
         print(f"{args.out} holds no checkpoint yet: starting from the beginning", file=sys.stderr)
 
     # data: keep the images on the device if they fit, otherwise stream them
-    data = load_data(args, device, saved)
-    config["data"] = f"{len(data['train_x'])} images with checksum {fingerprint(data)}"
-    run.check_same_flags(last, saved, config, FREE_FLAGS)
-    test_images = probe.evaluation_images(data, device)
+    if saved:       # go on as it began
+        args.resident = "no" if saved["streamed"] else "yes"
+    data = load(args.dataset, args.data_dir, args.limit_train, args.seed, args.classes,
+                args.resident, memory_for_images(device))
+    n_images, n_classes = len(data["train_x"]), len(data["classes"])
+    if n_images < args.batch_size:
+        raise BadInput(f"--batch-size {args.batch_size} is larger than the training set of "
+                       f"{n_images:,} images")
+    if len(data["test_x"]) < 2:
+        raise BadInput("there is one test image: the metrics need two or more")
+    config["data"] = f"{n_images} images with checksum {fingerprint(data)}"
+    run.check_same_flags(last, saved, config, MAY_DIFFER_ON_RESUME)
+    eval_images = probe.evaluation_images(data, device)
     normalisation = {"mean": data["mean"], "std": data["std"]}
     streamed = isinstance(data["train_x"], list)
     data["train_y"] = data["train_y"].to(device)
     if not streamed:
         data["train_x"] = data["train_x"].to(device)        # n × 3 × s × s, uint8
-    n_images, n_classes = len(data["train_x"]), len(data["classes"])
     steps = n_images // args.batch_size                     # per epoch
     total_steps = steps * args.epochs
+    warmup = warmup_steps(args, steps)
 
     # networks and optimiser
     torch.manual_seed(args.seed)
@@ -366,10 +343,7 @@ def train(args, command, signals):
     learner = Learner(method, online_probe)
     if WORLD_SIZE > 1 and device.type == "cuda":
         learner = nn.SyncBatchNorm.convert_sync_batchnorm(learner)
-    # channels_last is faster; but with it oneDNN crashes in the backward pass of narrow networks
-    # in fp32 (seen with PyTorch 2.6 to 2.15, on CPUs with AVX2 and with AVX-512)
-    crashes = device.type == "cpu" and args.precision == "fp32" and args.width < 16
-    layout = torch.contiguous_format if crashes else torch.channels_last
+    layout = memory_layout(device, args.precision, args.width)
     learner.to(device, memory_format=layout)
     optimizer = make_optimizer(args, learner)
     mixed = args.precision != "fp32"
@@ -384,7 +358,7 @@ def train(args, command, signals):
         scaler.load_state_dict(saved["scaler"])
         epochs_done, seconds_before, rows = saved["epoch"], saved["seconds"], saved["rows"]
 
-    def save_checkpoint(epoch, seconds):
+    def save(epoch, seconds):
         facts = {key: data[key] for key in ("classes", "size", "image_size", "stem")}
         run.save_checkpoint(last, {
             "epoch": epoch, "seconds": seconds, "rows": rows, "config": config,
@@ -398,11 +372,14 @@ def train(args, command, signals):
         model = nn.parallel.DistributedDataParallel(learner, gradient_as_bucket_view=True)
     if args.compile:
         view_of = torch.compile(augment_with)
-        learner.compile()
+        # with several processes the networks alone: what they say to each other stays out
+        for module in [learner] if WORLD_SIZE == 1 else [encoder, method.projector]:
+            module.compile()
 
     # the run's folder
     print(describe(args, data, method, device))
-    columns = ("epoch", "step", "seconds", "samples_per_s", "lr", *method.columns, *probe.COLUMNS)
+    columns = ("epoch", "step", "seconds", "samples_per_s", "lr", "clipped", "loss",
+               *method.columns, *probe.COLUMNS)
     log = args.out / "log.csv"
     writer = None
     if RANK == 0:
@@ -410,56 +387,59 @@ def train(args, command, signals):
             run.remove_run(args.out)
         if not saved:
             run.write_config(args.out, command, config, device)
-            save_checkpoint(0, 0.0)
+            save(0, 0.0)
         run.write_log(log, columns, rows)
         if args.tensorboard:
             writer = run.open_tensorboard(args.out, epochs_done + 1)
 
     generator = torch.Generator(device)
-    progress_line = Progress(args.epochs, steps, args.batch_size, epochs_done)
+    status_line = StatusLine(args, steps, epochs_done)
     started = time.time()
     for epoch in range(epochs_done + 1, args.epochs + 1):
 
         # the epoch's order, the same on every process; each takes its part of every batch
         generator.manual_seed(epoch_seed(args.seed, epoch))
-        order = torch.randperm(n_images, generator=generator, device=device)
-        order = order[:steps * args.batch_size].view(steps, WORLD_SIZE, -1)[:, RANK]
+        order = torch.randperm(n_images, generator=generator, device=device)    # n_images
+        order = order[:steps * args.batch_size].view(steps, WORLD_SIZE, -1)
+        order = order[:, RANK]                              # steps × this process's images
         method.before_epoch(epoch, steps, generator)
         own_seed = epoch_seed(args.seed, epoch, RANK)
+        torch.manual_seed(own_seed)                         # for methods that draw as they go
         if RANK > 0:
             generator.manual_seed(own_seed)                 # each augments in its own way
         first_step = (epoch - 1) * steps
         progress = torch.arange(first_step, first_step + steps, dtype=torch.float64)
-        progress = (progress / max(1, total_steps - 1)).to(device)      # steps; 0 … 1 over the run
+        progress = (progress / max(1, total_steps - 1)).to(device)      # steps
 
         step_logs = []
-        progress_line.start_epoch(epoch)
-        signals.hold = True
-        batches = batches_of_views(data, order, generator, own_seed, args.augment, layout, view_of)
+        status_line.start_epoch(epoch)
+        signals.hold()
+        batches = batches_of_views(data, order, generator, own_seed, args.augment, layout,
+                                   view_of)
         for step, batch in enumerate(batches):
             # learning rate, forward, backward, step
             for group in optimizer.param_groups:
                 if not group.get("constant"):
                     group["lr"] = learning_rate(first_step + step, group["base_lr"],
-                                                args.warmup_epochs * steps, total_steps)
-            logs, kept = training_step(model, method, optimizer, scaler, autocast, batch, epoch,
-                                       progress[step])
+                                                warmup, total_steps)
+            logs, kept = training_step(model, learner, optimizer, scaler, autocast, args.clip,
+                                       batch, progress[step])
             method.after_step(kept, step, progress[step])
 
-            # the log, on the device; once per second it is looked at, which waits for a GPU
+            # logs stay on the device: reading them waits for a GPU, so it is done once per second
             step_logs.append(torch.stack(list(logs.values())))
-            if progress_line.due():
-                check_losses(torch.stack(step_logs), steps, learner, epoch, last)
-                progress_line.show(step + 1, logs["loss"].item(), args.compile)
+            if status_line.due():
+                check_losses(torch.stack(step_logs), rows, steps, learner, epoch, last)
+                status_line.show(step + 1, logs["loss"].item())
             if signals.received:
                 batches.close()                             # ends processes that read images
-                signals.interrupt()
-        signals.hold = False
+                signals.release()
+        signals.release()
         step_logs = torch.stack(step_logs)                  # steps × columns
-        check_losses(step_logs, steps, learner, epoch, last)
-        samples_per_second = progress_line.samples_per_second(steps)
+        check_losses(step_logs, rows, steps, learner, epoch, last)
+        samples_per_second = status_line.samples_per_second(steps)
 
-        # α is set here, if --alpha is ada and this is an epoch for it
+        # α as this epoch used it; then, if --alpha is ada and its epoch has come, α is set anew
         schedule = method.schedule(progress[-1])
         schedule = {column: value.item() for column, value in schedule.items()}
         method.after_epoch(epoch)
@@ -470,16 +450,17 @@ def train(args, command, signals):
         row = {"epoch": epoch, "step": epoch * steps, "samples_per_s": samples_per_second,
                "lr": optimizer.param_groups[0]["lr"], **schedule}
         row |= dict(zip(logs, step_logs.mean(0).tolist()))
+        row["clipped"] *= steps                             # a number of steps, not their share
         if epoch % args.eval_every == 0 or epoch == args.epochs:
-            row |= probe.evaluate(method, online_probe, test_images, normalisation, autocast)
+            row |= probe.evaluate(method, online_probe, eval_images, normalisation, autocast)
         row["seconds"] = seconds_before + time.time() - started
         rows.append(row)
-        save_checkpoint(epoch, row["seconds"])
+        save(epoch, row["seconds"])
         run.append_row(log, columns, row)
         if writer:
             run.write_tensorboard(writer, row)
         show_progress("")
-        print(epoch_line(row, args, method.columns, progress_line.seconds_left()), flush=True)
+        print(epoch_line(row, args, method.columns, status_line.seconds_left()), flush=True)
 
     # what the run leaves
     distributed.finish()
@@ -490,13 +471,10 @@ def train(args, command, signals):
         draw_run(run.read_log(log), args.out / "dynamics.png")
     except ImportError:
         print("dynamics.png was left out: it needs matplotlib (pip install matplotlib)")
-    files = ", ".join(sorted(path.name for path in args.out.iterdir()))
-    print(f"finished in {duration(rows[-1]['seconds'])}; in {args.out}: {files}")
+    untrained = None
     if online_probe is not None and args.baseline:
-        accuracy = rows[-1]["probe_top1"]
-        untrained = probe.untrained_accuracy(online_probe, test_images, normalisation, autocast)
-        print(f"probe accuracy: {accuracy:.1f} %; of the same probe on the untrained encoder: "
-              f"{untrained:.1f} %; training gained {accuracy - untrained:.1f} points")
+        untrained = probe.untrained_accuracy(online_probe, eval_images, normalisation, autocast)
+    print(last_lines(args.out, rows[-1], untrained))
 
 
 def main(argv=None):
