@@ -10,7 +10,7 @@ ifeq ($(PYTHON),.venv/bin/python)
 INSTALLED = .venv/installed
 endif
 
-.PHONY: demo test simulate clean
+.PHONY: demo test test-runs test-rest simulate clean
 
 demo: $(INSTALLED)
 	$(PYTHON) train.py --dataset shapes --alpha ada --beta 1e-4 --alpha-every 2 --arch resnet18 --width 8 \
@@ -19,8 +19,15 @@ demo: $(INSTALLED)
 simulate: $(INSTALLED)
 	$(PYTHON) simulate.py
 
+# two halves side by side, a core each: whole trainings, and all the rest
 test: $(INSTALLED)
-	$(PYTHON) -m pytest -q
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --keep-going --jobs=2 test-runs test-rest
+
+test-runs: $(INSTALLED)
+	$(PYTHON) -m pytest -q test_train.py test_methods.py
+
+test-rest: $(INSTALLED)
+	$(PYTHON) -m pytest -q --ignore=test_train.py --ignore=test_methods.py
 
 .venv/installed: requirements.txt
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'

@@ -170,9 +170,9 @@ class LARS(torch.optim.Optimizer):
             trust_ratio = torch.where(w_norm > 0, trust_ratio, 1)
             g = trust_ratio * g.add(w, alpha=decay)
 
-        if "momentum" not in self.state[w]:
-            self.state[w]["momentum"] = torch.zeros_like(w)
-        v = self.state[w]["momentum"]
+        if "momentum_buffer" not in self.state[w]:
+            self.state[w]["momentum_buffer"] = torch.zeros_like(w)
+        v = self.state[w]["momentum_buffer"]
         v.mul_(group["momentum"]).add_(g)
         w.add_(v, alpha=-group["lr"])
 
@@ -195,22 +195,26 @@ def make_optimizer(args, learner):
 
 
 @torch.no_grad()
-def clip_gradient(params, mean_norm, factor):
+def clip_gradient(params, optimizer, mean_norm, factor):
     """Clips the gradient, in place, to `factor` times the running mean of its own norm.
 
     Not in the paper. Without it narrow networks and small sets often end in NaN as the learning
     rate passes 0.07: norms and biases take plain steps of the full rate, VICReg's covariance
-    grows with the fourth power of z, and one bad step feeds the next. A healthy run is left
-    alone. mean_norm: 0-dim, over about ten steps, updated in place; 0 before the first.
+    grows with the fourth power of z, and one bad step feeds the next. Momentum is scaled down
+    with the gradient: it is what carries a bad step on, for LARS makes up for a small gradient.
+    mean_norm: 0-dim, over about ten steps, updated in place; 0 before the first step.
     Returns 1 where it acted, else 0 (0-dim; nothing waits for the device).
     """
-    gradients = [p.grad for p in params if p.grad is not None]
-    norm = torch.stack([g.norm() for g in gradients]).norm()
+    params = [p for p in params if p.grad is not None]
+    norm = torch.stack([p.grad.norm() for p in params]).norm()
     limit = factor * mean_norm
     clipped = (norm > limit) & (limit > 0)
     scale = torch.where(clipped, limit / norm, 1)
-    for g in gradients:
-        g.mul_(scale)
+    for p in params:
+        p.grad.mul_(scale)
+        for name in ("momentum_buffer", "exp_avg"):         # LARS's and SGD's, AdamW's
+            if name in optimizer.state.get(p, {}):
+                optimizer.state[p][name].mul_(scale)
 
     # a norm that is not finite, of a step that fp16's scaler leaves out, is no part of the mean
     mean = torch.where(mean_norm > 0, 0.9 * mean_norm + 0.1 * scale * norm, norm)
@@ -277,7 +281,8 @@ def training_step(model, learner, optimizer, scaler, autocast, clip, batch, prog
     scaler.scale(objective).backward()
     scaler.unscale_(optimizer)
     learner.method.after_backward()
-    logs["clipped"] = clip_gradient(learner.method.parameters(), learner.mean_norm, clip)
+    logs["clipped"] = clip_gradient(learner.method.parameters(), optimizer, learner.mean_norm,
+                                    clip)
 
     # step
     scaler.step(optimizer)
