@@ -14,7 +14,8 @@ import metrics
 from losses import (adadim, info_nce, matrix_mutual_information, renyi_entropy, vicreg,
                     wasserstein_uniformity)
 from methods import alpha_at
-from train import LARS, learning_rate
+from optim import LARS
+from train import learning_rate
 
 F64 = torch.float64
 

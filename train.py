@@ -11,8 +11,9 @@ backbone.pt (the encoder, for torchvision's ResNet) and dynamics.png. Exit statu
 line on stderr for bad input or a loss that is no longer finite; 130 or 143 when stopped by
 Ctrl-C or SIGTERM.
 
-From top to bottom: flags, optimiser, one step, and train(), the whole run as one function. The
-loss is in losses.py, the method that weighs it and sets α in methods.py, the probe in probe.py.
+From top to bottom: flags, learning rate, one step, and train(), the whole run as one function.
+The loss is in losses.py, the method that weighs it and sets α in methods.py, the online probe in
+probe.py, LARS in optim.py.
 """
 import math
 import sys
@@ -35,6 +36,7 @@ from figures import draw_run
 from images import memory_for_images
 from methods import METHODS, alpha_type
 from models import RESNETS, memory_layout, resnet
+from optim import LARS, clip_gradient
 from process import (Signals, StatusLine, check_losses, describe, epoch_line, last_lines,
                      orderly_end)
 
@@ -134,49 +136,6 @@ def parse_args(argv):
 
 # --- optimiser and learning rate --------------------------------------------------------------
 
-class LARS(torch.optim.Optimizer):
-    """Momentum SGD whose step is, for each weight tensor, in proportion to that tensor's norm.
-
-    For a weight tensor w with gradient g (You et al., 2017; solo-learn's form with clip_lr):
-
-        trust ratio q = eta·‖w‖ / (‖g‖ + weight_decay·‖w‖ + 1e-8), then q ← min(q / lr, 1)
-        v ← momentum·v + q·(g + weight_decay·w)
-        w ← w − lr·v
-
-    Biases and norms (one dimension) take the plain step, with neither q nor decay. A tensor of
-    zeros has q = 1: it could never leave zero otherwise.
-    """
-
-    def __init__(self, params, lr, momentum=0.9, weight_decay=1e-4, eta=0.02, clip_lr=True):
-        defaults = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, eta=eta,
-                        clip_lr=clip_lr)
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for w in group["params"]:
-                if w.grad is not None:
-                    self.update(w, group)
-
-    def update(self, w, group):
-        g = w.grad
-        if w.ndim > 1:
-            decay = group["weight_decay"]
-            w_norm, g_norm = w.norm(), g.norm()
-            trust_ratio = group["eta"] * w_norm / (g_norm + decay * w_norm + 1e-8)
-            if group["clip_lr"]:
-                trust_ratio = (trust_ratio / group["lr"]).clamp(max=1)
-            trust_ratio = torch.where(w_norm > 0, trust_ratio, 1)
-            g = trust_ratio * g.add(w, alpha=decay)
-
-        if "momentum_buffer" not in self.state[w]:
-            self.state[w]["momentum_buffer"] = torch.zeros_like(w)
-        v = self.state[w]["momentum_buffer"]
-        v.mul_(group["momentum"]).add_(g)
-        w.add_(v, alpha=-group["lr"])
-
-
 def make_optimizer(args, learner):
     """The optimiser; the probe has a group of its own, with its learning rate and no decay."""
     scale = args.batch_size / 256
@@ -192,34 +151,6 @@ def make_optimizer(args, learner):
     if args.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=args.lr, momentum=0.9)
     return torch.optim.AdamW(groups, lr=args.lr)
-
-
-@torch.no_grad()
-def clip_gradient(params, optimizer, mean_norm, factor):
-    """Clips the gradient, in place, to `factor` times the running mean of its own norm.
-
-    Not in the paper. Without it narrow networks and small sets often end in NaN as the learning
-    rate passes 0.07: norms and biases take plain steps of the full rate, VICReg's covariance
-    grows with the fourth power of z, and one bad step feeds the next. Momentum is scaled down
-    with the gradient: it is what carries a bad step on, for LARS makes up for a small gradient.
-    mean_norm: 0-dim, over about ten steps, updated in place; 0 before the first step.
-    Returns 1 where it acted, else 0 (0-dim; nothing waits for the device).
-    """
-    params = [p for p in params if p.grad is not None]
-    norm = torch.stack([p.grad.norm() for p in params]).norm()
-    limit = factor * mean_norm
-    clipped = (norm > limit) & (limit > 0)
-    scale = torch.where(clipped, limit / norm, 1)
-    for p in params:
-        p.grad.mul_(scale)
-        for name in ("momentum_buffer", "exp_avg"):         # LARS's and SGD's, AdamW's
-            if name in optimizer.state.get(p, {}):
-                optimizer.state[p][name].mul_(scale)
-
-    # a norm that is not finite, of a step that fp16's scaler leaves out, is no part of the mean
-    mean = torch.where(mean_norm > 0, 0.9 * mean_norm + 0.1 * scale * norm, norm)
-    mean_norm.copy_(torch.where(norm.isfinite(), mean, mean_norm))
-    return clipped.float()
 
 
 def warmup_steps(args, steps):
