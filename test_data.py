@@ -650,14 +650,14 @@ def test_a_streamed_run_resumes_exactly(small_photos, tmp_path):
              "--epochs", 2]
     assert run(*flags, "--out", tmp_path / "whole") == 0
     with pytest.MonkeyPatch.context() as patch:      # stopped in the second epoch
-        honest = train.learning_rate        # main session: check
+        honest = train.learning_rate
 
         def interrupted(step, *rest):
             if step == 4:
                 raise KeyboardInterrupt
             return honest(step, *rest)
 
-        patch.setattr(train, "learning_rate", interrupted)        # main session: check
+        patch.setattr(train, "learning_rate", interrupted)
         assert run(*flags, "--out", tmp_path / "cut") == 130
     # auto would keep so few images resident; but a run goes on as it began
     assert run(*flags, "--resident", "auto", "--out", tmp_path / "cut", "--resume") == 0
