@@ -68,7 +68,10 @@ def clip_gradient(params, optimizer, mean_norm, factor):
     params = [p for p in params if p.grad is not None]
     norm = torch.stack([p.grad.norm() for p in params]).norm()
     limit = factor * mean_norm
-    clipped = (norm > limit) & (limit > 0)
+    # a norm that is not finite, of a step that fp16's scaler leaves out, counts for nothing:
+    # scaled by limit / ∞, momentum would be lost
+    finite = norm.isfinite()
+    clipped = (norm > limit) & (limit > 0) & finite
     scale = torch.where(clipped, limit / norm, 1)
     for p in params:
         p.grad.mul_(scale)
@@ -76,7 +79,6 @@ def clip_gradient(params, optimizer, mean_norm, factor):
             if name in optimizer.state.get(p, {}):
                 optimizer.state[p][name].mul_(scale)
 
-    # a norm that is not finite, of a step that fp16's scaler leaves out, is no part of the mean
     mean = torch.where(mean_norm > 0, 0.9 * mean_norm + 0.1 * scale * norm, norm)
-    mean_norm.copy_(torch.where(norm.isfinite(), mean, mean_norm))
+    mean_norm.copy_(torch.where(finite, mean, mean_norm))
     return clipped.float()

@@ -185,9 +185,12 @@ def test_a_gradient_is_clipped_to_twice_its_running_mean():
             assert torch.allclose(optimizer.state[a]["momentum_buffer"], before * scale)
         optimizer.step()
 
+    # a step that fp16's scaler leaves out leaves all as it was
     a.grad = torch.tensor([0.0, math.inf])
-    train.clip_gradient([a, b], optimizer, mean_norm, 2.0)
-    assert mean_norm.item() == pytest.approx(5.5)           # left as it was
+    before = optimizer.state[a]["momentum_buffer"].clone()
+    assert train.clip_gradient([a, b], optimizer, mean_norm, 2.0) == 0
+    assert mean_norm.item() == pytest.approx(5.5)
+    assert torch.equal(optimizer.state[a]["momentum_buffer"], before) and before.norm() > 0
 
 
 def test_no_clipping_changes_nothing():
