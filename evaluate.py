@@ -39,9 +39,9 @@ from datasets import DATASETS
 from images import random_subset
 from metrics import alignment, knn_accuracy, representation_metrics, top_k_accuracy
 from models import encode, mlp, resnet
+from probe import TEST_IMAGES       # that the metrics are taken on, as while training
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)     # learning rates that the probe tries
-TEST_IMAGES = 2048                                  # that the metrics are taken on, as in train.py
 
 
 # --- the linear probe -------------------------------------------------------------------------
