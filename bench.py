@@ -131,7 +131,7 @@ def endless_batches(args, device, layout):
     shape = (IMAGES, 3, args.image_size, args.image_size)
     data = {"train_x": torch.randint(256, shape, dtype=torch.uint8).to(device),
             "train_y": torch.randint(10, (IMAGES,)).to(device),
-            "image_size": args.image_size, **NORMALISATION}
+            "image_size": args.image_size, "streamed": False, **NORMALISATION}
     view_of = torch.compile(augment_with) if args.compile else augment_with
     generator = torch.Generator(device)
     steps = IMAGES // args.batch_size
@@ -152,9 +152,13 @@ def make_learner(kind, setup):
     return learner
 
 
+def make_optimizer(learner, setup):
+    return train.make_optimizer(setup.settings.optimizer, learner.param_groups(setup.settings))
+
+
 def training_step(learner, setup):
     """train.py's step on random images, as a function without arguments."""
-    optimizer = train.make_optimizer(setup.settings, learner)
+    optimizer = make_optimizer(learner, setup)
     progress = torch.tensor(0.5, dtype=torch.float64, device=setup.device)
 
     def step():
@@ -215,7 +219,7 @@ def parts(learner, setup):
         "VICReg, with gradient": partial(value_and_gradient, LOSSES["vicreg"], r, z),
         "I(R;Z), with gradient": partial(value_and_gradient, LOSSES["mi"], r, z),
         "probe, with gradient": partial(value_and_gradient, probe_loss, r),
-        "LARS": train.make_optimizer(setup.settings, learner).step,
+        "LARS": make_optimizer(learner, setup).step,
     }
 
 

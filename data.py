@@ -21,6 +21,7 @@ from torchvision.utils import make_grid
 from augment import AUGMENTATIONS, DRAWS, augment, augment_with, normalise
 from cli import BadInput, Parser, one_line_errors
 from datasets import DATASETS, fit, read_dataset
+from distributed import RANK, WORLD_SIZE
 from images import decode_all, machine_memory, random_subset, stream_crops
 
 STATISTICS_IMAGES = 2048        # of a list of files, for mean and standard deviation
@@ -36,6 +37,7 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
     size              of the images, in pixels
     image_size        of what networks see
     stem              small or imagenet, see models.resnet
+    streamed          whether train_x is a list of files
     mean, std         of the training images in [0, 1], for each channel
     unused            {split: how many images}, of splits neither trained nor tested on
 
@@ -54,6 +56,8 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
         raise BadInput(f"--classes picks class folders, and {name} has none")
 
     data = read_dataset(name, Path(data_dir), classes)
+    if len(data["test_x"]) < 2:
+        raise BadInput("there is one test image: the metrics need two or more")
     if limit_train and limit_train < len(data["train_x"]):
         keep = random_subset(len(data["train_x"]), limit_train, seed)
         data["train_x"] = pick(data["train_x"], keep)
@@ -68,6 +72,7 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
     if isinstance(data["train_x"], list) and becomes_resident(data, resident, room):
         for split in ("train_x", "test_x"):
             data[split] = decode_all(data[split], data["size"], data["size"])
+    data["streamed"] = isinstance(data["train_x"], list)
 
     if "mean" in facts:
         return data | {"mean": list(facts["mean"]), "std": list(facts["std"])}
@@ -145,6 +150,24 @@ def fingerprint(data):
 
 # --- batches ----------------------------------------------------------------------------------
 
+def to_device(data, device):
+    """Moves what batches are made of: labels and, unless they are streamed, training images."""
+    data["train_y"] = data["train_y"].to(device)
+    if not data["streamed"]:
+        data["train_x"] = data["train_x"].to(device)        # n × 3 × size × size, uint8
+
+
+def epoch_order(n_images, batch_size, generator):
+    """A random order of the images, as the batches of an epoch: steps × this process's images.
+
+    The generator, in the same state on every process, gives all of them the same order; each
+    takes its part of every batch. An incomplete last batch is dropped.
+    """
+    steps = n_images // batch_size
+    order = torch.randperm(n_images, generator=generator, device=generator.device)
+    order = order[:steps * batch_size].view(steps, WORLD_SIZE, -1)
+    return order[:, RANK]
+
 def batches_of_views(data, order, generator, seed, recipe, layout=torch.channels_last,
                      view_of=augment_with):
     """Yields, for each row of `order`, (views, index, labels), from tensors or from files.
@@ -159,7 +182,7 @@ def batches_of_views(data, order, generator, seed, recipe, layout=torch.channels
     AUGMENTATIONS. view_of: augment_with, or what torch.compile makes of it.
     """
     device = generator.device
-    streamed = isinstance(data["train_x"], list)
+    streamed = data["streamed"]
     mean = torch.tensor(data["mean"]).to(device)
     std = torch.tensor(data["std"]).to(device)
     with contextlib.closing(image_pairs(data, order, seed, recipe, device)) as pairs:
@@ -178,7 +201,7 @@ def image_pairs(data, order, seed, recipe, device):
 
     They are whole if they come from a tensor; from files, they are random crops already.
     """
-    if isinstance(data["train_x"], list):
+    if data["streamed"]:
         crops = stream_crops(data["train_x"], order.cpu(), seed, recipe, data["image_size"],
                              pin=device.type == "cuda")
         with contextlib.closing(crops):
@@ -199,7 +222,7 @@ def contact_sheet(data, recipe, columns=16):
     shuffled = torch.randperm(len(data["train_x"]), generator=torch.Generator().manual_seed(0))
     index = shuffled[:2 * columns]
     size = data["image_size"]
-    streamed = isinstance(data["train_x"], list)
+    streamed = data["streamed"]
     if streamed:
         pair = next(stream_crops(data["train_x"], [index], 0, recipe, size))
     else:

@@ -10,6 +10,7 @@ import os
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 
 def from_torchrun(name, otherwise):
@@ -42,6 +43,16 @@ def start(device):
 def finish():
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def parallel(module, device):
+    """The module as it trains on several processes: gradients are averaged over them and, on
+    GPUs, batch norms see the whole batch. Of a single process, the module itself."""
+    if WORLD_SIZE == 1:
+        return module
+    if device.type == "cuda":
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
 
 
 def smallest(number, device):

@@ -1,4 +1,4 @@
-"""LARS, and the clipping of gradients that keeps a run from ending in NaN.
+"""LARS, the other optimisers, and the clipping that keeps a run from ending in NaN.
 
     optimizer = LARS(net.parameters(), lr=0.4)
     mean_norm = torch.zeros(())
@@ -9,6 +9,23 @@
 This file needs torch alone: copy it.
 """
 import torch
+
+LEARNING_RATES = {          # for a batch of 256
+    "lars": {"encoder": 0.4, "probe": 0.1},
+    "sgd": {"encoder": 0.05, "probe": 0.1},
+    "adamw": {"encoder": 1e-3, "probe": 1e-2},
+}
+
+
+def make_optimizer(name, groups):
+    """The optimiser of that name. groups: parameter groups, each with its base_lr."""
+    for group in groups:
+        group["lr"] = group["base_lr"]
+    if name == "lars":
+        return LARS(groups, lr=0.0)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=0.0)
 
 
 class LARS(torch.optim.Optimizer):

@@ -107,7 +107,9 @@ def evaluate(method, online_probe, images, normalisation, autocast):
 
 
 def untrained_accuracy(online_probe, images, normalisation, autocast):
-    """Of the probe on the untrained encoder, in per cent."""
+    """Of the probe on the untrained encoder, in per cent; None where there is no such probe."""
+    if online_probe is None or online_probe.untrained is None:
+        return None
     with autocast:
         logits = encode(images["test_x"], online_probe.untrained,
                         online_probe.untrained_linear, **normalisation)[1]

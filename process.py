@@ -84,7 +84,7 @@ def describe(args, data, method, device):
     """What is trained, on what and where, in one line."""
     n_classes = len(data["classes"])
     labels = f"{n_classes} classes" if n_classes else "no labels: no probe"
-    streamed = ", streamed from their files" if isinstance(data["train_x"], list) else ""
+    streamed = ", streamed from their files" if data["streamed"] else ""
     where = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
     if WORLD_SIZE > 1:
         where = f"{WORLD_SIZE} × {where}"
@@ -121,28 +121,39 @@ def last_lines(out, row, untrained):
 
 # --- how it ends ------------------------------------------------------------------------------
 
+def what_went_wrong(step_logs, earlier=()):
+    """(step from 0, what happened) of the first loss that is not finite, or a hundred times what
+    is usual; None where all is well.
+
+    step_logs: steps × columns, the loss first. earlier: mean losses of the epochs before.
+    """
+    losses = step_logs[:, 0].abs()
+    earlier = losses.new_tensor(earlier).abs()
+    usual = torch.cat([losses, earlier]).nanmedian().clamp_min(1)
+    broken = ~step_logs.isfinite().all(1)                   # steps
+    bad = broken | (losses > 100 * usual)
+    if not bad.any():
+        return None
+    step = int(bad.int().argmax())
+    if broken[step]:
+        return step, "became NaN or infinite"
+    return step, f"exploded, to {losses[step]:.3g} where {usual:.3g} is usual,"
+
+
 def check_losses(step_logs, rows, steps, learner, epoch, last):
-    """Ends the run where a loss is not finite, or a hundred times what is usual.
+    """Ends the run where a loss is not finite, or has exploded.
 
     step_logs: steps of this epoch so far × columns, the loss first; rows: of the log so far.
     After an epoch's last step the weights are looked at too: its update can break them.
     """
-    losses = step_logs[:, 0].abs()
-    earlier = losses.new_tensor([abs(row["loss"]) for row in rows])
-    usual = torch.cat([losses, earlier]).nanmedian().clamp_min(1)
-    broken = ~step_logs.isfinite().all(1)                   # steps so far
-    if len(step_logs) == steps:
+    found = what_went_wrong(step_logs, [row["loss"] for row in rows])
+    if found is None and len(step_logs) == steps:
         weights = learner.state_dict().values()
-        broken[-1] |= ~torch.stack([value.isfinite().all() for value in weights]).all()
-    exploded = losses > 100 * usual
-    bad = broken | exploded
-    if not bad.any():
+        if not torch.stack([value.isfinite().all() for value in weights]).all():
+            found = (steps - 1, "became NaN or infinite")
+    if found is None:
         return
-
-    step = int(bad.int().argmax())
-    what = "became NaN or infinite"
-    if not broken[step]:
-        what = f"exploded, to {losses[step]:.3g} where {usual:.3g} is usual,"
+    step, what = found
     raise BadInput(f"the loss {what} in epoch {epoch}, step {step + 1} of {steps}: try a lower "
                    "--lr or a longer --warmup-epochs (200 steps or more), with --clip 2; "
                    f"{last} still holds epoch {epoch - 1}")

@@ -234,16 +234,30 @@ def csv_line(columns, row):
     return (",".join(fields) + "\n").encode()
 
 
-def write_log(path, columns, rows):
-    """Writes log.csv anew: a heading, and the rows that the checkpoint knows of."""
-    header = (",".join(columns) + "\n").encode()
-    lines = [csv_line(columns, row) for row in rows]
-    write_whole(path, lambda file: file.writelines([header, *lines]))
+class Log:
+    """log.csv and, where it is wanted, the same for TensorBoard.
 
+    It begins anew, with a heading and the rows that the checkpoint knows of; what an earlier
+    process wrote after them is dropped, and hidden in TensorBoard.
+    """
 
-def append_row(path, columns, row):
-    with open(path, "ab") as file:
-        file.write(csv_line(columns, row))
+    def __init__(self, out, columns, rows, tensorboard):
+        self.path, self.columns = out / "log.csv", columns
+        self.tensorboard = None
+        header = (",".join(columns) + "\n").encode()
+        lines = [csv_line(columns, row) for row in rows]
+        write_whole(self.path, lambda file: file.writelines([header, *lines]))
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+            self.tensorboard = SummaryWriter(out, purge_step=len(rows) + 1)
+
+    def append(self, row):
+        with open(self.path, "ab") as file:
+            file.write(csv_line(self.columns, row))
+        if self.tensorboard is not None:
+            for column, value in row.items():
+                self.tensorboard.add_scalar(column, value, row["epoch"])
+            self.tensorboard.flush()
 
 
 def read_log(path):
@@ -272,8 +286,6 @@ def last_value(log, column):
     return math.nan
 
 
-# --- TensorBoard ------------------------------------------------------------------------------
-
 def check_tensorboard():
     """Raises BadInput where the package that --tensorboard needs is not installed."""
     try:
@@ -281,18 +293,6 @@ def check_tensorboard():
     except ImportError as error:
         raise BadInput("--tensorboard needs a package that is not here: "
                        "pip install tensorboard") from error
-
-
-def open_tensorboard(out, first_epoch):
-    """A writer; what an earlier run wrote from first_epoch on is hidden."""
-    from torch.utils.tensorboard import SummaryWriter
-    return SummaryWriter(out, purge_step=first_epoch)
-
-
-def write_tensorboard(writer, row):
-    for column, value in row.items():
-        writer.add_scalar(column, value, row["epoch"])
-    writer.flush()
 
 
 # --- what stays at the end --------------------------------------------------------------------

@@ -29,23 +29,18 @@ import run
 from augment import AUGMENTATIONS, augment_with
 from cli import (BadInput, Parser, device_name, fast_precision, layer_sizes, number, open_device,
                  show_progress, whole_number)
-from data import batches_of_views, fingerprint, load
+from data import batches_of_views, epoch_order, fingerprint, load, to_device
 from datasets import DATASETS
 from distributed import RANK, WORLD_SIZE
 from figures import draw_run
 from images import memory_for_images
 from methods import METHODS, alpha_type
 from models import RESNETS, memory_layout, resnet
-from optim import LARS, clip_gradient
+from optim import LEARNING_RATES, clip_gradient, make_optimizer
 from process import (Signals, StatusLine, check_losses, describe, epoch_line, last_lines,
                      orderly_end)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-LEARNING_RATES = {          # for a batch of 256
-    "lars": {"encoder": 0.4, "probe": 0.1},
-    "sgd": {"encoder": 0.05, "probe": 0.1},
-    "adamw": {"encoder": 1e-3, "probe": 1e-2},
-}
 MAY_DIFFER_ON_RESUME = ("--out", "--data-dir", "--classes", "--resident", "--device", "--compile",
                         "--tensorboard", "--resume", "--overwrite")
 
@@ -56,17 +51,14 @@ def parse_args(argv):
     parser = Parser("train.py", __doc__)
 
     add = parser.group("data")
-    add("--dataset", "cifar100", DATASETS,
-        "shapes is built in. folder: your own images, train/<class>/… and test/<class>/… (or "
-        "val/), or images without classes. imagenet, imagenet100, inat21: your own copy, in "
-        "--data-dir. The others are downloaded")
+    add("--dataset", "cifar100", DATASETS, "shapes is built in. folder: your own images, in "
+        "train/<class>/… and test/<class>/… (or val/), or without classes. imagenet, "
+        "imagenet100, inat21: your own copy, in --data-dir. The others are downloaded")
     add("--data-dir", "./data", str, "where the files are, or are downloaded to", "DIR")
     add("--augment", "vicreg", AUGMENTATIONS, "augmentation scheme")
-    add("--classes", None, Path, "a file that names the class folders to use, one per line",
-        "FILE")
-    add("--resident", "auto", ("auto", "yes", "no"),
-        "keep the images on the device (their central squares), or stream them from their files; "
-        "auto: keep them if they fit. A resumed run goes on as it began")
+    add("--classes", None, Path, "a file with the class folders to use, one per line", "FILE")
+    add("--resident", "auto", ("auto", "yes", "no"), "keep the images on the device (their "
+        "central squares), or stream their files; auto: keep them if they fit")
     add("--limit-train", None, whole_number(1), "train on N random images, for quick trials", "N")
 
     add = parser.group("networks")
@@ -76,33 +68,27 @@ def parse_args(argv):
 
     add = parser.group("method")
     add("--method", "adadim", METHODS, "what to train with")
-    add("--alpha", "ada", alpha_type,
-        "weight of InfoNCE against VICReg: ada (measured: AdaDim), linear or cosine (from 0 to 1 "
-        "over training), or a number from 0 (VICReg) to 1 (SimCLR)")
-    add("--alpha-every", 20, whole_number(1),
-        "with ada: set α after every Nth epoch; it is 0 until then", "N")
+    add("--alpha", "ada", alpha_type, "weight of InfoNCE against VICReg: ada (measured: AdaDim), "
+        "linear or cosine (from 0 to 1 over training), or from 0 (VICReg) to 1 (SimCLR)")
+    add("--alpha-every", 20, whole_number(1), "with ada: set α after every Nth epoch", "N")
     add("--alpha-batches", 10, whole_number(1), "with ada: batches on which α is measured", "N")
-    add("--alpha-from", "z", ("z", "r"),
-        "with ada: measure α on embeddings z (published) or on representations r")
+    add("--alpha-from", "z", ("z", "r"), "with ada: measure α on embeddings z (published) or on "
+        "representations r")
     add("--beta", 1e-4, number(), "weight of I(R;Z): above 0 lowers it, below 0 raises it")
-    add("--mi-scale", "alpha", ("alpha", "1"),
-        "m, the factor of β: alpha (published), or 1 for a constant regulariser")
+    add("--mi-scale", "alpha", ("alpha", "1"), "m, the factor of β: alpha (published), or 1")
     add("--temperature", 0.1, number(0, above=True), "τ of InfoNCE")
-    add("--w2-weight", 0.0, number(0),
-        "add W times the embeddings' Wasserstein uniformity, the mean of both views", "W")
+    add("--w2-weight", 0.0, number(0), "add W times the embeddings' Wasserstein uniformity", "W")
 
     add = parser.group("optimisation")
     add("--epochs", 400, whole_number(1), "how often all images are seen")
-    add("--batch-size", 256, whole_number(2),
-        "images per step, of all processes; an epoch's last incomplete batch is dropped", "N")
+    add("--batch-size", 256, whole_number(2), "images per step, of all processes", "N")
     add("--optimizer", "lars", LEARNING_RATES, "for the encoder, the projector and the probe")
-    add("--lr", None, number(0, above=True), "learning rate for a batch of 256, scaled with the "
-        "batch (default: 0.4 for lars, 0.05 for sgd, 0.001 for adamw)")
+    add("--lr", None, number(0, above=True), "learning rate, for a batch of 256 (default: 0.4 for "
+        "lars, 0.05 for sgd, 0.001 for adamw)")
     add("--weight-decay", 1e-4, number(0), "not on the probe", "W")
     add("--warmup-epochs", None, number(0), "linear warm-up before the cosine decay (default: "
         "10, or a fifth of a run of less than 50 epochs, but at least 200 steps)", "N")
-    add("--clip", 2.0, number(0), "clip the gradient to N times the running mean of its norm; 0: "
-        "never", "N")
+    add("--clip", 2.0, number(0), "clip gradients to N times their mean norm; 0: never", "N")
     add("--precision", "auto", ("auto", *DTYPES), "of the networks; losses and metrics use fp32. "
         "auto: bf16 where the device is fast at it, fp32 elsewhere")
     add("--compile", False, bool, "use torch.compile: slow to start, then faster on a GPU")
@@ -112,8 +98,7 @@ def parse_args(argv):
     add = parser.group("the run")
     add("--out", None, Path, "its folder (default: runs/ and dataset, α, β and seed)", "DIR")
     add("--eval-every", 1, whole_number(1), "evaluate after every Nth epoch, and the last", "N")
-    add("--baseline", False, bool,
-        "train the same probe on a frozen, randomly initialised encoder too, and compare")
+    add("--baseline", False, bool, "train a probe on a frozen, randomly initialised encoder too")
     add("--tensorboard", False, bool, "write the log for TensorBoard too, into --out")
     add("--resume", False, bool, "go on from last.pt in --out, exactly; start if there is none")
     add("--overwrite", False, bool, "replace the run that is in --out")
@@ -134,24 +119,7 @@ def parse_args(argv):
     return args
 
 
-# --- optimiser and learning rate --------------------------------------------------------------
-
-def make_optimizer(args, learner):
-    """The optimiser; the probe has a group of its own, with its learning rate and no decay."""
-    scale = args.batch_size / 256
-    groups = learner.method.param_groups(args.lr * scale, args.weight_decay)
-    if learner.probe is not None:
-        probe_lr = LEARNING_RATES[args.optimizer]["probe"] * scale
-        groups.append(dict(params=learner.probe.trained_params(), base_lr=probe_lr,
-                           weight_decay=0.0))
-    for group in groups:
-        group["lr"] = group["base_lr"]
-    if args.optimizer == "lars":
-        return LARS(groups, lr=args.lr)
-    if args.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=args.lr, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=args.lr)
-
+# --- learning rate ----------------------------------------------------------------------------
 
 def warmup_steps(args, steps):
     """10 epochs, or a fifth of a short run; at least 200 steps, but at most half of the run."""
@@ -195,6 +163,28 @@ class Learner(nn.Module):
         probe_loss, baseline_loss = self.probe(result.r.detach(), views, labels)
         logs["probe_loss"] = probe_loss.detach()
         return result.loss + probe_loss + baseline_loss, logs, result.kept
+
+    def param_groups(self, args):
+        """The method's groups, and the probe's: with its own learning rate, without decay."""
+        scale = args.batch_size / 256
+        groups = self.method.param_groups(args.lr * scale, args.weight_decay)
+        if self.probe is not None:
+            probe_lr = LEARNING_RATES[args.optimizer]["probe"] * scale
+            groups.append(dict(params=self.probe.trained_params(), base_lr=probe_lr,
+                               weight_decay=0.0))
+        return groups
+
+
+def make_learner(args, data, device):
+    """The networks as the flags say, on the device, with weights that follow from the seed."""
+    torch.manual_seed(args.seed)
+    encoder, p = resnet(args.arch, args.width, data["stem"])
+    method = METHODS[args.method](args, encoder, p, len(data["train_x"]))
+    online_probe = None
+    if data["classes"]:
+        online_probe = probe.OnlineProbe(encoder, p, len(data["classes"]), args.baseline)
+    layout = memory_layout(device, args.precision, args.width)
+    return Learner(method, online_probe).to(device, memory_format=layout)
 
 
 def training_step(model, learner, optimizer, scaler, autocast, clip, batch, progress):
@@ -252,36 +242,25 @@ def train(args, command, signals):
         args.resident = "no" if saved["streamed"] else "yes"
     data = load(args.dataset, args.data_dir, args.limit_train, args.seed, args.classes,
                 args.resident, memory_for_images(device))
-    n_images, n_classes = len(data["train_x"]), len(data["classes"])
+    n_images = len(data["train_x"])
     if n_images < args.batch_size:
         raise BadInput(f"--batch-size {args.batch_size} is larger than the training set of "
                        f"{n_images:,} images")
-    if len(data["test_x"]) < 2:
-        raise BadInput("there is one test image: the metrics need two or more")
     config["data"] = f"{n_images} images with checksum {fingerprint(data)}"
     run.check_same_flags(last, saved, config, MAY_DIFFER_ON_RESUME)
     eval_images = probe.evaluation_images(data, device)
     normalisation = {"mean": data["mean"], "std": data["std"]}
-    streamed = isinstance(data["train_x"], list)
-    data["train_y"] = data["train_y"].to(device)
-    if not streamed:
-        data["train_x"] = data["train_x"].to(device)        # n × 3 × s × s, uint8
+    to_device(data, device)
     steps = n_images // args.batch_size                     # per epoch
     total_steps = steps * args.epochs
     warmup = warmup_steps(args, steps)
 
     # networks and optimiser
-    torch.manual_seed(args.seed)
     torch.backends.cudnn.benchmark = True
-    encoder, p = resnet(args.arch, args.width, data["stem"])
-    method = METHODS[args.method](args, encoder, p, n_images)
-    online_probe = probe.OnlineProbe(encoder, p, n_classes, args.baseline) if n_classes else None
-    learner = Learner(method, online_probe)
-    if WORLD_SIZE > 1 and device.type == "cuda":
-        learner = nn.SyncBatchNorm.convert_sync_batchnorm(learner)
+    learner = make_learner(args, data, device)
+    method, online_probe, encoder = learner.method, learner.probe, learner.method.encoder
     layout = memory_layout(device, args.precision, args.width)
-    learner.to(device, memory_format=layout)
-    optimizer = make_optimizer(args, learner)
+    optimizer = make_optimizer(args.optimizer, learner.param_groups(args))
     mixed = args.precision != "fp32"
     autocast = torch.autocast(device.type, DTYPES[args.precision], enabled=mixed)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
@@ -300,12 +279,11 @@ def train(args, command, signals):
             "epoch": epoch, "seconds": seconds, "rows": rows, "config": config,
             "learner": learner.state_dict(), "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(), "facts": facts | normalisation,
-            "streamed": streamed, "data_dir": str(Path(args.data_dir).absolute())})
+            "streamed": data["streamed"], "data_dir": str(Path(args.data_dir).absolute())})
 
     # several processes, compiling
-    model, view_of = learner, augment_with
-    if WORLD_SIZE > 1:
-        model = nn.parallel.DistributedDataParallel(learner, gradient_as_bucket_view=True)
+    model = distributed.parallel(learner, device)
+    view_of = augment_with
     if args.compile:
         view_of = torch.compile(augment_with)
         # with several processes the networks alone: what they say to each other stays out
@@ -316,17 +294,13 @@ def train(args, command, signals):
     print(describe(args, data, method, device))
     columns = ("epoch", "step", "seconds", "samples_per_s", "lr", "clipped", "loss",
                *method.columns, *probe.COLUMNS)
-    log = args.out / "log.csv"
-    writer = None
     if RANK == 0:
         if args.overwrite:
             run.remove_run(args.out)
         if not saved:
             run.write_config(args.out, command, config, device)
             save(0, 0.0)
-        run.write_log(log, columns, rows)
-        if args.tensorboard:
-            writer = run.open_tensorboard(args.out, epochs_done + 1)
+        log = run.Log(args.out, columns, rows, args.tensorboard)
 
     generator = torch.Generator(device)
     status_line = StatusLine(args, steps, epochs_done)
@@ -335,9 +309,7 @@ def train(args, command, signals):
 
         # the epoch's order, the same on every process; each takes its part of every batch
         generator.manual_seed(epoch_seed(args.seed, epoch))
-        order = torch.randperm(n_images, generator=generator, device=device)    # n_images
-        order = order[:steps * args.batch_size].view(steps, WORLD_SIZE, -1)
-        order = order[:, RANK]                              # steps × this process's images
+        order = epoch_order(n_images, args.batch_size, generator)       # steps × part of a batch
         method.before_epoch(epoch, steps, generator)
         own_seed = epoch_seed(args.seed, epoch, RANK)
         torch.manual_seed(own_seed)                         # for methods that draw as they go
@@ -364,10 +336,11 @@ def train(args, command, signals):
 
             # logs stay on the device: reading them waits for a GPU, so it is done once per second
             step_logs.append(torch.stack(list(logs.values())))
-            if status_line.due():
+            stop = signals.received
+            if stop or status_line.due():
                 check_losses(torch.stack(step_logs), rows, steps, learner, epoch, last)
                 status_line.show(step + 1, logs["loss"].item())
-            if signals.received:
+            if stop:
                 batches.close()                             # ends processes that read images
                 signals.release()
         signals.release()
@@ -392,9 +365,7 @@ def train(args, command, signals):
         row["seconds"] = seconds_before + time.time() - started
         rows.append(row)
         save(epoch, row["seconds"])
-        run.append_row(log, columns, row)
-        if writer:
-            run.write_tensorboard(writer, row)
+        log.append(row)
         show_progress("")
         print(epoch_line(row, args, method.columns, status_line.seconds_left()), flush=True)
 
@@ -404,12 +375,10 @@ def train(args, command, signals):
         return
     run.save_backbone(args.out / "backbone.pt", encoder)
     try:
-        draw_run(run.read_log(log), args.out / "dynamics.png")
+        draw_run(run.read_log(log.path), args.out / "dynamics.png")
     except ImportError:
         print("dynamics.png was left out: it needs matplotlib (pip install matplotlib)")
-    untrained = None
-    if online_probe is not None and args.baseline:
-        untrained = probe.untrained_accuracy(online_probe, eval_images, normalisation, autocast)
+    untrained = probe.untrained_accuracy(online_probe, eval_images, normalisation, autocast)
     print(last_lines(args.out, rows[-1], untrained))
 
 
