@@ -1,4 +1,4 @@
-# make demo       train AdaDim on the built-in images, in two or three minutes on a CPU
+# make demo       train AdaDim on the built-in images: 2 to 8 minutes on a CPU
 # make test       run the tests
 # make simulate   draw the figures of the paper's simulations
 # make clean      remove .venv and the demo's run
@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 simulate: $(INSTALLED)
 	$(PYTHON) simulate.py
 
-# two halves side by side, a core each: whole trainings, and all the rest
+# two halves side by side, a core each
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --keep-going --jobs=2 test-runs test-rest
 

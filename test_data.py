@@ -605,7 +605,7 @@ def test_batches_of_tensors_and_of_files_go_through_the_same_images(photos):
 
 def test_the_layout_and_the_function_of_the_views_can_be_chosen():
     d = {"train_x": noise(8, 16), "train_y": torch.arange(8), "image_size": 16,
-         "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+         "streamed": False, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
     order = torch.arange(8).view(1, 8)
     calls = []
 

@@ -7,7 +7,10 @@ once per epoch) are written here in short, and trained, stopped and resumed by t
 """
 import copy
 import math
+import re
+import subprocess
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +25,8 @@ from methods import AdaDim, Method, StepResult, alpha_at
 from metrics import effective_rank
 from models import mlp
 from run import load_checkpoint, read_log
-from test_train import TINY, assert_same_run, generator, run, torchrun
+from test_train import (TINY, assert_same_run, generator, kill_rank_one, run, torchrun,
+                        wait_for_epoch)
 
 
 class Byol(Method):
@@ -134,18 +138,33 @@ def test_a_momentum_network_follows(tmp_path, monkeypatch):
     assert momentum == sorted(momentum) and momentum[-1] == pytest.approx(1)
 
 
-def test_a_method_may_span_two_processes(tmp_path):
-    """DeepCluster's memory is whole on the first process: every image's place was written."""
-    script = tmp_path / "deepcluster.py"
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks up a process in /proc")
+def test_two_processes_share_a_method_and_one_goes_on_without_the_other(tmp_path):
+    """DeepCluster on two processes, of which one is killed; the other says so, and one goes on.
+
+    The memory is whole on the first process: every image's place was written.
+    """
+    script, out = tmp_path / "deepcluster.py", tmp_path / "run"
     script.write_text("import train, methods, test_methods\n"
                       "methods.METHODS['deepcluster'] = test_methods.DeepCluster\n"
                       "train.main()\n")
-    flags = [*TINY, "--epochs", 1, "--warmup-epochs", 0.2, "--method", "deepcluster"]
-    process = torchrun(script, *flags, "--out", tmp_path / "run")
+    flags = [*TINY, "--epochs", 30, "--eval-every", 30, "--lr", 0.05, "--method", "deepcluster",
+             "--out", out]
+    process = torchrun(script, *flags, stdout=subprocess.DEVNULL)
+    wait_for_epoch(out / "log.csv", 1, process)
+    kill_rank_one(str(tmp_path))
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    memory = load_checkpoint(tmp_path / "run" / "last.pt")["learner"]["method.memory"]
+    assert process.returncode != 0
+    assert re.search(r"another process of this run ended|stopped; go on with", err)
+    assert "Error:" not in err.split("torch/")[0]
+
+    memory = load_checkpoint(out / "last.pt")["learner"]["method.memory"]
     assert torch.allclose(memory.norm(dim=1), torch.ones(256), atol=1e-5)
+    assert 1 <= read_log(out / "log.csv")["epoch"][-1] < 30
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(methods.METHODS, "deepcluster", DeepCluster)
+        assert run(*flags, "--resume") == 0
+    assert read_log(out / "log.csv")["epoch"] == list(range(1, 31))
 
 
 # --- AdaDim's α -------------------------------------------------------------------------------
