@@ -1,0 +1,210 @@
+"""Does the recipe hold? Trains random settings for a few hundred steps; says which end in NaN.
+
+    python stability.py --minutes 60
+    python stability.py --dataset folder --data-dir data/cifar10 --only lars --minutes 600
+
+Each point of the grid below is trained twice on the same images in the same order: with the
+defaults of train.py, and with what they were before (no clipping, a warm-up of a fifth of the
+run). A point has up to --steps steps, or --seconds seconds if those are over first. CSV has a
+row for each training; the same command goes on where the last one stopped.
+
+Exit status: 0; 1 if a training with the defaults became NaN or exploded; 2, with one line, on
+bad input.
+"""
+import csv
+import itertools
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import process
+import train
+from cli import BadInput, Parser, number, one_line_errors, open_device, whole_number
+from data import batches_of_views, epoch_order, load, pick, to_device
+from datasets import DATASETS
+from images import random_subset
+from models import memory_layout
+from optim import make_optimizer
+
+GRID = {
+    "--arch": ("resnet18", "resnet50"),
+    "--width": (8, 16, 64),
+    "--projector": ("256-256-256", "2048-2048-2048"),
+    "--limit-train": (600, 5120, 50000),
+    "--epochs": (1, 2, 16),
+    "--alpha": ("0", "ada", "1"),
+    "--optimizer": ("lars", "sgd", "adamw"),
+    "--precision": ("bf16", "fp32"),
+}
+FOUND = ("guard", "end", "steps", "of", "clipped", "largest_loss", "last_loss", "seconds")
+COLUMNS = (*(flag[2:] for flag in GRID), *FOUND)
+
+
+# --- one training -----------------------------------------------------------------------------
+
+def flags_without_guard(epochs):
+    """What the defaults were before there was a guard."""
+    return ["--clip", "0", "--warmup-epochs", str(min(10, epochs / 5))]
+
+
+def short_training(args, images, device, most_steps, most_seconds):
+    """The losses of a training's first steps, until it goes wrong or its limits are reached.
+
+    images: from load(); args.limit_train of them are used. Each step is train.training_step's,
+    with the method and the schedules as in train.train. Returns what FOUND names, but guard.
+    """
+    # data, networks, optimiser
+    data = dict(images)
+    keep = random_subset(len(data["train_x"]), args.limit_train, args.seed)
+    data["train_x"], data["train_y"] = pick(data["train_x"], keep), data["train_y"][keep]
+    to_device(data, device)
+    steps = len(keep) // args.batch_size                    # per epoch
+    total_steps = steps * args.epochs
+    warmup = train.warmup_steps(args, steps)
+    learner = train.make_learner(args, data, device)
+    method = learner.method
+    layout = memory_layout(device, args.precision, args.width)
+    optimizer = make_optimizer(args.optimizer, learner.param_groups(args))
+    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
+    autocast = torch.autocast(device.type, train.DTYPES[args.precision],
+                              enabled=args.precision != "fp32")
+
+    # the steps
+    started = time.time()
+    generator = torch.Generator(device)
+    all_logs, clipped, wrong = [], 0.0, None
+    for step in range(min(most_steps, total_steps)):
+        epoch, step_of_epoch = 1 + step // steps, step % steps
+        if step_of_epoch == 0:
+            generator.manual_seed(train.epoch_seed(args.seed, epoch))
+            order = epoch_order(len(keep), args.batch_size, generator)
+            method.before_epoch(epoch, steps, generator)
+            batches = batches_of_views(data, order, generator, 0, args.augment, layout)
+        progress = torch.tensor(step / max(1, total_steps - 1), dtype=torch.float64)
+        for group in optimizer.param_groups:
+            group["lr"] = train.learning_rate(step, group["base_lr"], warmup, total_steps)
+        logs, kept = train.training_step(learner, learner, optimizer, scaler, autocast,
+                                         args.clip, next(batches), progress.to(device))
+        method.after_step(kept, step_of_epoch, progress)
+        if step_of_epoch == steps - 1:
+            method.after_epoch(epoch)
+
+        clipped += logs["clipped"].item()
+        all_logs.append(torch.stack([logs["loss"]]))
+        wrong = process.what_went_wrong(torch.stack(all_logs))
+        if wrong or time.time() - started > most_seconds:
+            break
+
+    losses = torch.cat(all_logs)                            # steps
+    return {
+        "end": wrong[1].split(",")[0] if wrong else "trains", "steps": len(losses),
+        "of": total_steps, "clipped": int(clipped), "largest_loss": f"{losses.max():.4g}",
+        "last_loss": f"{losses[-1]:.4g}", "seconds": round(time.time() - started),
+    }
+
+
+# --- the grid ---------------------------------------------------------------------------------
+
+def points(seed, only):
+    """The points of the grid as dicts of flags, shuffled; of those that hold all words of only."""
+    every = [dict(zip(GRID, values)) for values in itertools.product(*GRID.values())]
+    random.Random(seed).shuffle(every)
+    chosen = [point for point in every if set(only) <= set(map(str, point.values()))]
+    if not chosen:
+        raise BadInput(f"--only {' '.join(only)}: no point of the grid has that")
+    return chosen
+
+
+def as_arguments(point):
+    return [f"{flag}={value}" for flag, value in point.items()]
+
+
+def read_rows(path):
+    """The rows of an earlier call; none where there is no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if rows and tuple(rows[0]) != COLUMNS:
+        raise BadInput(f"{path} is not a table of stability.py: choose another --out")
+    return rows
+
+
+def key(row):
+    """What tells trainings apart: the point, and whether it had a guard."""
+    return tuple(str(row[column]) for column in COLUMNS[:len(GRID) + 1])
+
+
+def run_grid(args, images, device):
+    """Trains point after point until the minutes are over; returns all rows of the table."""
+    rows = read_rows(args.out)
+    done = {key(row) for row in rows}
+    deadline = time.time() + 60 * args.minutes
+    with open(args.out, "a", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        if not rows:
+            table.writeheader()
+        for point in points(args.seed, args.only):
+            for guard in ("with", "without"):
+                row = {flag[2:]: value for flag, value in point.items()} | {"guard": guard}
+                if time.time() > deadline or key(row) in done:
+                    continue
+                arguments = [*as_arguments(point), "--seed", str(args.seed)]
+                if guard == "without":
+                    arguments += flags_without_guard(point["--epochs"])
+                settings = train.parse_args(arguments)
+                row |= short_training(settings, images, device, args.steps, args.seconds)
+                rows.append(row)
+                table.writerow(row)
+                file.flush()
+                print("  ".join(str(value) for value in row.values()), flush=True)
+    return rows
+
+
+def summary(rows):
+    """How many trainings there were of each kind, and how they ended."""
+    lines = []
+    for guard in ("with", "without"):
+        ends = [row["end"] for row in rows if row["guard"] == guard]
+        counts = {end: ends.count(end) for end in sorted(set(ends))}
+        text = ", ".join(f"{count} {end}" for end, count in counts.items())
+        lines.append(f"{guard} the guard: {len(ends)} trainings: {text}")
+    return "\n".join(lines)
+
+
+# --- command line -----------------------------------------------------------------------------
+
+def parse_args(argv):
+    parser = Parser("stability.py", __doc__)
+    add = parser.group("what is trained")
+    add("--dataset", "shapes", DATASETS, "whose training images are used")
+    add("--data-dir", "./data", str, "where its files are", "DIR")
+    add("--only", "", str.split, "points with all of these values alone, such as 'lars fp32 8'",
+        "VALUES")
+    add("--steps", 300, whole_number(1), "at most, of each training", "N")
+    add("--seconds", 300.0, number(0, above=True), "at most, for each training", "S")
+    add("--minutes", 60.0, number(0, above=True), "start no training after that time", "M")
+    add("--seed", 0, whole_number(0, 2 ** 31 - 1), "of the points' order, and of each training")
+    add("--device", "auto", train.device_name, "cpu, cuda, cuda:1 …")
+    add("--out", Path("stability.csv"), Path, "the table", "CSV")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    with one_line_errors("stability.py"):
+        args = parse_args(argv)
+        device = open_device(args.device)
+        read_rows(args.out)
+        points(args.seed, args.only)
+        images = load(args.dataset, args.data_dir, resident="yes")
+        rows = run_grid(args, images, device)
+        print(summary(rows))
+        if any(row["guard"] == "with" and row["end"] != "trains" for row in rows):
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
