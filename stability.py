@@ -1,12 +1,13 @@
 """Does the recipe hold? Trains random settings for a few hundred steps; says which end in NaN.
 
     python stability.py --minutes 60
-    python stability.py --dataset folder --data-dir data/cifar10 --only lars --minutes 600
+    python stability.py --dataset folder --data-dir data/cifar10 --only "lars fp32"
+    python stability.py -- --arch resnet50 --width 8 --epochs 16 --limit-train 5120
 
 Each point of the grid below is trained twice on the same images in the same order: with the
-defaults of train.py, and with what they were before (no clipping, a warm-up of a fifth of the
-run). A point has up to --steps steps, or --seconds seconds if those are over first. CSV has a
-row for each training; the same command goes on where the last one stopped.
+defaults of train.py, and with what they were before there was a guard (no clipping, a warm-up of
+a fifth of the run). A training has up to --steps steps, or --seconds seconds if those are over
+first. --out has a row for each; the same command goes on where the last one stopped.
 
 Exit status: 0; 1 if a training with the defaults became NaN or exploded; 2, with one line, on
 bad input.
@@ -22,7 +23,8 @@ import torch
 
 import process
 import train
-from cli import BadInput, Parser, number, one_line_errors, open_device, whole_number
+from cli import (BadInput, Parser, device_name, fast_precision, number, one_line_errors,
+                 open_device, whole_number)
 from data import batches_of_views, epoch_order, load, pick, to_device
 from datasets import DATASETS
 from images import random_subset
@@ -35,26 +37,21 @@ GRID = {
     "--projector": ("256-256-256", "2048-2048-2048"),
     "--limit-train": (600, 5120, 50000),
     "--epochs": (1, 2, 16),
-    "--alpha": ("0", "ada", "1"),
+    "--alpha": ("0", "ada --alpha-every 1", "1"),
     "--optimizer": ("lars", "sgd", "adamw"),
     "--precision": ("bf16", "fp32"),
 }
-FOUND = ("guard", "end", "steps", "of", "clipped", "largest_loss", "last_loss", "seconds")
-COLUMNS = (*(flag[2:] for flag in GRID), *FOUND)
+COLUMNS = ("flags", "guard", "end", "steps", "of", "clipped", "largest_loss", "last_loss",
+           "seconds")
 
 
 # --- one training -----------------------------------------------------------------------------
-
-def flags_without_guard(epochs):
-    """What the defaults were before there was a guard."""
-    return ["--clip", "0", "--warmup-epochs", str(min(10, epochs / 5))]
-
 
 def short_training(args, images, device, most_steps, most_seconds):
     """The losses of a training's first steps, until it goes wrong or its limits are reached.
 
     images: from load(); args.limit_train of them are used. Each step is train.training_step's,
-    with the method and the schedules as in train.train. Returns what FOUND names, but guard.
+    with the method and the schedules as in train.train. Returns the columns from `end` on.
     """
     # data, networks, optimiser
     data = dict(images)
@@ -109,17 +106,12 @@ def short_training(args, images, device, most_steps, most_seconds):
 # --- the grid ---------------------------------------------------------------------------------
 
 def points(seed, only):
-    """The points of the grid as dicts of flags, shuffled; of those that hold all words of only."""
-    every = [dict(zip(GRID, values)) for values in itertools.product(*GRID.values())]
+    """The points of the grid as flags, shuffled; of those that hold all words of `only`."""
+    every = []
+    for values in itertools.product(*GRID.values()):
+        every.append(" ".join(f"{flag} {value}" for flag, value in zip(GRID, values)))
     random.Random(seed).shuffle(every)
-    chosen = [point for point in every if set(only) <= set(map(str, point.values()))]
-    if not chosen:
-        raise BadInput(f"--only {' '.join(only)}: no point of the grid has that")
-    return chosen
-
-
-def as_arguments(point):
-    return [f"{flag}={value}" for flag, value in point.items()]
+    return [point for point in every if set(only) <= set(point.split())]
 
 
 def read_rows(path):
@@ -133,34 +125,37 @@ def read_rows(path):
     return rows
 
 
-def key(row):
-    """What tells trainings apart: the point, and whether it had a guard."""
-    return tuple(str(row[column]) for column in COLUMNS[:len(GRID) + 1])
+def settings_of(point, guard, args):
+    """The flags of train.py for a point; what is left to chance there follows from --seed."""
+    words = [*point.split(), "--seed", str(args.seed)]
+    settings = train.parse_args(words)
+    if guard == "without":
+        fifth = min(10, settings.epochs / 5)
+        settings = train.parse_args([*words, "--clip", "0", "--warmup-epochs", str(fifth)])
+    if settings.precision == "auto":
+        settings.precision = fast_precision(open_device(args.device))
+    return settings
 
 
-def run_grid(args, images, device):
+def run_points(chosen, args, images, device):
     """Trains point after point until the minutes are over; returns all rows of the table."""
     rows = read_rows(args.out)
-    done = {key(row) for row in rows}
+    done = {(row["flags"], row["guard"]) for row in rows}
     deadline = time.time() + 60 * args.minutes
     with open(args.out, "a", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COLUMNS)
         if not rows:
             table.writeheader()
-        for point in points(args.seed, args.only):
-            for guard in ("with", "without"):
-                row = {flag[2:]: value for flag, value in point.items()} | {"guard": guard}
-                if time.time() > deadline or key(row) in done:
-                    continue
-                arguments = [*as_arguments(point), "--seed", str(args.seed)]
-                if guard == "without":
-                    arguments += flags_without_guard(point["--epochs"])
-                settings = train.parse_args(arguments)
-                row |= short_training(settings, images, device, args.steps, args.seconds)
-                rows.append(row)
-                table.writerow(row)
-                file.flush()
-                print("  ".join(str(value) for value in row.values()), flush=True)
+        for point, guard in itertools.product(chosen, args.guards):
+            if time.time() > deadline or (point, guard) in done:
+                continue
+            found = short_training(settings_of(point, guard, args), images, device, args.steps,
+                                   args.seconds)
+            row = {"flags": point, "guard": guard, **found}
+            rows.append(row)
+            table.writerow(row)
+            file.flush()
+            print("  ".join(str(value) for value in row.values()), flush=True)
     return rows
 
 
@@ -178,29 +173,40 @@ def summary(rows):
 # --- command line -----------------------------------------------------------------------------
 
 def parse_args(argv):
+    """The script's own arguments; and, as one point, those after --."""
+    split = argv.index("--") if "--" in argv else len(argv)
     parser = Parser("stability.py", __doc__)
     add = parser.group("what is trained")
     add("--dataset", "shapes", DATASETS, "whose training images are used")
     add("--data-dir", "./data", str, "where its files are", "DIR")
-    add("--only", "", str.split, "points with all of these values alone, such as 'lars fp32 8'",
-        "VALUES")
+    add("--only", [], str.split, "points with all of these words alone, such as 'lars fp32'",
+        "WORDS")
+    add("--guards", ["with", "without"], str.split, "'with', 'without', or both", "WORDS")
     add("--steps", 300, whole_number(1), "at most, of each training", "N")
     add("--seconds", 300.0, number(0, above=True), "at most, for each training", "S")
     add("--minutes", 60.0, number(0, above=True), "start no training after that time", "M")
     add("--seed", 0, whole_number(0, 2 ** 31 - 1), "of the points' order, and of each training")
-    add("--device", "auto", train.device_name, "cpu, cuda, cuda:1 …")
+    add("--device", "auto", device_name, "cpu, cuda, cuda:1 …")
     add("--out", Path("stability.csv"), Path, "the table", "CSV")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv[:split])
+    chosen = points(args.seed, args.only)
+    if argv[split + 1:]:
+        chosen = [" ".join(argv[split + 1:])]
+        settings_of(chosen[0], "without", args)         # refuses what train.py would refuse
+    if not chosen:
+        parser.error(f"--only: no point of the grid has {' '.join(args.only)}")
+    if not args.guards or not set(args.guards) <= {"with", "without"}:
+        parser.error("--guards: 'with', 'without', or 'with without'")
+    return args, chosen
 
 
 def main(argv=None):
     with one_line_errors("stability.py"):
-        args = parse_args(argv)
+        args, chosen = parse_args(sys.argv[1:] if argv is None else argv)
         device = open_device(args.device)
         read_rows(args.out)
-        points(args.seed, args.only)
         images = load(args.dataset, args.data_dir, resident="yes")
-        rows = run_grid(args, images, device)
+        rows = run_points(chosen, args, images, device)
         print(summary(rows))
         if any(row["guard"] == "with" and row["end"] != "trains" for row in rows):
             sys.exit(1)

@@ -130,8 +130,8 @@ def assert_same_run(one, other):
 def test_training_learns(tmp_path, capsys):
     """AdaDim in full: accuracy rises, and beats the same probe on the untrained encoder."""
     out = tmp_path / "run"
-    flags = ("--arch resnet18 --width 8 --projector 128-128 --batch-size 64 --epochs 9 "
-             "--alpha-every 2 --eval-every 3 --baseline").split()
+    flags = ("--arch resnet18 --width 4 --projector 128-128 --batch-size 64 --epochs 9 "
+             "--alpha-every 2 --baseline").split()
     assert run(*SMALL, *flags, "--out", out, figure=True) == 0
 
     log = read_log(out / "log.csv")
@@ -141,7 +141,7 @@ def test_training_learns(tmp_path, capsys):
     assert alpha[2] == alpha[3] != alpha[4]
     untrained = float(re.search(r"untrained encoder: ([\d.]+) %", capsys.readouterr().out)[1])
     assert 20 < untrained < 40
-    assert accuracy[-1] > accuracy[2] + 3 and accuracy[-1] > untrained + 5
+    assert accuracy[-1] > accuracy[0] + 5 and accuracy[-1] > untrained + 5
     with Image.open(out / "dynamics.png") as figure:
         assert len(figure.convert("L").getcolors(256)) > 20     # something is drawn
 
