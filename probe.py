@@ -1,4 +1,4 @@
-"""The online probe, and what a run is measured by while it trains.
+"""The online probe, how it learns beside a method, and what a run is measured by meanwhile.
 
 The probe is a linear layer that learns the classes from the representations as they are at each
 step. It sees them detached, so that no label ever reaches the encoder. evaluate.py has the
@@ -15,6 +15,7 @@ from data import pixels
 from images import random_subset
 from metrics import knn_accuracy, representation_metrics, top_k_accuracy
 from models import encode
+from optim import LEARNING_RATES
 
 TEST_IMAGES = 2048          # fixed random test images that an evaluation is of
 BANK_IMAGES = 8192          # fixed random training images that k-NN searches
@@ -66,6 +67,42 @@ def cross_entropy(logits, labels):
     n_labelled = (labels >= 0).sum().clamp_min(1).float()
     total = F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum")
     return total / distributed.mean(n_labelled)
+
+
+class Learner(nn.Module):
+    """The method and, where there are labels, the online probe; one module, for one backward."""
+
+    def __init__(self, method, online_probe):
+        super().__init__()
+        self.method = method
+        self.probe = online_probe
+        self.register_buffer("mean_norm", torch.zeros(()))      # of the method's gradient
+
+    def forward(self, views, index, labels, progress):
+        """The objective (0-dim), the logs, and what the method's after_step needs.
+
+        views: 2n × 3 × s × s, index, labels: n, progress: 0-dim, as in methods.Method.
+        """
+        result = self.method(views, index, progress)
+        logs = {"loss": result.loss, **result.logs}
+        logs = {column: value.detach() for column, value in logs.items()}
+        if self.probe is None:
+            return result.loss, logs, result.kept
+
+        # the probe learns the labels from detached r: the encoder learns nothing of them
+        probe_loss, baseline_loss = self.probe(result.r.detach(), views, labels)
+        logs["probe_loss"] = probe_loss.detach()
+        return result.loss + probe_loss + baseline_loss, logs, result.kept
+
+    def param_groups(self, args):
+        """The method's groups, and the probe's: with its own learning rate, without decay."""
+        scale = args.batch_size / 256
+        groups = self.method.param_groups(args.lr * scale, args.weight_decay)
+        if self.probe is not None:
+            probe_lr = LEARNING_RATES[args.optimizer]["probe"] * scale
+            groups.append(dict(params=self.probe.trained_params(), base_lr=probe_lr,
+                               weight_decay=0.0))
+        return groups
 
 
 def evaluation_images(data, device):

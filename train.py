@@ -12,8 +12,8 @@ line on stderr for bad input or a loss that is no longer finite; 130 or 143 when
 Ctrl-C or SIGTERM.
 
 From top to bottom: flags, learning rate, one step, and train(), the whole run as one function.
-The loss is in losses.py, the method that weighs it and sets α in methods.py, the online probe in
-probe.py, LARS in optim.py.
+The loss is in losses.py, the method that weighs it and sets α in methods.py, the online probe and
+the Learner, which trains it beside the method, in probe.py, LARS in optim.py.
 """
 import math
 import sys
@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
 
 import distributed
 import probe
@@ -37,6 +36,7 @@ from images import memory_for_images
 from methods import METHODS, alpha_type
 from models import RESNETS, memory_layout, resnet
 from optim import LEARNING_RATES, clip_gradient, make_optimizer
+from probe import Learner
 from process import (Signals, StatusLine, check_losses, describe, epoch_line, last_lines,
                      orderly_end)
 
@@ -137,43 +137,7 @@ def learning_rate(step, base, warmup, total):
     return base * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-# --- what learns, and one step of it ----------------------------------------------------------
-
-class Learner(nn.Module):
-    """The method and, where there are labels, the online probe; one module, for one backward."""
-
-    def __init__(self, method, online_probe):
-        super().__init__()
-        self.method = method
-        self.probe = online_probe
-        self.register_buffer("mean_norm", torch.zeros(()))      # of the method's gradient
-
-    def forward(self, views, index, labels, progress):
-        """The objective (0-dim), the logs, and what the method's after_step needs.
-
-        views: 2n × 3 × s × s, index, labels: n, progress: 0-dim, as in methods.Method.
-        """
-        result = self.method(views, index, progress)
-        logs = {"loss": result.loss, **result.logs}
-        logs = {column: value.detach() for column, value in logs.items()}
-        if self.probe is None:
-            return result.loss, logs, result.kept
-
-        # the probe learns the labels from detached r: the encoder learns nothing of them
-        probe_loss, baseline_loss = self.probe(result.r.detach(), views, labels)
-        logs["probe_loss"] = probe_loss.detach()
-        return result.loss + probe_loss + baseline_loss, logs, result.kept
-
-    def param_groups(self, args):
-        """The method's groups, and the probe's: with its own learning rate, without decay."""
-        scale = args.batch_size / 256
-        groups = self.method.param_groups(args.lr * scale, args.weight_decay)
-        if self.probe is not None:
-            probe_lr = LEARNING_RATES[args.optimizer]["probe"] * scale
-            groups.append(dict(params=self.probe.trained_params(), base_lr=probe_lr,
-                               weight_decay=0.0))
-        return groups
-
+# --- the networks, and one step of their training ---------------------------------------------
 
 def make_learner(args, data, device):
     """The networks as the flags say, on the device, with weights that follow from the seed."""
