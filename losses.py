@@ -197,7 +197,9 @@ def wasserstein_uniformity(z):
         W2 = √( ‖μ‖² + 1 + tr Σ − (2/√d)·tr Σ^{1/2} )
 
     z: n × d; μ and Σ are the mean and covariance (division by n) of ẑ. 0 is best, √2 is collapse.
-    From Fang et al., "Rethinking the Uniformity Metric in Self-Supervised Learning" (ICLR 2024).
+    With n samples of d > n features it cannot fall below about √(2 − 2·√((n − 1)/d)).
+    From Fang et al., "Rethinking the Uniformity Metric in Self-Supervised Learning" (ICLR 2024);
+    it has all four of the properties that paper asks for, which uniformity.py shows.
     """
     z, = matrices(z)
     z = normalize_rows(z)

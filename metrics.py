@@ -10,7 +10,7 @@ To use them elsewhere, copy this file and losses.py:
 
 Conventions shared by all functions here:
 - x is a floating-point matrix n × d, one sample per row, and is computed on in float32
-  (float64 stays float64). x̂ is a row scaled to unit length.
+  (float64 stays float64; spectra are always of float64). x̂ is a row scaled to unit length.
 - Results are 0-dim tensors; accuracies are in per cent.
 - NaN in gives NaN out (a count: 0). ValueError on wrong shapes or settings.
 """
@@ -21,10 +21,68 @@ import torch
 from losses import (cosine_kernel, matrices, matrix_mutual_information, normalize_rows,
                     renyi_entropy, spectrum, wasserstein_uniformity)
 
-PIECE = 1024        # rows of a test set that k-NN compares at a time
+PIECE = 1024        # rows that are compared with all others at a time
 
 
-# --- of one representation ------------------------------------------------------------------
+# --- spectra ----------------------------------------------------------------------------------
+
+def gram_eigenvalues(x):
+    """The min(n, d) eigenvalues of xᵀx that can differ from zero, largest first, float64.
+
+    Of the smaller of xᵀx and xxᵀ. In float64 that is more exact than the singular values of a
+    float32 x, and many times faster. What is rounding beside the largest counts as zero.
+    """
+    n, d = x.shape
+    x = x.double()
+    gram = x @ x.T if n < d else x.T @ x
+    eigenvalues = spectrum(torch.linalg.eigvalsh, gram).flip(0)
+    rounding = max(n, d) * torch.finfo(torch.float64).eps * eigenvalues[0]
+    return eigenvalues * (eigenvalues > rounding)
+
+
+def singular_values(x):
+    """The min(n, d) singular values of x as it is, not centred; largest first, float64."""
+    x, = matrices(x)
+    return gram_eigenvalues(x).sqrt()
+
+
+def covariance_eigenvalues(x):
+    """The d eigenvalues of x's covariance (division by n), largest first, float64.
+
+    All zero if x is constant.
+    """
+    x, = matrices(x)
+    n, d = x.shape
+    centred = x.double() - x.double().mean(0)
+    # a constant x leaves the mean's rounding, which is no variance
+    rounding = torch.finfo(x.dtype).eps * x.double().norm()
+    eigenvalues = gram_eigenvalues(centred * (centred.norm() > rounding)) / n
+    missing = d - len(eigenvalues)
+    return torch.cat([eigenvalues, eigenvalues.new_zeros(missing)])
+
+
+def entropy_rank(values, eps=0.0):
+    """exp(−Σ p log p), p = values/Σvalues + eps: how many of the values count. Of zeros: 1."""
+    p = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny) + eps
+    return torch.special.entr(p).sum().exp()        # entr(p) = −p log p, with 0·log 0 = 0
+
+
+def divided(x, y):
+    """x / y, and 1 where y is zero: what the ranks below are where nothing varies."""
+    return torch.where(y == 0, 1, x / torch.where(y == 0, 1, y))
+
+
+def over_largest(values):
+    """Σvalues / values₁, the largest first."""
+    return divided(values.sum(), values[0])
+
+
+def over_squares(values):
+    """(Σvalues)² / Σvalues²."""
+    return divided(values.sum().square(), values.square().sum())
+
+
+# --- of one representation: how many directions it fills ----------------------------------------
 
 def effective_rank(x):
     """How many directions the rows of x fill (Roy & Vetterli, the paper's [35]).
@@ -33,47 +91,92 @@ def effective_rank(x):
 
     σ are the singular values of x as it is, not centred. From 1 (all rows along one line; zeros
     too) to min(n, d) (equal singular values).
+    Of uniformity.py's four properties it has the first two: it does not see redundant features.
+    """
+    return entropy_rank(singular_values(x))
+
+
+def rankme(x, eps=1e-7):
+    """The effective rank with eps added to every p (Garrido et al., RankMe, ICML 2023).
+
+    From 1 (collapse) to min(n, d), each but for some min(n, d)·eps·log(1/eps).
+    Of uniformity.py's four properties it has the first two: it does not see redundant features.
+    """
+    return entropy_rank(singular_values(x), eps)
+
+
+def stable_rank(x):
+    """‖X‖_F² / ‖X‖₂² = Σσ²/σ₁², of x uncentred (Rudelson & Vershynin 2007).
+
+    From 1 (one direction holds everything; zeros too) to min(n, d). Small directions hardly
+    count: a common mean alone can bring it near 1.
+    Of uniformity.py's four properties it has the first two: it does not see redundant features.
+    """
+    return over_largest(singular_values(x).square())
+
+
+def participation_ratio(x):
+    """(Σλ)² / Σλ², λ the covariance's eigenvalues (Gao et al. 2017).
+
+    From 1 (all variance along one direction; none at all too) to min(n − 1, d).
+    Of uniformity.py's four properties it has the first two: it does not see redundant features.
+    """
+    return over_squares(covariance_eigenvalues(x))
+
+
+def nesum(x):
+    """Σ_i λ_i / λ_1, λ the covariance's eigenvalues, the largest first (He & Ozay, NESum, 2022).
+
+    From 1 (all variance along one direction; none at all too) to min(n − 1, d).
+    Of uniformity.py's four properties it has the first two: it does not see redundant features.
+    """
+    return over_largest(covariance_eigenvalues(x))
+
+
+def alpha_req(x, first=11, last=50):
+    """How fast the covariance's eigenvalues fall (Agrawal et al., α-ReQ, 2022, the paper's [2]).
+
+        λ_j ∝ j^(−α):  α is minus the slope of log λ_j against log j, by least squares
+
+    over j = first … last, counted from 1, both included. 0 is a flat spectrum, 1 is what that
+    paper finds best; the larger, the fewer directions count. Eigenvalues that are zero count as
+    1e-16 of the largest. Raises ValueError unless x has more rows than `last`, and as many columns.
+    Of uniformity.py's four properties it has the first two: it does not see redundant features.
     """
     x, = matrices(x)
-    sigma = spectrum(torch.linalg.svdvals, x)                   # min(n, d), largest first
-    p = sigma / sigma.sum().clamp_min(torch.finfo(x.dtype).tiny)
-    entropy = torch.special.entr(p).sum()           # entr(p) = −p log p, with 0·log 0 = 0
-    return entropy.exp()
+    if not 1 <= first < last or last > x.shape[1] or last >= len(x):
+        raise ValueError(f"expected more than {last} rows and at least {last} columns, and "
+                         f"1 ≤ first < last, got {tuple(x.shape)}, {first} and {last}")
+    return power_law(covariance_eigenvalues(x), first, last)
 
 
-def uniformity(x, t=2.0):
-    """How evenly the unit rows spread on the sphere (Wang & Isola, the paper's [47]).
-
-        log mean_{i<j} exp(−t·‖x̂_i − x̂_j‖²)
-
-    0 is collapse, lower is more uniform. x: n × d, n ≥ 2.
-    """
-    x, = matrices(x, rows=2)
-    n = len(x)
-    squared_distance = 2 - 2 * cosine_kernel(x)                 # n × n
-    different = ~torch.eye(n, dtype=torch.bool, device=x.device)
-    others = squared_distance[different].clamp_min(0)           # n·(n − 1): each pair twice
-    return torch.logsumexp(-t * others, dim=0) - math.log(n * (n - 1))
+def power_law(eigenvalues, first, last):
+    """The α of alpha_req."""
+    index = torch.arange(first, last + 1, dtype=torch.float64, device=eigenvalues.device)
+    log_index = index.log() - index.log().mean()
+    smallest = (1e-16 * eigenvalues[0]).clamp_min(torch.finfo(torch.float64).tiny)
+    log_values = eigenvalues[first - 1:last].clamp_min(smallest).log()
+    return -(log_index @ log_values) / log_index.square().sum()
 
 
 def covariance_spectrum(x):
-    """The d eigenvalues of x's covariance divided by their sum, largest first.
+    """The d eigenvalues of x's covariance divided by their sum, largest first, float64.
 
     All zero if x is constant.
     """
-    x, = matrices(x)
-    limits = torch.finfo(x.dtype)
-    sigma = spectrum(torch.linalg.svdvals, x - x.mean(0))       # min(n, d), largest first
-    # a constant x leaves the mean's rounding, which is no variance
-    sigma = sigma * (sigma.norm() > limits.eps * x.norm())
-    eigenvalues = sigma.square()
-    share = eigenvalues / eigenvalues.sum().clamp_min(limits.tiny)
-    missing = x.shape[1] - len(share)
-    return torch.cat([share, share.new_zeros(missing)])         # d
+    return shares(covariance_eigenvalues(x))
+
+
+def shares(eigenvalues):
+    return eigenvalues / eigenvalues.sum().clamp_min(torch.finfo(eigenvalues.dtype).tiny)
 
 
 def eigenvalue_count(x, threshold=0.01):
-    """How many covariance eigenvalues hold more than `threshold` of their sum [§A.8]."""
+    """How many covariance eigenvalues hold more than `threshold` of their sum [§A.8].
+
+    At most 1/threshold, and it falls again as a spectrum flattens.
+    Of uniformity.py's four properties it has the first two: it does not see redundant features.
+    """
     return (covariance_spectrum(x) > threshold).sum()
 
 
@@ -81,15 +184,71 @@ def explained_variance(x, fraction=0.3):
     """The share of the variance that the largest eigenvalues of the covariance hold [§A.8].
 
     fraction: how many of the d eigenvalues are summed, in (0, 1]. The result is from 0 to 1;
-    1 if x is constant.
+    1 if x is constant, or if n ≤ fraction·d.
+    It has all four of uniformity.py's properties: it sees redundant and dead features.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}")
-    share = covariance_spectrum(x)
-    if share[0] == 0:
-        return torch.ones_like(share[0])
-    count = max(1, int(fraction * len(share) + 0.5))
-    return share[:count].sum()
+    return largest_share(covariance_eigenvalues(x), fraction)
+
+
+def largest_share(eigenvalues, fraction):
+    """What the largest eigenvalues hold of their sum, `fraction` being how many are summed."""
+    count = max(1, int(fraction * len(eigenvalues) + 0.5))
+    return divided(eigenvalues[:count].sum(), eigenvalues.sum())
+
+
+def lidar(x, delta=1e-4):
+    """How many directions tell images apart (Thilak et al., LiDAR, ICLR 2024).
+
+        exp(−Σ p log p), p = λ/Σλ, λ the eigenvalues of Σ_w^(−1/2) Σ_b Σ_w^(−1/2)
+
+    x: images × views × d: several augmented views of each image, which is a class of its own.
+    Σ_b: the scatter of the images' means, with n − 1. Σ_w: that of the views around them, with
+    n·(views − 1), plus delta on the diagonal. From 1 to min(n − 1, d): a direction counts as far
+    as images differ in it more than views of one image do.
+    Raises ValueError unless x has two images and two views or more.
+    """
+    if x.ndim != 3 or not x.is_floating_point() or min(x.shape[:2]) < 2 or x.shape[2] == 0:
+        raise ValueError("expected floating-point images × views × features, two or more of the "
+                         f"first two, got {x.dtype} {tuple(x.shape)}")
+    finite = x.isfinite().all()
+    x = torch.where(finite, x, 0).double()      # LAPACK would raise on NaN
+    images, views, d = x.shape
+    means = x.mean(1)                                           # images × d
+    between = (means - means.mean(0)) / (images - 1) ** 0.5     # Σ_b = betweenᵀ between
+    within = (x - means[:, None]).flatten(0, 1)                 # images·views × d
+    identity = torch.eye(d, dtype=torch.float64, device=x.device)
+    sigma_w = within.T @ within / (images * (views - 1)) + delta * identity
+    # with Σ_w = L Lᵀ, L⁻¹ Σ_b L⁻ᵀ has the same eigenvalues
+    root = torch.linalg.cholesky(sigma_w)
+    whitened = torch.linalg.solve_triangular(root, between.T, upper=False)      # d × images
+    rank = entropy_rank(gram_eigenvalues(whitened))
+    return torch.where(finite, rank, torch.nan)
+
+
+# --- of one representation: how evenly it spreads -----------------------------------------------
+
+def uniformity(x, t=2.0):
+    """How evenly the unit rows spread on the sphere (Wang & Isola, the paper's [47]).
+
+        log mean_{i<j} exp(−t·‖x̂_i − x̂_j‖²)
+
+    0 is collapse, lower is more uniform. x: n × d, n ≥ 2.
+    Of uniformity.py's four properties it has the first alone: permuted samples do not matter.
+    """
+    x, = matrices(x, rows=2)
+    n = len(x)
+    x = normalize_rows(x)
+    log_sums = []
+    for start in range(0, n, PIECE):        # n × n may not fit in memory
+        piece = x[start:start + PIECE]
+        squared_distance = (2 - 2 * piece @ x.T).clamp_min(0)               # piece × n
+        itself = torch.arange(len(piece), device=x.device)
+        squared_distance[itself, start + itself] = torch.inf
+        log_sums.append(torch.logsumexp(-t * squared_distance.flatten(), dim=0))
+    log_sum = torch.logsumexp(torch.stack(log_sums), dim=0)
+    return log_sum - math.log(n * (n - 1))                      # each pair twice
 
 
 # --- of two -----------------------------------------------------------------------------------
@@ -118,20 +277,48 @@ def mutual_information(r, z, order=2, kernel="samples"):
     return matrix_mutual_information(r, z, order)
 
 
+def linear_cka(x, y):
+    """Similarity of two representations of the same samples (Kornblith et al., CKA, 2019).
+
+        ‖yᵀx‖_F² / (‖xᵀx‖_F · ‖yᵀy‖_F), columns centred
+
+    x: n × p, y: n × d. From 0 (nothing linear in common; one of them constant too) to 1 (equal
+    but for rotation and scale).
+    """
+    x, y = (z.double() - z.double().mean(0) for z in matrices(x, y))
+    n = len(x)
+    if n < min(x.shape[1], y.shape[1]):
+        common = ((x @ x.T) * (y @ y.T)).sum()                  # by n × n products
+        own = (x @ x.T).norm() * (y @ y.T).norm()
+    else:
+        common = (y.T @ x).square().sum()
+        own = (x.T @ x).norm() * (y.T @ y).norm()
+    return common / own.clamp_min(torch.finfo(torch.float64).tiny)
+
+
 @torch.no_grad()
 def representation_metrics(r, z):
     """Every metric of log.csv that needs no labels: {column: float}.
 
-    r: n × p, z: n × d, the representations and embeddings of the same n ≥ 2 images.
+    r: n × p, z: n × d, the representations and embeddings of the same n ≥ 2 images. α-ReQ is left
+    out where there are not eigenvalues enough.
     """
-    found = {"mi": matrix_mutual_information(r, z)}
+    found = {"mi": matrix_mutual_information(r, z), "cka": linear_cka(r, z)}
     for name, x in (("r", r), ("z", z)):
-        found[f"erank_{name}"] = effective_rank(x)
+        sigma = singular_values(x)                              # each spectrum is needed often
+        eigenvalues = covariance_eigenvalues(x)                 # d
+        found[f"erank_{name}"] = entropy_rank(sigma)
+        found[f"rankme_{name}"] = entropy_rank(sigma, 1e-7)
+        found[f"stable_rank_{name}"] = over_largest(sigma.square())
+        found[f"participation_{name}"] = over_squares(eigenvalues)
+        found[f"nesum_{name}"] = over_largest(eigenvalues)
+        if min(len(x) - 1, x.shape[1]) >= 50:
+            found[f"alpha_req_{name}"] = power_law(eigenvalues, 11, 50)
+        found[f"eigs_{name}"] = (shares(eigenvalues) > 0.01).sum()
+        found[f"var30_{name}"] = largest_share(eigenvalues, 0.3)
         found[f"h2_{name}"] = renyi_entropy(cosine_kernel(x))
         found[f"uniformity_{name}"] = uniformity(x)
         found[f"w2_{name}"] = wasserstein_uniformity(x)
-        found[f"eigs_{name}"] = eigenvalue_count(x)
-        found[f"var30_{name}"] = explained_variance(x)
     return {name: float(value) for name, value in found.items()}
 
 

@@ -22,7 +22,8 @@ BANK_IMAGES = 8192          # fixed random training images that k-NN searches
 COLUMNS = (                 # of log.csv
     "probe_loss", "probe_top1", "probe_top5", "knn_top1", "erank_r", "erank_z", "h2_r", "h2_z",
     "mi", "uniformity_r", "uniformity_z", "w2_r", "w2_z", "eigs_r", "eigs_z", "var30_r",
-    "var30_z",
+    "var30_z", "cka", "rankme_r", "rankme_z", "stable_rank_r", "stable_rank_z",
+    "participation_r", "participation_z", "nesum_r", "nesum_z", "alpha_req_r", "alpha_req_z",
 )
 
 

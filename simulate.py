@@ -391,6 +391,15 @@ def draw(path, panels):
                                 layout="constrained", squeeze=False)
     for axis, panel in zip(axes.flat, panels):
         draw_panel(axis, panel)
+
+    # one legend below the panels where all have the same curves, or one in each
+    labels = {tuple(panel["curves"]) for panel in panels}
+    if len(labels) == 1 and len(panels) > 1:
+        handles, names = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
+    else:
+        for axis in axes.flat[:len(panels)]:
+            axis.legend(frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return True
@@ -405,12 +414,11 @@ def draw_panel(axis, panel):
         spread = values.std(1, correction=0).numpy()
         axis.plot(x, mean, label=label, color=colour, marker=marker, markersize=3.5)
         axis.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
-    if panel["x"] == DEVIATIONS_AXIS:
+    if panel["x"] == DEVIATIONS_AXIS or panel.get("log"):
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
     axis.set(title=panel["title"], xlabel=panel["x"], ylabel=panel["y"])
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
 
 
 # --- the command line -------------------------------------------------------------------------

@@ -1,0 +1,120 @@
+"""Tests of uniformity.py: samples and properties by hand, and that its checks can fail.
+
+    python -m pytest -q test_uniformity.py
+"""
+import csv
+import math
+
+import pytest
+import torch
+
+import metrics
+import uniformity
+from losses import wasserstein_uniformity
+
+SMALL = {
+    "densities": {"points": 20_000, "dimensions": (2, 8, 64)},
+    "collapse": {"samples": 1000, "dimensions": (200,)},
+    "dimension": {"samples": 600, "dimensions": (4, 16, 128, 512)},
+    "cloning": {"samples": 300, "instances": 300},
+}
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """uniformity.py's main on small samples: its exit status."""
+    monkeypatch.setattr(uniformity, "SIZES", SMALL)
+    monkeypatch.setattr(uniformity, "TIMES", (1, 2, 4))
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            uniformity.main(["--draws", "1", "--out", str(tmp_path), *arguments])
+        return stop.value.code
+    return run
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def test_samples_and_their_changes():
+    x = uniformity.unit_rows(50, 8, 0.25, generator())
+    assert torch.allclose(x.norm(dim=1), torch.ones(50))
+    assert (x[:, 6:] == 0).all() and (x[:, :6] != 0).all()
+    assert uniformity.clone_features(x, 3).shape == (50, 24)
+    assert uniformity.append_zeros(x, 3).count_nonzero() == x.count_nonzero()
+    assert uniformity.append_zeros(x, 3).shape == (50, 24)
+    assert uniformity.clone_instances(x, 3).shape == (150, 8)
+
+
+def test_distances_of_histograms_and_samples():
+    p, q = torch.tensor([2999.0, 999.0]), torch.tensor([999.0, 2999.0])     # one is added to each
+    assert uniformity.kl_divergence(p, q) == pytest.approx(0.5 * math.log(3))
+    x = torch.tensor([3.0, 1.0, 2.0])
+    assert uniformity.wasserstein_1d(x, x.flip(0) + 0.5) == pytest.approx(0.5)
+
+
+def test_a_coordinate_of_a_circle_has_the_arcsines_density(script, tmp_path):
+    """At m = 2 the density is 1 / (π √(1 − x²))."""
+    assert script("densities") == 0
+    with open(tmp_path / "uniformity_densities.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file)
+                if row["panel"] == "m = 2" and row["curve"] == "uniform on the sphere"]
+    assert len(rows) == 51
+    for row in rows:
+        x, density = float(row["a coordinate"]), float(row["mean"])
+        if abs(x) < 0.7:
+            assert density == pytest.approx(1 / (math.pi * math.sqrt(1 - x * x)), rel=0.15)
+
+
+def test_properties_of_measures_made_for_it():
+    """Of each property one that has it alone, or lacks it alone."""
+    def of(measure):
+        holds = uniformity.properties(measure, generator())
+        return [holds[title] for title in uniformity.PROPERTIES]
+
+    assert of(wasserstein_uniformity) == [True, True, True, True]
+    assert of(metrics.uniformity) == [True, False, False, False]
+    assert of(metrics.effective_rank) == [True, True, False, False]
+    first_row = of(lambda x: x[0].count_nonzero() + 1000 * x[0, 0])         # its order matters
+    assert first_row[0] is False
+    assert of(lambda x: -float(len(x)) - x.count_nonzero() / len(x))[1] is False
+    assert of(lambda x: (x == 0).float().mean()) == [True, True, False, True]   # dead features
+
+
+def test_every_claim_is_shown_and_drawn(script, tmp_path, capsys):
+    assert script("--metric", "effective_rank") == 0
+    out = capsys.readouterr().out
+    assert "NO " not in out and out.count("\nyes ") > 25
+    names = ("densities", "distances", "pairs", "collapse", "dimension", "cloning", "means",
+             "points")
+    assert all((tmp_path / f"uniformity_{name}.png").stat().st_size > 10_000 for name in names)
+    with open(tmp_path / "uniformity_cloning.csv", newline="") as file:
+        assert any(row["panel"].startswith("effective_rank") for row in csv.DictReader(file))
+    with open(tmp_path / "properties.csv", newline="") as file:
+        rows = {row["measure"]: list(row.values())[1:] for row in csv.DictReader(file)}
+    assert rows["W2"] == ["yes"] * 4 and rows["L_U"] == ["yes", "no", "no", "no"]
+
+
+@pytest.mark.parametrize("part", ["collapse", "dimension", "cloning", "properties"])
+@pytest.mark.parametrize("name, instead", [
+    ("W2", metrics.uniformity),                             # a metric without its properties
+    ("L_U", wasserstein_uniformity),
+])
+def test_a_metric_without_its_properties_is_caught(script, monkeypatch, part, name, instead):
+    monkeypatch.setitem(uniformity.MEASURES, name, instead)
+    assert script(part) == 1
+
+
+@pytest.mark.parametrize("words, message", [
+    ("everything", "invalid choice"),
+    ("--metric pearson", "invalid choice"),
+    ("--draws 0", "--draws"),
+    ("--out {}/file/x", "file"),
+])
+def test_bad_input(words, message, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SystemExit) as stop:
+        uniformity.main(words.format(tmp_path).split())
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and message in err and err.count("\n") == 1
