@@ -1,6 +1,7 @@
 # make demo       train AdaDim on the built-in images: 2 to 8 minutes on a CPU
 # make test       run the tests
 # make simulate   draw the figures of the paper's simulations
+# make uniformity draw those of the second paper, on measures of uniformity
 # make clean      remove .venv and the demo's run
 #
 # Each makes .venv from requirements.txt first. To use an environment that you have: make PYTHON=python3 demo
@@ -10,7 +11,7 @@ ifeq ($(PYTHON),.venv/bin/python)
 INSTALLED = .venv/installed
 endif
 
-.PHONY: demo test test-runs test-rest simulate clean
+.PHONY: demo test test-runs test-rest simulate uniformity clean
 
 demo: $(INSTALLED)
 	$(PYTHON) train.py --dataset shapes --alpha ada --beta 1e-4 --alpha-every 2 --arch resnet18 --width 8 \
@@ -18,6 +19,9 @@ demo: $(INSTALLED)
 
 simulate: $(INSTALLED)
 	$(PYTHON) simulate.py
+
+uniformity: $(INSTALLED)
+	$(PYTHON) uniformity.py
 
 # two halves side by side, a core each
 test: $(INSTALLED)

@@ -18,7 +18,8 @@ this layer as long, but on augmented crops, and report the best figure on the te
 
 linear_1pct and linear_10pct are the same with that share of each class's labels, one at least.
 k-NN and the metrics are those of metrics.py; the metrics are taken on 2,048 fixed test images,
-alignment on two views of them.
+alignment on two views of them, LiDAR on ten views of 1,000. With --json runs/x/evaluation.json,
+figures.py finds the figures beside the run's log.
 
 Exit status: 0; 2 with one line on stderr for bad input.
 """
@@ -37,11 +38,13 @@ from cli import BadInput
 from data import load, pixels
 from datasets import DATASETS
 from images import random_subset
-from metrics import alignment, knn_accuracy, representation_metrics, top_k_accuracy
+from metrics import alignment, knn_accuracy, lidar, representation_metrics, top_k_accuracy
 from models import encode, mlp, resnet
 from probe import TEST_IMAGES       # that the metrics are taken on, as while training
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)     # learning rates that the probe tries
+LIDAR_IMAGES = 1000
+LIDAR_VIEWS = 10
 
 
 # --- the linear probe -------------------------------------------------------------------------
@@ -316,15 +319,26 @@ def encode_images(data, split, index, nets, normalisation, device):
     return [torch.cat(part) for part in zip(*parts)]
 
 
-def alignment_of_views(images, nets, normalisation):
-    """Alignment of z (of r without a projector) of two augmented views of uint8 images."""
+def encode_views(images, views, nets, normalisation):
+    """[r, or r and z] of augmented views of uint8 images: n × views × p, n × views × d."""
     generator = torch.Generator(images.device)
     features = []
-    for view in (0, 1):
+    for view in range(views):
         generator.manual_seed(view)
-        augmented = augment(images, "vicreg", view, generator)
-        features.append(encode(augmented, *nets, **normalisation)[-1])
-    return alignment(*features).item()
+        augmented = augment(images, "vicreg", 0, generator)
+        features.append(encode(augmented, *nets, **normalisation))
+    return [torch.stack(of_a_net, 1) for of_a_net in zip(*features)]
+
+
+def measure_views(images, nets, normalisation):
+    """Alignment and LiDAR, for which several views of an image are needed, as a dict."""
+    found = {}
+    two_views = encode_views(images, 2, nets, normalisation)
+    many_views = encode_views(images[:LIDAR_IMAGES], LIDAR_VIEWS, nets, normalisation)
+    for name, two, many in zip("rz", two_views, many_views):
+        found[f"alignment_{name}"] = alignment(two[:, 0], two[:, 1]).item()
+        found[f"lidar_{name}"] = lidar(many).item()
+    return found
 
 
 def measure_images(data, encoder, projector, mean, std, device):
@@ -357,9 +371,7 @@ def measure_images(data, encoder, projector, mean, std, device):
 
     fixed = random_subset(n_test, TEST_IMAGES, seed=0)
     images = pixels(data, "test_x", fixed).to(device)
-    name = "alignment_r" if projector is None else "alignment_z"
-    found[name] = alignment_of_views(images, nets, normalisation)
-    return found
+    return found | measure_views(images, nets, normalisation)
 
 
 # --- the program ------------------------------------------------------------------------------

@@ -4,7 +4,8 @@
 
 writes dynamics.png, all that was logged over the epochs; plane.png, where the runs end in the
 plane of effective rank and I(R;Z); summary.csv, the last values of each method; correlations.csv,
-Table 3. A run may still be going on. In your own code:
+Table 3, with every other measure of metrics.py beside the paper's. A run may still be going on.
+What evaluate.py wrote to evaluation.json in a run's folder joins its log. In your own code:
 
     from figures import draw_dynamics, read_runs
     runs = read_runs([Path("runs/a"), Path("runs/b")])      # {method: [log of a run, …]}
@@ -14,6 +15,7 @@ What a run is called follows from the flags in its config.json, never from its f
 Runs whose flags differ in their seed alone are one method.
 """
 import csv
+import json
 import math
 import zlib
 from pathlib import Path
@@ -50,7 +52,15 @@ CORRELATES = {
     "I(R;Z)": {"column": "mi"},
     "effective rank of R / I(R;Z)": {"column": "erank_r", "divided by": "mi"},
     "effective rank of Z / I(R;Z)": {"column": "erank_z", "divided by": "mi"},
+    "linear CKA of R and Z": {"column": "cka"},
 }
+for measure, column in {
+    "RankMe": "rankme", "LiDAR": "lidar", "α-ReQ": "alpha_req", "stable rank": "stable_rank",
+    "participation ratio": "participation", "NESum": "nesum", "H₂": "h2", "W₂": "w2",
+    "uniformity": "uniformity",
+}.items():
+    for letter in "rz":
+        CORRELATES[f"{measure} of {letter.upper()}"] = {"column": f"{column}_{letter}"}
 
 # Okabe and Ito's colours for the paper's methods, and for all others those of Paul Tol's that do
 # not resemble them: both were chosen to be told apart by colour-blind people.
@@ -180,7 +190,7 @@ def read_runs(folders):
             print(f"{folder} {missing}: left out")
             continue
         all_flags.append(read_flags(folder))
-        logs.append(read_log(folder / "log.csv"))
+        logs.append(read_log(folder / "log.csv") | read_evaluation(folder))
     if not logs:
         raise BadInput("there is nothing to draw yet")
 
@@ -188,6 +198,22 @@ def read_runs(folders):
     for name, log in zip(labels(all_flags), logs):
         runs.setdefault(name, []).append(log)
     return runs
+
+
+def read_evaluation(folder):
+    """What evaluate.py found of a run and its log does not have, {column: [number]}; or nothing.
+
+    Its k-NN is of all images, the log's of some: the log's columns stay what they are.
+    """
+    path = folder / "evaluation.json"
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        names = [name for name in found if name.startswith(("lidar_", "alignment_", "linear_"))]
+        return {name: [float(found[name])] for name in names if found[name] is not None}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path} holds no figures of evaluate.py") from error
 
 
 def what_is_missing(folder):
@@ -233,8 +259,8 @@ def summary(runs):
 def correlations(runs, accuracy="probe_top1"):
     """Pearson's r between the runs' last accuracies and each of CORRELATES [Table 3].
 
-    runs: {method: [log, …]}. Returns rows of quantity, r, |r| and how many runs had both; r is
-    NaN where those are fewer than three.
+    runs: {method: [log, …]}. Returns rows of quantity, r, |r|, the ends of r's 95 % interval and
+    how many runs had both; r is NaN where those are fewer than three.
     """
     every_log = [log for logs in runs.values() for log in logs]
     rows = []
@@ -248,8 +274,19 @@ def correlations(runs, accuracy="probe_top1"):
                 xs.append(x)
                 ys.append(y)
         r = pearson(xs, ys).item() if len(xs) > 2 else math.nan
-        rows.append({"quantity": quantity, "r": r, "abs_r": abs(r), "runs": len(xs)})
+        low, high = interval(r, len(xs))
+        rows.append({"quantity": quantity, "r": r, "abs_r": abs(r), "low": low, "high": high,
+                     "runs": len(xs)})
     return rows
+
+
+def interval(r, n):
+    """The 95 % interval of a correlation of n pairs, by Fisher's transformation; or NaN."""
+    if math.isnan(r) or n < 4:
+        return math.nan, math.nan
+    middle = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, r)))
+    half = 1.96 / math.sqrt(n - 3)
+    return math.tanh(middle - half), math.tanh(middle + half)
 
 
 def last_correlate(log, meaning):
@@ -275,9 +312,15 @@ def print_tables(summary_rows, correlation_rows):
     for row in summary_rows:
         cells = [f"{row[column]:7.3g} ± {row[f'{column}_std']:4.2g}" for column in SUMMARY]
         print("  ".join([f"{row['method']:{width}}", f"{row['runs']:4}", *cells]))
-    for row in correlation_rows:
-        print(f"Pearson's r of probe accuracy and {row['quantity']}: {row['r']:.3f} "
-              f"({row['runs']} runs)")
+    print("Pearson's r of probe accuracy and …, largest |r| first; of fewer than eight runs it "
+          "is indicative only")
+    for row in sorted(correlation_rows, key=rank_of_correlation):
+        print(f"{row['quantity']:31} {row['r']:6.3f}   95 %: {row['low']:6.3f} … "
+              f"{row['high']:6.3f}   {row['runs']} runs")
+
+
+def rank_of_correlation(row):
+    return math.inf if math.isnan(row["abs_r"]) else -row["abs_r"]
 
 
 # --- figures --------------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ import torchvision
 from cli import BadInput
 from distributed import RANK, WORLD_SIZE
 
-LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "backbone.pt", "dynamics.png", "events.out.*")
+LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "backbone.pt", "dynamics.png",
+               "evaluation.json", "events.out.*")
 CHECKPOINT_FORMAT = 2       # 1: before methods.py
 
 

@@ -163,6 +163,7 @@ def test_a_run_is_measured(place, tmp_path):
     assert found["linear_top5"] == 100      # there are three classes
     assert 0 < found["linear_top1"] <= 100
     assert 0 < found["alignment_z"] < 4
+    assert 1 < found["lidar_r"] < 64 and 1 < found["lidar_z"] < 8       # of 64 and 8 features
     assert {"linear_1pct", "linear_10pct", "erank_r_over_mi"} <= found.keys()
 
     # the same images as another dataset than its own

@@ -101,6 +101,34 @@ def test_correlations_of_made_runs(four_runs, tmp_path):
     assert float(found["effective rank of R / I(R;Z)"]["r"]) == pytest.approx(by_hand)
 
 
+def test_an_evaluation_joins_its_runs_log(four_runs, tmp_path, capsys):
+    """What it adds is correlated; what the log has too stays the log's."""
+    for folder, value in zip(four_runs, (4, 3, 2, 1)):
+        evaluation = {"lidar_z": value, "knn_top1": -1, "lidar_r": None, "dataset": "shapes"}
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    logs = [log for logs in figures.read_runs(four_runs).values() for log in logs]
+    assert sorted(log["lidar_z"][0] for log in logs) == [1, 2, 3, 4]
+    assert all(log["knn_top1"][0] != -1 and "lidar_r" not in log for log in logs)
+    assert run_figures(*four_runs, "--out", tmp_path / "out") == 0
+    found = read_table(tmp_path / "out" / "correlations.csv", "quantity")
+    assert abs(float(found["LiDAR of Z"]["r"])) > 0.9 and found["LiDAR of R"]["runs"] == "0"
+
+    (four_runs[0] / "evaluation.json").write_text("[1, 2")
+    capsys.readouterr()
+    assert run_figures(*four_runs, "--out", tmp_path / "out") == 2
+    err = capsys.readouterr().err
+    assert "evaluation.json holds no figures" in err and err.count("\n") == 1
+
+
+def test_interval_of_a_correlation():
+    """Fisher's, as tables give it: r = 0.5 of 28 pairs is between 0.156 and 0.736."""
+    low, high = figures.interval(0.5, 28)
+    assert (low, high) == (pytest.approx(0.156, abs=1e-3), pytest.approx(0.736, abs=1e-3))
+    assert figures.interval(-0.5, 28) == (pytest.approx(-high), pytest.approx(-low))
+    assert figures.interval(1.0, 10)[1] <= 1
+    assert all(math.isnan(end) for end in figures.interval(0.5, 3))
+
+
 def test_summary_of_made_runs(four_runs, tmp_path):
     assert run_figures(*four_runs, "--out", tmp_path / "out") == 0
     rows = read_table(tmp_path / "out" / "summary.csv", "method")
