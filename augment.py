@@ -24,32 +24,47 @@ class Jitter(NamedTuple):
 
 
 # scale: range of a crop's area, as a part of the image's. jitter_p, grey_p, blur_p, solarise_p:
-# how probable each change is; solarise_p is a pair, view 1's and view 2's. Values are solo-learn's,
-# and "vicreg" is its stronger scheme for CIFAR.
+# how probable each change is, in view 1 and in view 2. blur_from: the smallest images, in pixels,
+# that are blurred. The values are those of solo-learn's recipes: of VICReg, of SimCLR, of BYOL's
+# asymmetric views, and ReSSL's strong and weak view. One difference: solo-learn crops with
+# bicubic interpolation, this file with bilinear.
+MILD = Jitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
 AUGMENTATIONS = {
     "vicreg": dict(
         scale=(0.2, 1),
-        jitter=Jitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
-        jitter_p=0.8,
-        grey_p=0.2,
-        blur_p=0,
+        jitter=MILD,
+        jitter_p=(0.8, 0.8),
+        grey_p=(0.2, 0.2),
+        blur_p=(0.5, 0.5),
+        blur_from=224,
         solarise_p=(0.1, 0.1),
     ),
     "simclr": dict(
         scale=(0.08, 1),
         jitter=Jitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2),
-        jitter_p=0.8,
-        grey_p=0.2,
-        blur_p=0.5,
+        jitter_p=(0.8, 0.8),
+        grey_p=(0.2, 0.2),
+        blur_p=(0.5, 0.5),
+        blur_from=0,
         solarise_p=(0, 0),
     ),
     "byol": dict(
         scale=(0.08, 1),
-        jitter=Jitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
-        jitter_p=0.8,
-        grey_p=0.2,
-        blur_p=0,
+        jitter=MILD,
+        jitter_p=(0.8, 0.8),
+        grey_p=(0.2, 0.2),
+        blur_p=(0, 0),
+        blur_from=0,
         solarise_p=(0, 0.2),
+    ),
+    "ressl": dict(
+        scale=(0.08, 1),
+        jitter=MILD,
+        jitter_p=(0.8, 0),
+        grey_p=(0.2, 0),
+        blur_p=(0.5, 0),
+        blur_from=0,
+        solarise_p=(0, 0),
     ),
 }
 
@@ -94,11 +109,12 @@ def augment_with(draws, x, recipe, view, size=None, cropped=False):
     x = x.float() / 255
     if not cropped:
         x = random_resized_crop(x, settings["scale"], rand, size)
-    x = sometimes(x, colour_jitter(x, settings["jitter"], rand), settings["jitter_p"])
-    x = sometimes(x, grey(x), settings["grey_p"])
-    if settings["blur_p"] and x.shape[-1] > 64:     # smaller images have no detail to spare
+    x = sometimes(x, colour_jitter(x, settings["jitter"], rand), settings["jitter_p"][view])
+    x = sometimes(x, grey(x), settings["grey_p"][view])
+    if settings["blur_p"][view] and x.shape[-1] >= settings["blur_from"]:
         sigma = 0.1 + 1.9 * rand(len(x), 1, 1, 1)
-        x = sometimes(x, gaussian_blur(x, sigma), settings["blur_p"])
+        blurred = gaussian_blur(x, sigma).clamp(max=1)      # the weights' sum may round up
+        x = sometimes(x, blurred, settings["blur_p"][view])
     solarised = torch.minimum(x, 1 - x)             # what is brighter than one half is inverted
     return sometimes(x, solarised, settings["solarise_p"][view])
 
@@ -230,6 +246,7 @@ def gaussian_blur(x, sigma, radius=6):
 
     sigma: n × 1 × 1 × 1, in pixels, at most 2, which the radius is made for.
     """
+    radius = min(radius, x.shape[-1] - 1, x.shape[-2] - 1)      # a reflection is no longer
     offsets = range(-radius, radius + 1)
     weights = [(-0.5 * (offset / sigma) ** 2).exp() for offset in offsets]
     total = sum(weights)

@@ -290,8 +290,8 @@ def augmentation_on_one_core(image_size, n=256):
     by_pil = transforms.Compose([
         transforms.RandomResizedCrop(image_size, recipe["scale"]),
         transforms.RandomHorizontalFlip(),
-        transforms.RandomApply([transforms.ColorJitter(*recipe["jitter"])], recipe["jitter_p"]),
-        transforms.RandomGrayscale(recipe["grey_p"]),
+        transforms.RandomApply([transforms.ColorJitter(*recipe["jitter"])], recipe["jitter_p"][0]),
+        transforms.RandomGrayscale(recipe["grey_p"][0]),
         transforms.RandomSolarize(128, recipe["solarise_p"][0]),
         transforms.ToTensor(),
         transforms.Normalize(**NORMALISATION),

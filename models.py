@@ -40,6 +40,7 @@ def resnet(arch="resnet50", width=PUBLISHED_WIDTH, stem="small"):
     if width != PUBLISHED_WIDTH:
         change_width(net, width)
     if stem == "small":
+        # solo-learn pads by 2, which makes maps of 34 × 34, and has this stem for CIFAR alone
         net.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
         net.maxpool = nn.Identity()
     net.fc = nn.Identity()

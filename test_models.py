@@ -118,6 +118,33 @@ def test_solarise_follows_the_view():
     assert shares[0] == 0 and 0.14 < shares[1] < 0.26
 
 
+def test_ressls_second_view_is_weak():
+    """It is cropped and flipped alone: one colour stays that colour."""
+    colour = torch.tensor([200, 60, 20], dtype=torch.uint8).view(1, 3, 1, 1).expand(200, 3, 8, 8)
+    strong, weak = (augmentation.augment(colour, "ressl", view, generator()) for view in (0, 1))
+    assert torch.allclose(weak, colour.float() / 255, atol=1e-5)
+    changed = (strong - colour.float() / 255).abs().amax((1, 2, 3)) > 0.01
+    assert 0.6 < changed.double().mean() < 0.95
+
+
+@pytest.mark.parametrize("recipe, size, share", [
+    ("simclr", 32, 0.5), ("vicreg", 32, 0), ("vicreg", 224, 0.5), ("byol", 224, 0),
+])
+def test_blur_depends_on_the_size(recipe, size, share, monkeypatch):
+    """How many of the views are blurred: half of them, or none."""
+    blurred = []
+
+    def noted(x, sigma):
+        blurred.append((0.1 <= sigma).all() and (sigma <= 2).all())
+        return torch.full_like(x, -1)               # no view looks like that
+
+    monkeypatch.setattr(augmentation, "gaussian_blur", noted)
+    x = torch.zeros(100, 3, size, size, dtype=torch.uint8)
+    views = augmentation.augment(x, recipe, 0, generator())
+    assert all(blurred)
+    assert (views.amin((1, 2, 3)) < 0).double().mean() == pytest.approx(share, abs=0.15 * share)
+
+
 # --- networks ---------------------------------------------------------------------------------
 
 def test_encoder_is_torchvisions():
