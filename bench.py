@@ -230,9 +230,10 @@ def between_steps(learner, setup, epoch):
     """
     size = setup.args.image_size
     images = torch.randint(256, (512, 3, size, size), dtype=torch.uint8).to(setup.device)
-    all_passes = (probe.TEST_IMAGES + probe.BANK_IMAGES) / len(images)
+    views = 2 * probe.VIEW_IMAGES
+    all_passes = (probe.METRIC_IMAGES + probe.BANK_IMAGES + views) / len(images)
     _, z = random_outputs(setup.args.batch_size, learner, setup)
-    outputs = random_outputs(probe.TEST_IMAGES, learner, setup)
+    outputs = random_outputs(probe.METRIC_IMAGES, learner, setup)
 
     def passes():
         with setup.autocast:

@@ -17,9 +17,9 @@ once more on all of them, and the test images are looked at once. solo-learn and
 this layer as long, but on augmented crops, and report the best figure on the test set itself.
 
 linear_1pct and linear_10pct are the same with that share of each class's labels, one at least.
-k-NN and the metrics are those of metrics.py; the metrics are taken on 2,048 fixed test images,
-alignment on two views of them, LiDAR on ten views of 1,000. With --json runs/x/evaluation.json,
-figures.py finds the figures beside the run's log.
+k-NN and the metrics are those of metrics.py, of all test images (at most 10,000, always the same,
+for the metrics); alignment is of two views of 1,000 of them, LiDAR of ten. With
+--json runs/x/evaluation.json, figures.py finds the figures beside the run's log.
 
 Exit status: 0; 2 with one line on stderr for bad input.
 """
@@ -33,17 +33,15 @@ import torch.nn.functional as F
 
 import cli
 import run
-from augment import augment
 from cli import BadInput
-from data import load, pixels
+from data import load
 from datasets import DATASETS
 from images import random_subset
 from metrics import alignment, knn_accuracy, lidar, representation_metrics, top_k_accuracy
-from models import encode, mlp, resnet
-from probe import TEST_IMAGES       # that the metrics are taken on, as while training
+from models import mlp, resnet
+from probe import METRIC_IMAGES, VIEW_IMAGES, encode_images, encode_views   # as while training
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)     # learning rates that the probe tries
-LIDAR_IMAGES = 1000
 LIDAR_VIEWS = 10
 
 
@@ -152,16 +150,13 @@ def share_of_labels(y, share, seed=0):
 
 def metrics_of(r, z=None):
     """The metrics of r (n × p) and z (n × d) on fixed rows, a dict; without z, those of r alone."""
-    fixed = random_subset(len(r), TEST_IMAGES, seed=0).to(r.device)
+    fixed = random_subset(len(r), METRIC_IMAGES, seed=0).to(r.device)
     if z is None:
         found = representation_metrics(r[fixed], r[fixed])
         return {name: value for name, value in found.items() if name.endswith("_r")}
 
-    found = representation_metrics(r[fixed], z[fixed])
-    found["erank_r_over_mi"] = math.nan
-    if found["mi"]:
-        found["erank_r_over_mi"] = found["erank_r"] / found["mi"]
-    return found
+    # where I(R;Z) is 0 there is no ratio
+    return {"erank_r_over_mi": math.nan, **representation_metrics(r[fixed], z[fixed])}
 
 
 def measure(train_r, train_y, test_r, test_y, test_z=None):
@@ -307,34 +302,13 @@ def load_own_images(facts, data_dir=None, classes=None):
     return data | {"size": facts["size"], "image_size": facts["image_size"]}
 
 
-def encode_images(data, split, index, nets, normalisation, device):
-    """[r, or r and z] of the images data[split][index]. nets: [encoder], or [encoder, projector].
-
-    normalisation: mean and std of the channels, as a dict.
-    """
-    parts = []
-    for some in index.split(4096):      # the images may not fit into memory at once
-        images = pixels(data, split, some).to(device)
-        parts.append(encode(images, *nets, **normalisation))
-    return [torch.cat(part) for part in zip(*parts)]
-
-
-def encode_views(images, views, nets, normalisation):
-    """[r, or r and z] of augmented views of uint8 images: n × views × p, n × views × d."""
-    generator = torch.Generator(images.device)
-    features = []
-    for view in range(views):
-        generator.manual_seed(view)
-        augmented = augment(images, "vicreg", 0, generator)
-        features.append(encode(augmented, *nets, **normalisation))
-    return [torch.stack(of_a_net, 1) for of_a_net in zip(*features)]
-
-
-def measure_views(images, nets, normalisation):
+def measure_views(data, nets, device):
     """Alignment and LiDAR, for which several views of an image are needed, as a dict."""
+    n_test = len(data["test_x"])
+    pairs = random_subset(n_test, VIEW_IMAGES, seed=0)
     found = {}
-    two_views = encode_views(images, 2, nets, normalisation)
-    many_views = encode_views(images[:LIDAR_IMAGES], LIDAR_VIEWS, nets, normalisation)
+    two_views = encode_views(data, pairs, 2, nets, device)
+    many_views = encode_views(data, pairs, LIDAR_VIEWS, nets, device)
     for name, two, many in zip("rz", two_views, many_views):
         found[f"alignment_{name}"] = alignment(two[:, 0], two[:, 1]).item()
         found[f"lidar_{name}"] = lidar(many).item()
@@ -355,23 +329,20 @@ def measure_images(data, encoder, projector, mean, std, device):
     nets = [encoder.to(device, memory_format=torch.channels_last)]
     if projector is not None:
         nets.append(projector.to(device))
-    normalisation = {"mean": mean, "std": std}
+    data = data | {"mean": mean, "std": std}
 
     everything = torch.arange(n_test)
     # test_z is an empty list where there is no projector
-    test_r, *test_z = encode_images(data, "test_x", everything, nets, normalisation, device)
+    test_r, *test_z = encode_images(data, "test_x", everything, nets, device)
     found = {"labelled_train_images": len(with_label), "test_images": n_test}
     if data["classes"]:
-        train_r, = encode_images(data, "train_x", with_label, [encoder], normalisation, device)
+        train_r, = encode_images(data, "train_x", with_label, [encoder], device)
         train_y = data["train_y"][with_label].to(device)
         test_y = data["test_y"].to(device)
         found |= measure(train_r, train_y, test_r, test_y, *test_z)
     else:
         found |= metrics_of(test_r, *test_z)
-
-    fixed = random_subset(n_test, TEST_IMAGES, seed=0)
-    images = pixels(data, "test_x", fixed).to(device)
-    return found | measure_views(images, nets, normalisation)
+    return found | measure_views(data, nets, device)
 
 
 # --- the program ------------------------------------------------------------------------------

@@ -201,19 +201,43 @@ def wasserstein_uniformity(z):
     From Fang et al., "Rethinking the Uniformity Metric in Self-Supervised Learning" (ICLR 2024);
     it has all four of the properties that paper asks for, which uniformity.py shows.
     """
+    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
     z, = matrices(z)
-    z = normalize_rows(z)
-    n, d = z.shape
-    mean = z.mean(0)                                            # d
-    centred = (z - mean) / n ** 0.5                             # n × d, Σ = centredᵀ centred
-    trace = centred.square().sum()
-    # tr Σ^{1/2} is the sum of centred's singular values: a matrix root would take roots of
-    # eigenvalues that are zero, where the root's slope is infinite
-    root_trace = spectrum(torch.linalg.svdvals, centred).sum()
-    squared = mean.square().sum() + 1 + trace - 2 / d ** 0.5 * root_trace
+    with torch.autocast(z.device.type, enabled=False):
+        z = normalize_rows(z).double()
+        n, d = z.shape
+        mean = z.mean(0)                                        # d
+        centred = (z - mean) / n ** 0.5                         # n × d, Σ = centredᵀ centred
+        # the other product has the same eigenvalues, but for zeros
+        gram = centred @ centred.T if n < d else centred.T @ centred
+        squared = mean.square().sum() + 1 + gram.trace() - 2 / d ** 0.5 * root_trace(gram)
 
-    zero = squared <= torch.finfo(z.dtype).eps      # rounding: the distance has no slope at 0
-    return squared.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+    zero = squared <= 1e-12         # rounding: the distance has no slope at 0
+    distance = squared.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+    return distance.to(dtype)
+
+
+def root_trace(gram):
+    """tr G^{1/2} of a positive semi-definite matrix in float64.
+
+    Its gradient is ½ G^{−1/2}, in which directions that are zero, but for rounding, are left out:
+    the root's slope is infinite there.
+    """
+    finite = gram.detach().isfinite().all()
+    whole = torch.where(finite, gram.detach(), 0)
+    if not gram.requires_grad:
+        root = torch.linalg.eigvalsh(whole).clamp_min(0).sqrt().sum()
+        return torch.where(finite, root, torch.nan)
+
+    values, vectors = torch.linalg.eigh(whole)
+    rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
+    null = values <= rounding
+    root = values.masked_fill(null, 0).sqrt()
+    slope = 0.5 / values.masked_fill(null, 1).sqrt().masked_fill(null, torch.inf)
+    half_inverse_root = (vectors * slope) @ vectors.T           # ½ G^{−1/2}
+    linear = (half_inverse_root * gram).sum()
+    root_sum = torch.where(finite, root.sum(), torch.nan)
+    return root_sum + linear - linear.detach()                  # its value, with that gradient
 
 
 # --- AdaDim ---------------------------------------------------------------------------------------

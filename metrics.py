@@ -18,8 +18,8 @@ import math
 
 import torch
 
-from losses import (cosine_kernel, matrices, matrix_mutual_information, normalize_rows,
-                    renyi_entropy, spectrum, wasserstein_uniformity)
+from losses import (matrices, matrix_mutual_information, normalize_rows, spectrum,
+                    wasserstein_uniformity)
 
 PIECE = 1024        # rows that are compared with all others at a time
 
@@ -238,17 +238,25 @@ def uniformity(x, t=2.0):
     Of uniformity.py's four properties it has the first alone: permuted samples do not matter.
     """
     x, = matrices(x, rows=2)
-    n = len(x)
     x = normalize_rows(x)
-    log_sums = []
-    for start in range(0, n, PIECE):        # n × n may not fit in memory
-        piece = x[start:start + PIECE]
-        squared_distance = (2 - 2 * piece @ x.T).clamp_min(0)               # piece × n
-        itself = torch.arange(len(piece), device=x.device)
-        squared_distance[itself, start + itself] = torch.inf
-        log_sums.append(torch.logsumexp(-t * squared_distance.flatten(), dim=0))
-    log_sum = torch.logsumexp(torch.stack(log_sums), dim=0)
-    return log_sum - math.log(n * (n - 1))                      # each pair twice
+    pieces = [log_sum_of_pairs(x[start:start + PIECE] @ x.T, start, t)
+              for start in range(0, len(x), PIECE)]             # n × n may not fit in memory
+    return log_mean_of_pairs(pieces, len(x))
+
+
+def log_sum_of_pairs(kernel, start, t):
+    """log Σ exp(−t·‖x̂_i − x̂_j‖²) over i ≠ j, of some rows of K = x̂ x̂ᵀ (piece × n).
+
+    start: the first of the rows.
+    """
+    itself = torch.arange(len(kernel), device=kernel.device)
+    squared_distance = (2 - 2 * kernel).clamp_min(0)
+    squared_distance[itself, start + itself] = torch.inf
+    return torch.logsumexp(-t * squared_distance.flatten(), dim=0)
+
+
+def log_mean_of_pairs(pieces, n):
+    return torch.logsumexp(torch.stack(pieces), dim=0) - math.log(n * (n - 1))      # each twice
 
 
 # --- of two -----------------------------------------------------------------------------------
@@ -296,14 +304,37 @@ def linear_cka(x, y):
     return common / own.clamp_min(torch.finfo(torch.float64).tiny)
 
 
+def kernel_metrics(r, z, t=2.0):
+    """H_2 of both, I(R;Z) and both uniformities, in one pass over the n × n kernels, by name.
+
+    The kernels are never there as a whole: at 10,000 images each has 400 MB.
+    """
+    r, z = (normalize_rows(x) for x in matrices(r, z, rows=2))
+    n = len(r)
+    squares = torch.zeros(3, dtype=torch.float64, device=r.device)     # of K_R, K_Z, K_R ∘ K_Z
+    pairs_r, pairs_z = [], []
+    for start in range(0, n, PIECE):
+        k_r = r[start:start + PIECE] @ r.T                      # piece × n
+        k_z = z[start:start + PIECE] @ z.T
+        squares += torch.stack([k.square().sum() for k in (k_r, k_z, k_r * k_z)])
+        pairs_r.append(log_sum_of_pairs(k_r, start, t))
+        pairs_z.append(log_sum_of_pairs(k_z, start, t))
+    h2_r, h2_z, h2_both = -(squares / n ** 2).log()             # H_2(K) = −log(‖K‖² / n²)
+    return {"mi": h2_r + h2_z - h2_both, "h2_r": h2_r, "h2_z": h2_z,
+            "uniformity_r": log_mean_of_pairs(pairs_r, n),
+            "uniformity_z": log_mean_of_pairs(pairs_z, n)}
+
+
 @torch.no_grad()
 def representation_metrics(r, z):
     """Every metric of log.csv that needs no labels: {column: float}.
 
-    r: n × p, z: n × d, the representations and embeddings of the same n ≥ 2 images. α-ReQ is left
-    out where there are not eigenvalues enough.
+    r: n × p, z: n × d, the representations and embeddings of the same n ≥ 2 images. Left out:
+    I(R;Z) on the features' kernels unless p = d, and α-ReQ where there are too few eigenvalues.
     """
-    found = {"mi": matrix_mutual_information(r, z), "cka": linear_cka(r, z)}
+    found = {**kernel_metrics(r, z), "cka": linear_cka(r, z)}
+    if r.shape == z.shape:
+        found["mi_features"] = mutual_information(r, z, kernel="features")
     for name, x in (("r", r), ("z", z)):
         sigma = singular_values(x)                              # each spectrum is needed often
         eigenvalues = covariance_eigenvalues(x)                 # d
@@ -316,9 +347,9 @@ def representation_metrics(r, z):
             found[f"alpha_req_{name}"] = power_law(eigenvalues, 11, 50)
         found[f"eigs_{name}"] = (shares(eigenvalues) > 0.01).sum()
         found[f"var30_{name}"] = largest_share(eigenvalues, 0.3)
-        found[f"h2_{name}"] = renyi_entropy(cosine_kernel(x))
-        found[f"uniformity_{name}"] = uniformity(x)
         found[f"w2_{name}"] = wasserstein_uniformity(x)
+    if found["mi"] != 0:
+        found["erank_r_over_mi"] = found["erank_r"] / found["mi"]
     return {name: float(value) for name, value in found.items()}
 
 

@@ -11,19 +11,22 @@ import torch.nn.functional as F
 from torch import nn
 
 import distributed
+from augment import augment
 from data import pixels
 from images import random_subset
-from metrics import knn_accuracy, representation_metrics, top_k_accuracy
+from metrics import alignment, knn_accuracy, representation_metrics, top_k_accuracy
 from models import encode
 from optim import LEARNING_RATES
 
-TEST_IMAGES = 2048          # fixed random test images that an evaluation is of
+METRIC_IMAGES = 10_000      # fixed random test images that the metrics are of, at most
 BANK_IMAGES = 8192          # fixed random training images that k-NN searches
+VIEW_IMAGES = 1000          # fixed random test images whose views' alignment is measured
 COLUMNS = (                 # of log.csv
     "probe_loss", "probe_top1", "probe_top5", "knn_top1", "erank_r", "erank_z", "h2_r", "h2_z",
     "mi", "uniformity_r", "uniformity_z", "w2_r", "w2_z", "eigs_r", "eigs_z", "var30_r",
-    "var30_z", "cka", "rankme_r", "rankme_z", "stable_rank_r", "stable_rank_z",
-    "participation_r", "participation_z", "nesum_r", "nesum_z", "alpha_req_r", "alpha_req_z",
+    "var30_z", "mi_features", "erank_r_over_mi", "alignment_z", "cka", "rankme_r", "rankme_z",
+    "stable_rank_r", "stable_rank_z", "participation_r", "participation_z", "nesum_r", "nesum_z",
+    "alpha_req_r", "alpha_req_z",
 )
 
 
@@ -106,49 +109,76 @@ class Learner(nn.Module):
         return groups
 
 
-def evaluation_images(data, device):
-    """Fixed random test images, and labelled training images for k-NN, as at test time."""
-    test = random_subset(len(data["test_x"]), TEST_IMAGES, seed=0)
-    labelled = (data["train_y"] >= 0).nonzero().flatten()
-    bank = labelled[random_subset(len(labelled), BANK_IMAGES, seed=0)]
-    return {
-        "test_x": pixels(data, "test_x", test).to(device),      # n × 3 × s × s, uint8
-        "test_y": data["test_y"][test].to(device),              # n
-        "bank_x": pixels(data, "train_x", bank).to(device),
-        "bank_y": data["train_y"][bank].to(device),
-    }
+# --- what a run is measured by ----------------------------------------------------------------
+
+def encode_images(data, split, index, nets, device):
+    """[r, head(r), …] of the images data[split][index], each n × its width, float32.
+
+    nets: the encoder, and heads that take r. The images need not fit into memory at once.
+    """
+    parts = []
+    for some in index.split(4096):
+        images = pixels(data, split, some).to(device)           # n × 3 × s × s, uint8
+        parts.append(encode(images, *nets, mean=data["mean"], std=data["std"]))
+    return [torch.cat(part) for part in zip(*parts)]
 
 
-def evaluate(method, online_probe, images, normalisation, autocast):
+def encode_views(data, index, views, nets, device):
+    """[r, head(r), …] of augmented views of test images, the same ones each time.
+
+    index: of the images, n. Returns n × views × width each.
+    """
+    images = pixels(data, "test_x", index).to(device)
+    generator = torch.Generator(device)
+    features = []
+    for view in range(views):
+        generator.manual_seed(view)
+        augmented = augment(images, "vicreg", 0, generator)
+        features.append(encode(augmented, *nets, mean=data["mean"], std=data["std"]))
+    return [torch.stack(of_a_net, 1) for of_a_net in zip(*features)]
+
+
+def evaluate(method, online_probe, data, device, autocast):
     """Accuracies in per cent and metrics, by their columns of log.csv.
 
-    online_probe: None, for images without labels, leaves out the accuracies. Only the networks
-    run under autocast: in bf16, cosines near 1 are 0.004 apart, too coarse for k-NN.
+    They are of all test images; of at most METRIC_IMAGES, always the same ones, where the cost
+    grows with their number squared. online_probe: None, for images without labels, leaves out
+    the accuracies. Only the networks run under autocast: in bf16, cosines near 1 are 0.004 apart,
+    too coarse for k-NN.
     """
-    encoder, projector = method.encoder, method.projector
-    if online_probe is None:
-        with autocast:
-            r, z = encode(images["test_x"], encoder, projector, **normalisation)
-        return representation_metrics(r, z)
-
+    nets = [method.encoder, method.projector]
+    test = torch.arange(len(data["test_x"]))
+    few = random_subset(len(test), METRIC_IMAGES, seed=0)
+    pairs = random_subset(len(test), VIEW_IMAGES, seed=0)
     with autocast:
-        r, z, logits = encode(images["test_x"], encoder, projector, online_probe.linear,
-                              **normalisation)              # n × p, n × d, n × classes
-        bank_r = encode(images["bank_x"], encoder, **normalisation)[0]
-    test_y, bank_y = images["test_y"], images["bank_y"]
-    k = min(20, len(bank_r))
-    return representation_metrics(r, z) | {
-        "probe_top1": top_k_accuracy(logits, test_y).item(),
-        "probe_top5": top_k_accuracy(logits, test_y, 5).item(),
+        if online_probe is not None:
+            nets.append(online_probe.linear)
+        r, z, *logits = encode_images(data, "test_x", test, nets, device)   # n × p, n × d
+        _, z_views, *_ = encode_views(data, pairs, 2, nets, device)         # n × 2 × d
+    found = representation_metrics(r[few], z[few])
+    found["alignment_z"] = alignment(z_views[:, 0], z_views[:, 1]).item()
+    if online_probe is None:
+        return found
+
+    labelled = (data["train_y"] >= 0).nonzero().flatten().cpu()
+    bank = labelled[random_subset(len(labelled), BANK_IMAGES, seed=0)]
+    with autocast:
+        bank_r, = encode_images(data, "train_x", bank, nets[:1], device)
+    bank_y = data["train_y"][bank].to(device)
+    test_y = data["test_y"].to(device)
+    k = min(20, len(bank))
+    return found | {
+        "probe_top1": top_k_accuracy(logits[0], test_y).item(),
+        "probe_top5": top_k_accuracy(logits[0], test_y, 5).item(),
         "knn_top1": knn_accuracy(bank_r, bank_y, r, test_y, k).item(),
     }
 
 
-def untrained_accuracy(online_probe, images, normalisation, autocast):
+def untrained_accuracy(online_probe, data, device, autocast):
     """Of the probe on the untrained encoder, in per cent; None where there is no such probe."""
     if online_probe is None or online_probe.untrained is None:
         return None
+    nets = [online_probe.untrained, online_probe.untrained_linear]
     with autocast:
-        logits = encode(images["test_x"], online_probe.untrained,
-                        online_probe.untrained_linear, **normalisation)[1]
-    return top_k_accuracy(logits, images["test_y"]).item()
+        _, logits = encode_images(data, "test_x", torch.arange(len(data["test_x"])), nets, device)
+    return top_k_accuracy(logits, data["test_y"].to(device)).item()

@@ -42,7 +42,7 @@ def dense_batch():
 # --- the figures ------------------------------------------------------------------------------
 
 def test_a_small_run(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(probe, "TEST_IMAGES", 64)
+    monkeypatch.setattr(probe, "METRIC_IMAGES", 64)
     monkeypatch.setattr(cli, "fast_precision", lambda device: "fp32")       # as auto chooses it
     bench.main([*SMALL, "--json", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())

@@ -212,8 +212,6 @@ def train(args, command, signals):
                        f"{n_images:,} images")
     config["data"] = f"{n_images} images with checksum {fingerprint(data)}"
     run.check_same_flags(last, saved, config, MAY_DIFFER_ON_RESUME)
-    eval_images = probe.evaluation_images(data, device)
-    normalisation = {"mean": data["mean"], "std": data["std"]}
     to_device(data, device)
     steps = n_images // args.batch_size                     # per epoch
     total_steps = steps * args.epochs
@@ -238,11 +236,11 @@ def train(args, command, signals):
         epochs_done, seconds_before, rows = saved["epoch"], saved["seconds"], saved["rows"]
 
     def save(epoch, seconds):
-        facts = {key: data[key] for key in ("classes", "size", "image_size", "stem")}
+        about_images = ("classes", "size", "image_size", "stem", "mean", "std")
         run.save_checkpoint(last, {
             "epoch": epoch, "seconds": seconds, "rows": rows, "config": config,
             "learner": learner.state_dict(), "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(), "facts": facts | normalisation,
+            "scaler": scaler.state_dict(), "facts": {key: data[key] for key in about_images},
             "streamed": data["streamed"], "data_dir": str(Path(args.data_dir).absolute())})
 
     # several processes, compiling
@@ -325,7 +323,7 @@ def train(args, command, signals):
         row |= dict(zip(logs, step_logs.mean(0).tolist()))
         row["clipped"] *= steps                             # a number of steps, not their share
         if epoch % args.eval_every == 0 or epoch == args.epochs:
-            row |= probe.evaluate(method, online_probe, eval_images, normalisation, autocast)
+            row |= probe.evaluate(method, online_probe, data, device, autocast)
         row["seconds"] = seconds_before + time.time() - started
         rows.append(row)
         save(epoch, row["seconds"])
@@ -342,7 +340,7 @@ def train(args, command, signals):
         draw_run(run.read_log(log.path), args.out / "dynamics.png")
     except ImportError:
         print("dynamics.png was left out: it needs matplotlib (pip install matplotlib)")
-    untrained = probe.untrained_accuracy(online_probe, eval_images, normalisation, autocast)
+    untrained = probe.untrained_accuracy(online_probe, data, device, autocast)
     print(last_lines(args.out, rows[-1], untrained))
 
 
