@@ -37,7 +37,8 @@ from cli import BadInput
 from data import load
 from datasets import DATASETS
 from images import random_subset
-from metrics import alignment, knn_accuracy, lidar, representation_metrics, top_k_accuracy
+from metrics import (alignment, knn_accuracy, lidar, representation_metrics, standard_error,
+                     top_k_accuracy)
 from models import mlp, resnet
 from probe import METRIC_IMAGES, VIEW_IMAGES, encode_images, encode_views   # as while training
 
@@ -167,6 +168,7 @@ def measure(train_r, train_y, test_r, test_y, test_z=None):
     whole = linear_probe(train_r, train_y, test_r, test_y)
     found = {
         "linear_top1": whole["top1"],
+        "linear_top1_error": standard_error(whole["top1"], len(test_y)),    # of their number
         "linear_top5": whole["top5"],
         "linear_rate": whole["rate"],
     }

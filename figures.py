@@ -242,7 +242,8 @@ def read_flags(folder):
 def summary(runs):
     """One row per method: its name, how many runs, and their mean and standard deviation.
 
-    runs: {method: [log, …]}. The values are the last ones of each of SUMMARY.
+    runs: {method: [log, …]}. The values are the last ones of each of SUMMARY. The deviation is
+    that with n − 1, NaN of a single run.
     """
     rows = []
     for name, logs in runs.items():
@@ -251,7 +252,7 @@ def summary(runs):
             ends = [last_value(log, column) for log in logs]
             ends = torch.tensor(ends, dtype=torch.float64)
             row[column] = ends.mean().item()
-            row[f"{column}_std"] = ends.std(correction=0).item()
+            row[f"{column}_std"] = ends.std().item() if len(ends) > 1 else math.nan
         rows.append(row)
     return rows
 
@@ -310,13 +311,21 @@ def print_tables(summary_rows, correlation_rows):
     headings = [f"{column:>14}" for column in SUMMARY]
     print("  ".join([" " * width, "runs", *headings]))
     for row in summary_rows:
-        cells = [f"{row[column]:7.3g} ± {row[f'{column}_std']:4.2g}" for column in SUMMARY]
+        cells = [summary_cell(row, column) for column in SUMMARY]
         print("  ".join([f"{row['method']:{width}}", f"{row['runs']:4}", *cells]))
     print("Pearson's r of probe accuracy and …, largest |r| first; of fewer than eight runs it "
           "is indicative only")
     for row in sorted(correlation_rows, key=rank_of_correlation):
         print(f"{row['quantity']:31} {row['r']:6.3f}   95 %: {row['low']:6.3f} … "
               f"{row['high']:6.3f}   {row['runs']} runs")
+
+
+def summary_cell(row, column):
+    """Mean ± standard deviation; of a single run, its value."""
+    text = f"{row[column]:7.3g}"
+    if row["runs"] > 1:
+        text += f" ± {row[f'{column}_std']:4.2g}"
+    return f"{text:14}"
 
 
 def rank_of_correlation(row):
@@ -414,7 +423,8 @@ def name_methods(figure, colour):
 def draw_plane(runs, png):
     """Where runs end in the plane of effective rank and I(R;Z), as a PNG [Figures 1a, 5].
 
-    runs: {method: [log, …]}. Accuracy is a point's colour; a line joins a method's runs.
+    runs: {method: [log, …]}. Accuracy is a point's colour, on a scale of five points at least:
+    smaller differences are mostly noise. Thin spokes join a method's runs to their mean.
     """
     from matplotlib.figure import Figure
     figure = Figure(figsize=(11, 4.6), layout="constrained")
@@ -431,19 +441,43 @@ def draw_plane(runs, png):
 def draw_ends(axis, runs, rank):
     """One plane. rank: the column of its horizontal axis. Returns the points."""
     every_log = [log for logs in runs.values() for log in logs]
+    accuracies = [last_value(log, "probe_top1") for log in every_log]
+    known = [accuracy for accuracy in accuracies if math.isfinite(accuracy)] or [0.0]
+    margin = max(0, 5 - (max(known) - min(known))) / 2
     points = axis.scatter([last_value(log, rank) for log in every_log],
                           [last_value(log, "mi") for log in every_log],
-                          c=[last_value(log, "probe_top1") for log in every_log],
+                          c=accuracies, vmin=min(known) - margin, vmax=max(known) + margin,
                           cmap="cividis", s=45, edgecolor="black", linewidth=0.4)
+    means = {}
     for name, logs in runs.items():
-        ends = sorted((last_value(log, rank), last_value(log, "mi")) for log in logs)
-        axis.plot(*zip(*ends), color="0.6", linewidth=0.8, zorder=0)
-        rightmost = ends[-1]
-        axis.annotate(name, rightmost, textcoords="offset points", xytext=(6, -3), fontsize=7.5,
-                      zorder=1)
-    axis.margins(0.12)
+        ends = [(last_value(log, rank), last_value(log, "mi")) for log in logs]
+        mean = tuple(sum(values) / len(values) for values in zip(*ends))
+        for end in ends:
+            axis.plot(*zip(mean, end), color="0.6", linewidth=0.8, zorder=0)
+        means[name] = mean
+    axis.margins(0.15)
     axis.grid(alpha=0.3)
+    name_points(axis, means)
     return points
+
+
+def name_points(axis, places):
+    """Writes each name beside its place, {name: (x, y)}, from below upwards without overlaps."""
+    transform = axis.transData
+    lowest_free = -math.inf
+    for name, place in sorted(places.items(), key=height_of):
+        if not all(map(math.isfinite, place)):
+            continue
+        x, y = transform.transform(place)
+        shifted = max(y, lowest_free)
+        lowest_free = shifted + 13                  # pixels: a line of text
+        axis.annotate(name, place, textcoords="offset pixels", xytext=(10, shifted - y - 4),
+                      fontsize=7.5, zorder=1)
+
+
+def height_of(item):
+    name, place = item
+    return place[1]
 
 
 def save(figure, png):

@@ -242,7 +242,8 @@ def root_trace(gram):
 
 # --- AdaDim ---------------------------------------------------------------------------------------
 
-def adadim(r1, r2, z1, z2, alpha, beta=1e-4, mi_scale=None, temperature=0.1):
+def adadim(r1, r2, z1, z2, alpha, beta=1e-4, mi_scale=None, temperature=0.1,
+           vicreg_weights=(25.0, 25.0, 1.0)):
     """AdaDim's loss [Eq. 4, 5], and a dict of its parts.
 
         L = α·InfoNCE + (1 − α)·VICReg + β·m·I(R;Z)
@@ -252,6 +253,7 @@ def adadim(r1, r2, z1, z2, alpha, beta=1e-4, mi_scale=None, temperature=0.1):
     beta: β. Above 0 it pushes I(R;Z) down ("encourages lower", §4; that section's last paragraph
         says that it opposes the decrease, which contradicts the sign), below 0 up (§C.7).
     mi_scale: m. None takes m = α, the published method; 1 is [32]'s constant regulariser.
+    vicreg_weights: of invariance, variance and covariance, the last of which is Table 18's ν.
 
     Nothing flows back through α or m. The dict holds info_nce, vicreg and mi_loss, the three
     terms before weighting, detached.
@@ -270,7 +272,7 @@ def adadim(r1, r2, z1, z2, alpha, beta=1e-4, mi_scale=None, temperature=0.1):
     k_r = cosine_kernel(torch.cat([r1, r2]))        # 2n × 2n
     k_z = cosine_kernel(torch.cat([z1, z2]))        # 2n × 2n, which two of the terms share
     info_nce_term = nt_xent(k_z, temperature)
-    vicreg_term = vicreg(z1, z2)
+    vicreg_term = vicreg(z1, z2, *vicreg_weights)
     mi_term = kernel_information(k_r, k_z)
     loss = alpha * info_nce_term + (1 - alpha) * vicreg_term + beta * m * mi_term
 

@@ -23,10 +23,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from cli import checked
+from cli import checked, matching
 from distributed import gather
 from losses import adadim, wasserstein_uniformity
-from metrics import effective_rank
+from metrics import effective_rank, uniformity
 from models import mlp
 
 
@@ -113,6 +113,23 @@ def alpha_at(schedule, measured, progress):
     return torch.full((), schedule, dtype=torch.float32, device=progress.device)
 
 
+NUMBER = r"\d+(\.\d*)?(e[+-]?\d+)?"
+three_weights = matching(rf"{NUMBER},{NUMBER},{NUMBER}", "three weights such as 25,25,1")
+weight_type = matching(rf"{NUMBER}(:{NUMBER})?", "a weight such as 0.2, or two such as 30:0")
+
+# terms that may be added to a loss: of both views' embeddings stacked, as the second paper's
+# authors do
+UNIFORMITIES = {"w2_loss": wasserstein_uniformity, "lu_loss": uniformity}
+
+
+def weight_at(text, progress):
+    """A weight at a step (0-dim): "0.2" throughout, or "30:0", from 30 to 0 over training."""
+    first, _, last = text.partition(":")
+    first = float(first)
+    last = float(last) if last else first
+    return (first + (last - first) * progress).float()
+
+
 class AdaDim(Method):
     """AdaDim, and every point of its family: SimCLR, VICReg, a fixed or growing α [Table 6].
 
@@ -128,6 +145,11 @@ class AdaDim(Method):
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
         self.args = args
+        self.vicreg_weights = [float(weight) for weight in args.vicreg_weights.split(",")]
+        weights = {"w2_loss": args.w2_weight, "lu_loss": args.lu_weight}
+        self.uniformity_weights = {column: weight for column, weight in weights.items()
+                                   if weight != "0"}
+        self.columns = (*AdaDim.columns, *self.uniformity_weights)
         if args.alpha == "ada" and args.alpha_every >= args.epochs:
             print(f"note: α stays 0, for it is first measured after epoch {args.alpha_every}: a "
                   "lower --alpha-every changes that")
@@ -146,10 +168,12 @@ class AdaDim(Method):
 
         alpha = self.schedule(progress)["alpha"]
         m = 1.0 if self.args.mi_scale == "1" else None      # None: m = α, the published method
-        loss, parts = adadim(r1, r2, z1, z2, alpha, self.args.beta, m, self.args.temperature)
-        if self.args.w2_weight:
-            w2 = (wasserstein_uniformity(z1) + wasserstein_uniformity(z2)) / 2
-            loss = loss + self.args.w2_weight * w2
+        loss, parts = adadim(r1, r2, z1, z2, alpha, self.args.beta, m, self.args.temperature,
+                             self.vicreg_weights)
+        for column, weight in self.uniformity_weights.items():
+            term = UNIFORMITIES[column](torch.cat([z1, z2]))        # of 2n × d
+            loss = loss + weight_at(weight, progress) * term
+            parts[column] = term.detach()
 
         # §4 measures on "the embedding space", and two sentences later on "the representation
         # space": z is what the published α is, r is there to compare

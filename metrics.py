@@ -238,10 +238,11 @@ def uniformity(x, t=2.0):
     Of uniformity.py's four properties it has the first alone: permuted samples do not matter.
     """
     x, = matrices(x, rows=2)
-    x = normalize_rows(x)
-    pieces = [log_sum_of_pairs(x[start:start + PIECE] @ x.T, start, t)
-              for start in range(0, len(x), PIECE)]             # n × n may not fit in memory
-    return log_mean_of_pairs(pieces, len(x))
+    with torch.autocast(x.device.type, enabled=False):
+        x = normalize_rows(x)
+        pieces = [log_sum_of_pairs(x[start:start + PIECE] @ x.T, start, t)
+                  for start in range(0, len(x), PIECE)]         # n × n may not fit in memory
+        return log_mean_of_pairs(pieces, len(x))
 
 
 def log_sum_of_pairs(kernel, start, t):
@@ -398,6 +399,12 @@ def top_k_accuracy(logits, y, k=1):
 
 
 # --- of numbers ---------------------------------------------------------------------------------
+
+def standard_error(accuracy, n):
+    """Of an accuracy on n test images, both in per cent: 100·√(p(1 − p)/n)."""
+    share = accuracy / 100
+    return 100 * math.sqrt(share * (1 - share) / n)
+
 
 def pearson(x, y):
     """Pearson's correlation of two equally long vectors, tensors or lists.

@@ -13,6 +13,7 @@ import torch
 LEARNING_RATES = {          # for a batch of 256
     "lars": {"encoder": 0.4, "probe": 0.1},
     "sgd": {"encoder": 0.05, "probe": 0.1},
+    "adam": {"encoder": 1e-3, "probe": 1e-2},
     "adamw": {"encoder": 1e-3, "probe": 1e-2},
 }
 
@@ -25,6 +26,8 @@ def make_optimizer(name, groups):
         return LARS(groups, lr=0.0)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
+    if name == "adam":
+        return torch.optim.Adam(groups, lr=0.0)
     return torch.optim.AdamW(groups, lr=0.0)
 
 
@@ -92,7 +95,7 @@ def clip_gradient(params, optimizer, mean_norm, factor):
     scale = torch.where(clipped, limit / norm, 1)
     for p in params:
         p.grad.mul_(scale)
-        for name in ("momentum_buffer", "exp_avg"):         # LARS's and SGD's, AdamW's
+        for name in ("momentum_buffer", "exp_avg"):         # LARS's and SGD's, Adam's
             if name in optimizer.state.get(p, {}):
                 optimizer.state[p][name].mul_(scale)
 

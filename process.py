@@ -17,6 +17,7 @@ import torch
 
 from cli import BadInput, one_line_errors, show_progress
 from distributed import RANK, WORLD_SIZE
+from metrics import standard_error
 
 
 # --- what is said ---------------------------------------------------------------------------
@@ -94,6 +95,13 @@ def describe(args, data, method, device):
             f"{where}, {args.precision}; to {args.out}")
 
 
+def warn_of_few(n_test):
+    """A note, where an accuracy can mean little."""
+    if n_test < 200:
+        print(f"note: there are {n_test} test images: an accuracy of 50 % has a standard error "
+              f"of {standard_error(50, n_test):.0f} points")
+
+
 def millions(net):
     return f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M"
 
@@ -108,14 +116,18 @@ def epoch_line(row, args, columns, seconds_left):
     return "  ".join(words)
 
 
-def last_lines(out, row, untrained):
+def last_lines(out, row, untrained, n_test):
     """What a whole run prints at its end. untrained: the baseline's accuracy, or None."""
     files = ", ".join(sorted(path.name for path in out.iterdir()))
     text = f"finished in {duration(row['seconds'])}; in {out}: {files}"
+    if "probe_top1" not in row:
+        return text
+    accuracy = row["probe_top1"]
+    text += (f"\nprobe accuracy: {accuracy:.1f} % (standard error of {n_test:,} test images: "
+             f"{standard_error(accuracy, n_test):.1f})")
     if untrained is not None:
-        accuracy = row["probe_top1"]
-        text += (f"\nprobe accuracy: {accuracy:.1f} %; of the same probe on the untrained "
-                 f"encoder: {untrained:.1f} %; training gained {accuracy - untrained:.1f} points")
+        text += (f"; of the same probe on the untrained encoder: {untrained:.1f} %; training "
+                 f"gained {accuracy - untrained:.1f} points")
     return text
 
 

@@ -4,11 +4,7 @@
     python study.py ablation --devices cuda:0,cuda:1 --seeds 3 -- --dataset cifar100
     python figures.py runs/study/*          draws and correlates what the runs logged
 
-alpha     α fixed, from 0 (VICReg) to 1 (SimCLR); measured; growing [Table 19, Figure 13]
-ablation  every row of Table 6
-beta      AdaDim with other signs and sizes of β [§C.7], and with ±1, whose effect is plain
-every     AdaDim with α measured more, or less, often
-from      AdaDim with α measured on R in place of Z [Figure 6c]
+    python study.py --list                  every study, its runs, and what they redo
 
 What follows -- goes to every run. A run that two studies share is trained once. A finished run
 is skipped, one that was cut off is resumed, and after one that fails the others go on. Exit
@@ -24,50 +20,97 @@ from pathlib import Path
 from cli import BadInput, Parser, device_name, one_line_errors, whole_number
 from run import read_config, read_log
 
-# One line per setting: the flags of train.py as one would type them.
+FOUR_METHODS = {
+    "VICReg": "--alpha 0 --beta 0",
+    "SimCLR": "--alpha 1 --beta 0",
+    "half": "--alpha 0.5 --beta 0",
+    "AdaDim": "--alpha ada --beta 0.0001",
+}
+SIMCLR_SETTINGS = [         # learning rate, temperature and weight decay, as Table 18 lists them
+    *((0.6, temperature, 1e-6) for temperature in (0.05, 0.07, 0.1, 0.2, 0.3, 0.4)),
+    *((0.5, temperature, 1e-6) for temperature in (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4)),
+    (0.5, 0.15, 1e-7),
+    (0.5, 0.15, 1e-5),
+]
+
+
+def each(setting, *values):
+    """The setting with each of the values in the place of {}."""
+    return [setting.format(value) for value in values]
+
+
+# Runs are flags of train.py, as one would type them.
 STUDIES = {
-    "alpha": [
-        "--alpha 0 --beta 0",                           # VICReg
-        "--alpha 0.2 --beta 0",
-        "--alpha 0.4 --beta 0",
-        "--alpha 0.6 --beta 0",
-        "--alpha 0.8 --beta 0",
-        "--alpha 1 --beta 0",                           # SimCLR
-        "--alpha ada --beta 0",
-        "--alpha linear --beta 0",
-        "--alpha cosine --beta 0",
-    ],
-    "ablation": [
-        "--alpha 0 --beta 0",                           # VICReg
-        "--alpha 1 --beta 0",                           # SimCLR
-        "--alpha 0.5 --beta 0",
-        "--alpha ada --beta 0",
-        "--alpha cosine --beta 0",
-        "--alpha linear --beta 0",
-        "--alpha ada --beta 0.0001 --mi-scale 1",
-        "--alpha 1 --beta 0.0001 --mi-scale 1",         # SimCLR + [32]
-        "--alpha 0 --beta 0.0001 --mi-scale 1",         # VICReg + [32]
-        "--alpha ada --beta 0.0001",                    # AdaDim
-    ],
-    "beta": [
-        "--alpha ada --beta -1",
-        "--alpha ada --beta -0.0001",
-        "--alpha ada --beta 0",
-        "--alpha ada --beta 0.0001",                    # AdaDim
-        "--alpha ada --beta 0.001",
-        "--alpha ada --beta 0.01",
-        "--alpha ada --beta 1",
-    ],
-    "every": [
-        "--alpha ada --beta 0.0001 --alpha-every 1",
-        "--alpha ada --beta 0.0001 --alpha-every 5",
-        "--alpha ada --beta 0.0001 --alpha-every 20",
-        "--alpha ada --beta 0.0001 --alpha-every 100",
-    ],
-    "from": [
-        "--alpha ada --beta 0.0001",                    # AdaDim: on Z
-        "--alpha ada --beta 0.0001 --alpha-from r",
-    ],
+    "alpha": {
+        "redoes": "Table 19, Figure 13: α fixed, from VICReg to SimCLR; measured; growing",
+        "runs": each("--alpha {} --beta 0", "0", "0.2", "0.4", "0.6", "0.8", "1", "ada", "linear",
+                     "cosine"),
+    },
+    "alpha-fine": {
+        "redoes": "Figure 1a: α in steps of 0.05",
+        "runs": each("--alpha {:g} --beta 0", *(step / 20 for step in range(21))),
+    },
+    "ablation": {
+        "redoes": "Table 6, row by row",
+        "runs": [
+            *each("--alpha {} --beta 0", "0", "1", "0.5", "ada", "cosine", "linear"),
+            "--alpha ada --beta 0.0001 --mi-scale 1",
+            "--alpha 1 --beta 0.0001 --mi-scale 1",         # SimCLR + [32]
+            "--alpha 0 --beta 0.0001 --mi-scale 1",         # VICReg + [32]
+            "--alpha ada --beta 0.0001",                    # AdaDim
+        ],
+    },
+    "beta": {
+        "redoes": "§C.7: other signs and sizes of β, and ±1, whose effect is plain",
+        "runs": each("--alpha ada --beta {}", "-1", "-0.0001", "0", "0.0001", "0.001", "0.01",
+                     "1"),
+    },
+    "every": {
+        "redoes": "Figure 18c: α measured more, or less, often",
+        "runs": each("--alpha ada --beta 0.0001 --alpha-every {}", 1, 5, 20, 100),
+    },
+    "alpha-batches": {
+        "redoes": "§A.6: α measured on fewer, or more, batches",
+        "runs": each("--alpha ada --beta 0.0001 --alpha-batches {}", 1, 3, 10, 30),
+    },
+    "from": {
+        "redoes": "Figure 6c: α measured on R in place of Z",
+        "runs": ["--alpha ada --beta 0.0001", "--alpha ada --beta 0.0001 --alpha-from r"],
+    },
+    "width": {
+        "redoes": "Figure 18a: the projector's output, AdaDim beside VICReg",
+        "runs": [f"{method} --projector 2048-2048-{size}" for size in (256, 1024, 2048, 4096)
+                 for method in (FOUR_METHODS["AdaDim"], FOUR_METHODS["VICReg"])],
+    },
+    "temperature": {
+        "redoes": "Figure 18b: InfoNCE's temperature, AdaDim beside SimCLR",
+        "runs": [f"{method} --temperature {temperature}" for temperature in (0.05, 0.1, 0.2, 0.5)
+                 for method in (FOUR_METHODS["AdaDim"], FOUR_METHODS["SimCLR"])],
+    },
+    "length": {
+        "redoes": "Figure 17, §C.6: does the measured α gain with training time?",
+        "runs": [f"{method} --epochs {epochs}" for epochs in (20, 60, 150)
+                 for method in FOUR_METHODS.values()],
+    },
+    "optimizer": {
+        "redoes": "Figure 14: LARS, Adam and SGD",
+        "runs": [f"{method} --optimizer {optimizer}" for optimizer in ("lars", "adam", "sgd")
+                 for method in FOUR_METHODS.values()],
+    },
+    "random": {
+        "redoes": "Figure 5a, b, Table 18: 15 settings each of SimCLR and VICReg",
+        "runs": [
+            *("--alpha 1 --beta 0 --lr {:g} --temperature {:g} --weight-decay {:g}".format(*setting)
+              for setting in SIMCLR_SETTINGS),
+            *each("--alpha 0 --beta 0 --lr 0.3 --weight-decay 1e-06 --vicreg-weights 25,25,{:g}",
+                  *(nu / 10 for nu in range(3, 18))),
+        ],
+    },
+    "uniformity": {
+        "redoes": "the second paper's question, for AdaDim's family: plain, + L_U, + W2",
+        "runs": [f"{method}{term}" for method in FOUR_METHODS.values()
+                 for term in ("", " --lu-weight 1", " --w2-weight 1")],
+    },
 }
 GIVEN_BY_THE_STUDY = ("--out", "--seed", "--device", "--resume", "--overwrite")
 
@@ -78,11 +121,18 @@ def runs(studies, seeds):
     """{name of its folder: its flags, a list} for every run of these studies, each once."""
     found = {}
     for study in studies:
-        for setting in STUDIES[study]:
+        for setting in STUDIES[study]["runs"]:
             for seed in range(seeds):
                 flags = [*setting.split(), "--seed", str(seed)]
                 found[folder_name(flags)] = flags
     return found
+
+
+def print_studies():
+    for name, study in STUDIES.items():
+        print(f"{name}: {study['redoes']}")
+        for setting in study["runs"]:
+            print(f"    {setting}")
 
 
 def folder_name(flags):
@@ -209,10 +259,12 @@ def parse_args(argv):
     split = argv.index("--") if "--" in argv else len(argv)
     own = argv[:split]
     common = argv[split + 1:]
-    usage = "study.py STUDY … [--seeds N] [--devices LIST] [--out DIR] -- FLAGS OF TRAIN.PY"
+    usage = ("study.py STUDY … [--list] [--seeds N] [--devices LIST] [--out DIR] "
+             "-- FLAGS OF TRAIN.PY")
     parser = Parser("study.py", __doc__, usage=usage)
-    parser.add_argument("studies", nargs="+", choices=STUDIES, metavar="STUDY",
-                        help=", ".join(STUDIES))
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help=", ".join(STUDIES))
+    parser.add_argument("--list", action="store_true",
+                        help="every study, its runs, and the table or figure that they redo")
     parser.add_argument("--seeds", type=whole_number(1), default=2, metavar="N",
                         help="runs of each setting, with seeds 0 … N − 1 (default: %(default)s)")
     parser.add_argument("--devices", type=device_list, default="auto", metavar="LIST",
@@ -221,6 +273,11 @@ def parse_args(argv):
     parser.add_argument("--out", type=Path, default=Path("runs/study"), metavar="DIR",
                         help="a folder for each run goes here (default: %(default)s)")
     args = parser.parse_args(own)
+    for name in args.studies:
+        if name not in STUDIES:
+            parser.error(f"STUDY: {name!r} is none: choose from {', '.join(STUDIES)}")
+    if not args.studies and not args.list:
+        parser.error(f"STUDY: name at least one of {', '.join(STUDIES)}")
     for word in common:
         flag = word.partition("=")[0]
         if flag in GIVEN_BY_THE_STUDY:
@@ -231,6 +288,9 @@ def parse_args(argv):
 def main(argv=None):
     with one_line_errors("study.py"):
         args, common = parse_args(sys.argv[1:] if argv is None else argv)
+        if args.list:
+            print_studies()
+            return
         chosen = runs(args.studies, args.seeds)
         args.out.mkdir(parents=True, exist_ok=True)
         try:

@@ -20,7 +20,7 @@ from torch import nn
 import methods
 import train
 from distributed import gather
-from losses import normalize_rows
+from losses import normalize_rows, vicreg
 from methods import AdaDim, Method, StepResult, alpha_at
 from metrics import effective_rank
 from models import mlp
@@ -215,11 +215,17 @@ def test_alphas_schedules(schedule, at_start, at_quarter, at_end):
 
 
 def test_the_loss_is_equation_5():
-    method = adadim(alpha=0.25, beta=2.0, w2_weight=0.5)
+    method = adadim(alpha=0.25, beta=2.0, w2_weight="0.8:0.2", lu_weight=0.3,
+                    vicreg_weights="5,4,3")
     views = torch.randn(16, 3, 4, 4, generator=generator())
     result = method(views, torch.arange(8), torch.tensor(0.5).double())
     parts = types.SimpleNamespace(**result.logs)
     z1, z2 = method.projector(method.encoder(views)).chunk(2)
-    w2 = (methods.wasserstein_uniformity(z1) + methods.wasserstein_uniformity(z2)) / 2
-    by_hand = 0.25 * parts.info_nce + 0.75 * parts.vicreg + 2 * 0.25 * parts.mi_loss + 0.5 * w2
+    w2 = methods.wasserstein_uniformity(torch.cat([z1, z2]))
+    lu = methods.uniformity(torch.cat([z1, z2]))
+    assert (parts.w2_loss, parts.lu_loss) == (w2, lu)
+    assert set(result.logs) == {*method.columns} - {"alpha"}
+    assert parts.vicreg == pytest.approx(vicreg(z1, z2, 5, 4, 3).item(), rel=1e-6)
+    by_hand = 0.25 * parts.info_nce + 0.75 * parts.vicreg + 2 * 0.25 * parts.mi_loss
+    by_hand = by_hand + (0.8 + 0.2) / 2 * w2 + 0.3 * lu         # half of the training is done
     assert float(result.loss.detach()) == pytest.approx(float(by_hand.detach()), rel=1e-6)

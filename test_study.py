@@ -8,6 +8,7 @@ import pytest
 
 import study
 from test_train import SMALL
+from train import parse_args
 
 SHORT = [word for word in SMALL if word not in ("--device", "cpu")]     # a study names devices
 SHORT += ("--arch resnet18 --width 2 --projector 8-8 --limit-train 128 --batch-size 64 "
@@ -31,6 +32,28 @@ def test_grids():
     assert len(both) == 9 + 5       # 0.5 and the four with β are new
     assert both["alpha-ada-beta-0.0001-mi-scale-1-seed-0"] == [
         "--alpha", "ada", "--beta", "0.0001", "--mi-scale", "1", "--seed", "0"]
+
+
+@pytest.mark.parametrize("name", study.STUDIES)
+def test_every_run_of_every_study_is_one_that_train_takes(name):
+    chosen = study.runs([name], seeds=1)
+    assert len(chosen) == len(study.STUDIES[name]["runs"])          # no name stands for two
+    for flags in chosen.values():
+        parse_args([*flags, "--epochs", "400"])
+
+
+def test_random_settings_are_table_18s():
+    chosen = study.runs(["random"], seeds=1)
+    assert len(chosen) == 30
+    assert sum("--temperature" in flags for flags in chosen.values()) == 15
+    assert any("25,25,0.3" in flags for flags in chosen.values())
+    assert any("25,25,1.7" in flags for flags in chosen.values())
+
+
+def test_list_says_what_a_study_redoes(capsys):
+    assert run_study("--list") == 0
+    out = capsys.readouterr().out
+    assert "ablation: Table 6" in out and "    --alpha 0.05 --beta 0\n" in out
 
 
 def test_adadim_itself_is_shared_by_studies():
@@ -111,11 +134,12 @@ def test_a_run_that_lacks_something_is_not_finished(change, tmp_path):
 # --- a study --------------------------------------------------------------------------------------
 
 def test_a_study_skips_resumes_and_goes_on_after_a_failure(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(study.STUDIES, "from", [
+    settings = [
         "--alpha 0 --beta 0",
         "--alpha 1 --beta 0 --lr 1e30 --warmup-epochs 0",       # breaks the network
         "--alpha 0.5 --beta 0",
-    ])
+    ]
+    monkeypatch.setitem(study.STUDIES, "from", {"redoes": "", "runs": settings})
     command = ["from", "--seeds", 1, "--devices", "cpu,cpu", "--out", tmp_path, "--", *SHORT]
     vicreg = "alpha-0-beta-0-seed-0"
     half = "alpha-0.5-beta-0-seed-0"
@@ -130,7 +154,7 @@ def test_a_study_skips_resumes_and_goes_on_after_a_failure(tmp_path, capsys, mon
     assert all(text.count(b"\n") == 3 for text in logs.values())
 
     (tmp_path / half / "backbone.pt").unlink()      # as if it had been cut off
-    del study.STUDIES["from"][1]
+    del settings[1]
     assert run_study(*command) == 0
     out = capsys.readouterr().out
     assert f"{vicreg}: was finished" in out
@@ -141,7 +165,7 @@ def test_a_study_skips_resumes_and_goes_on_after_a_failure(tmp_path, capsys, mon
 
 
 def test_a_folder_that_cannot_be_written_is_a_failure(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(study.STUDIES, "from", ["--alpha 0 --beta 0"])
+    monkeypatch.setitem(study.STUDIES, "from", {"redoes": "", "runs": ["--alpha 0 --beta 0"]})
     (tmp_path / "alpha-0-beta-0-seed-0").write_text("in the way")
     assert run_study("from", "--seeds", 1, "--out", tmp_path, "--", *SHORT) == 1
     out = capsys.readouterr().out

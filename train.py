@@ -33,12 +33,12 @@ from datasets import DATASETS
 from distributed import RANK, WORLD_SIZE
 from figures import draw_run
 from images import memory_for_images
-from methods import METHODS, alpha_type
+from methods import METHODS, alpha_type, three_weights, weight_type
 from models import RESNETS, memory_layout, resnet
 from optim import LEARNING_RATES, clip_gradient, make_optimizer
 from probe import Learner
 from process import (Signals, StatusLine, check_losses, describe, epoch_line, last_lines,
-                     orderly_end)
+                     orderly_end, warn_of_few)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MAY_DIFFER_ON_RESUME = ("--out", "--data-dir", "--classes", "--resident", "--device", "--compile",
@@ -77,14 +77,18 @@ def parse_args(argv):
     add("--beta", 1e-4, number(), "weight of I(R;Z): above 0 lowers it, below 0 raises it")
     add("--mi-scale", "alpha", ("alpha", "1"), "m, the factor of β: alpha (published), or 1")
     add("--temperature", 0.1, number(0, above=True), "τ of InfoNCE")
-    add("--w2-weight", 0.0, number(0), "add W times the embeddings' Wasserstein uniformity", "W")
+    add("--vicreg-weights", "25,25,1", three_weights, "of VICReg's invariance, variance and "
+        "covariance", "S,V,C")
+    add("--w2-weight", "0", weight_type, "add MAX times the embeddings' Wasserstein uniformity; "
+        "or a weight that goes from MAX to MIN over training", "MAX[:MIN]")
+    add("--lu-weight", "0", weight_type, "the same with Wang & Isola's uniformity", "MAX[:MIN]")
 
     add = parser.group("optimisation")
     add("--epochs", 400, whole_number(1), "how often all images are seen")
     add("--batch-size", 256, whole_number(2), "images per step, of all processes", "N")
     add("--optimizer", "lars", LEARNING_RATES, "for the encoder, the projector and the probe")
     add("--lr", None, number(0, above=True), "learning rate, for a batch of 256 (default: 0.4 for "
-        "lars, 0.05 for sgd, 0.001 for adamw)")
+        "lars, 0.05 for sgd, 0.001 for adam and adamw)")
     add("--weight-decay", 1e-4, number(0), "not on the probe", "W")
     add("--warmup-epochs", None, number(0), "linear warm-up before the cosine decay (default: "
         "10, or a fifth of a run of less than 50 epochs, but at least 200 steps)", "N")
@@ -254,6 +258,8 @@ def train(args, command, signals):
 
     # the run's folder
     print(describe(args, data, method, device))
+    if data["classes"]:
+        warn_of_few(len(data["test_x"]))
     columns = ("epoch", "step", "seconds", "samples_per_s", "lr", "clipped", "loss",
                *method.columns, *probe.COLUMNS)
     if RANK == 0:
@@ -341,7 +347,7 @@ def train(args, command, signals):
     except ImportError:
         print("dynamics.png was left out: it needs matplotlib (pip install matplotlib)")
     untrained = probe.untrained_accuracy(online_probe, data, device, autocast)
-    print(last_lines(args.out, rows[-1], untrained))
+    print(last_lines(args.out, rows[-1], untrained, len(data["test_x"])))
 
 
 def main(argv=None):
