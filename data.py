@@ -19,7 +19,7 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 from augment import AUGMENTATIONS, DRAWS, augment, augment_with, normalise
-from cli import BadInput, Parser, one_line_errors
+from cli import BadInput, Parser, one_line_errors, whole_number
 from datasets import DATASETS, fit, read_dataset
 from distributed import RANK, WORLD_SIZE
 from images import decode_all, machine_memory, random_subset, stream_crops
@@ -28,7 +28,7 @@ STATISTICS_IMAGES = 2048        # of a list of files, for mean and standard devi
 
 
 def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident="auto",
-         room=None):
+         room=None, min_size=None):
     """A dataset, as a dict:
 
     train_x, test_x   uint8, n × 3 × size × size, or a list of files
@@ -40,13 +40,16 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
     streamed          whether train_x is a list of files
     mean, std         of the training images in [0, 1], for each channel
     unused            {split: how many images}, of splits neither trained nor tested on
+    min_size          of a folder: the shortest side of an image that is not left out
+    left_out          how many images were smaller
 
     name: a key of DATASETS. data_dir: where the files are, or are downloaded to. limit_train:
     keep only that many training images, drawn at random with `seed`. classes: names of class
     folders to use in place of all, or a file of them, one per line. resident: yes for tensors;
     no for lists where the dataset is files; auto for tensors where they take no more than `room`
-    bytes (None: half of the machine's memory). Tensors hold the central square of each image, so
-    that crops are of that; crops of files are of the whole image.
+    bytes (None: half of the machine's memory). min_size: see datasets.fit.
+    Tensors hold the central square of each image, so that crops are of that; crops of files are
+    of the whole image.
     Raises BadInput, or OSError for files that cannot be read, with what is wrong and what to do.
     """
     if name not in DATASETS:
@@ -66,7 +69,7 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
         data["classes"] = []
 
     if facts["layout"] == "folder":
-        data |= fit(data["train_x"] + data["test_x"], facts["size"], facts["crop"])
+        data |= fit(data, facts["size"], facts["crop"], min_size)
     else:
         data |= {"size": facts["size"], "image_size": facts["crop"], "stem": facts["stem"]}
     if isinstance(data["train_x"], list) and becomes_resident(data, resident, room):
@@ -247,8 +250,15 @@ def describe(name, data):
           f"see {data['image_size']}, stem {data['stem']}, mean {mean}, std {std}")
     for split in ("train", "test"):
         print(f"{split:5}  {describe_labels(data[f'{split}_y'], data['classes'])}")
+    if data.get("left_out"):
+        print(f"left out: {left_out(data)}")
     for split, count in data.get("unused", {}).items():
         print(f"{split:5}  {count:,} images, which are left unused")
+
+
+def left_out(data):
+    """How many images of a folder were too small, in words."""
+    return f"{data['left_out']:,} images of less than {data['min_size']} pixels (--min-size)"
 
 
 def describe_labels(labels, classes):
@@ -276,6 +286,9 @@ def parse_args(argv):
                         help="where the files are, or are downloaded to (default: %(default)s)")
     parser.add_argument("--classes", type=Path, metavar="FILE",
                         help="names of the class folders to use, one per line")
+    parser.add_argument("--min-size", type=whole_number(1), metavar="N",
+                        help="leave out a folder's images of less than N pixels in height or "
+                        "width (default: a quarter of their median)")
     parser.add_argument("--augment", choices=AUGMENTATIONS, default="vicreg",
                         help="of the views (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="PNG",
@@ -290,7 +303,7 @@ def parse_args(argv):
 def main(argv=None):
     with one_line_errors("data.py"):
         args = parse_args(argv)
-        data = load(args.name, args.data_dir, classes=args.classes)
+        data = load(args.name, args.data_dir, classes=args.classes, min_size=args.min_size)
         describe(args.name, data)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         sheet = contact_sheet(data, args.augment)

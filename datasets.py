@@ -8,6 +8,7 @@ are neither trained nor tested on, unused ({name of the split: how many}).
 Raises BadInput, or OSError for files that cannot be read, with what is wrong and what to do.
 """
 import contextlib
+import math
 import os
 import shutil
 from pathlib import Path
@@ -88,7 +89,7 @@ DATASETS = {
     "folder": dict(layout="folder", size=256, crop=224),        # at most; see fit()
     "shapes": dict(layout="shapes", size=32, crop=32, stem="small"),
 }
-SMALLEST = 8            # pixels: smaller images are refused
+SMALLEST = 8            # pixels: smaller images are left out
 FEWEST = 20             # images that a folder without classes must hold
 MOST_HELD_OUT = 2048    # … of which a tenth, but no more than so many, is for the metrics
 
@@ -444,28 +445,38 @@ def check_class_count(name, train, labels, classes):
 
 # --- sizes
 
-def fit(paths, largest_size, largest_crop):
-    """The size, image_size and stem that suit a folder's images, as a dict.
+def fit(data, largest_size, largest_crop, min_size=None):
+    """Leaves out a folder's small images, and finds what suits the others.
 
-    The size is the shortest side found, largest_size pixels at most; the networks see up to
-    largest_crop of them. Raises BadInput where images are too small, or differ too much.
+    data: train_x and test_x, lists of files, with train_y and test_y. min_size: the shortest side
+    that an image must have, in pixels; None: a quarter of their median, which is what is usual
+    for such a folder. The size that all are brought to is the shortest side then left,
+    largest_size at most; the networks see up to largest_crop of them.
+    Returns a dict: the same four, size, image_size, stem, min_size and left_out, how many images.
+    Raises BadInput where too few are left.
     """
+    paths = data["train_x"] + data["test_x"]
     parts = in_parallel(read_sizes, paths, "reading image sizes")
     shorter = torch.cat([torch.tensor(part) for part in parts]).amin(1)      # n
-    smallest = int(shorter.min())
-    largest = int(shorter.max())
-    smallest_path = paths[int(shorter.argmin())]
-    largest_path = paths[int(shorter.argmax())]
-    size = min(smallest, largest_size)
-    if size < SMALLEST:
-        raise BadInput(f"{smallest_path} is only {size} pixels high or wide: "
-                       f"images need {SMALLEST} or more")
-    if min(largest, largest_size) > 4 * size:
-        raise BadInput(f"image sizes differ too much, from {smallest_path} ({smallest} pixels) "
-                       f"to {largest_path} ({largest}): leave out or enlarge the small ones, "
-                       "to a factor of 4 at most")
-    return {
+    shorter = shorter.clamp_max(largest_size)
+    if min_size is None:
+        min_size = max(SMALLEST, math.ceil(int(shorter.median()) / 4))
+    large_enough = shorter >= min_size
+    in_train, in_test = large_enough.split([len(data["train_x"]), len(data["test_x"])])
+    if not in_train.any() or in_test.sum() < 2:
+        raise BadInput(f"too few images have {min_size} pixels in height and width (--min-size): "
+                       f"{int(in_train.sum())} to train on, {int(in_test.sum())} to test; "
+                       f"the smallest is {paths[int(shorter.argmin())]}")
+    size = int(shorter[large_enough].min())
+    kept = {}
+    for split, chosen in (("train", in_train), ("test", in_test)):
+        files = data[f"{split}_x"]
+        kept[f"{split}_x"] = [files[i] for i in chosen.nonzero().flatten()]
+        kept[f"{split}_y"] = data[f"{split}_y"][chosen]
+    return kept | {
         "size": size,
         "image_size": min(size, largest_crop),
         "stem": "small" if size <= 64 else "imagenet",
+        "min_size": min_size,
+        "left_out": int((~large_enough).sum()),
     }

@@ -3,7 +3,8 @@
     python evaluate.py runs/demo                         on the run's own dataset
     python evaluate.py runs/mine --dataset cifar100      on another one: transfer
     python evaluate.py --weights resnet50.pth --dataset folder --data-dir my_images
-    python evaluate.py --features features.npz           r (n × p), z (n × d), and labels y if any
+    python evaluate.py --features features.npz           r (n × p); z (n × d) and labels y if any
+    python evaluate.py runs/mine --save-features features.npz       for any other program
     from evaluate import linear_probe, load_run
 
 --weights takes anyone's state dict of torchvision's ResNet-18 or ResNet-50.
@@ -34,7 +35,7 @@ import torch.nn.functional as F
 import cli
 import run
 from cli import BadInput
-from data import load
+from data import load, pick
 from datasets import DATASETS
 from images import random_subset
 from metrics import (alignment, knn_accuracy, lidar, representation_metrics, standard_error,
@@ -185,52 +186,101 @@ def measure(train_r, train_y, test_r, test_y, test_z=None):
 # --- from a file of features ------------------------------------------------------------------
 
 def load_features(path):
-    """Tensors r (n × p) and z (n × d), float32, and y (n, int64) or None, of an npz file.
+    """The arrays of an npz file as a dict: r (n × p), float32; z (n × d), y (n, int64) and test
+    (n, bool: the rows to test on), or None where it has none of them.
 
-    Raises BadInput where they are not there, not finite or do not fit together.
+    Raises BadInput where they are not numbers, not finite or do not fit together.
     """
-    y = None
     try:
         with np.load(path, allow_pickle=False) as file:
-            r = torch.from_numpy(file["r"]).float()
-            z = torch.from_numpy(file["z"]).float()
-            if "y" in file:
-                y = torch.from_numpy(file["y"]).long()
+            arrays = {name: file[name] for name in ("r", "z", "y", "split") if name in file}
+        r = real_matrix(arrays, "r")
+        z = real_matrix(arrays, "z") if "z" in arrays else None
+        y = class_numbers(arrays["y"]) if "y" in arrays else None
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
     except Exception as error:      # a damaged file can raise anything
         reason = str(error) or type(error).__name__
-        raise BadInput(f"{path} is not an npz file with arrays r and z, and optionally y "
+        raise BadInput(f"{path} is not an npz file with an array r, and optionally z and y "
                        f"({reason})") from error
 
-    shapes_fit = r.ndim == 2 and z.ndim == 2 and len(r) == len(z) and len(r) >= 2
-    empty = r.numel() == 0 or z.numel() == 0
-    if not shapes_fit or empty or not (r.isfinite().all() and z.isfinite().all()):
-        raise BadInput(f"{path}: r and z must be finite matrices of as many rows, two or more, "
-                       f"not {tuple(r.shape)} and {tuple(z.shape)}")
-    if y is None:
-        return r, z, None
+    for name, x in {"z": z, "y": y, "split": arrays.get("split")}.items():
+        if x is not None and len(x) != len(r):
+            raise BadInput(f"{path}: {name} has {len(x)} rows, and r {len(r)}")
+    if len(r) < 2 or (y is not None and len(r) < 10):
+        raise BadInput(f"{path}: {len(r)} rows are too few: the metrics need 2, probes 10")
+    test = None
+    if "split" in arrays:
+        test = torch.from_numpy(arrays["split"] == "test")
+        if test.sum() < 2 or (~test).sum() < 2:
+            raise BadInput(f"{path}: split must say 'test' of two rows or more, and something "
+                           "else of two or more")
+    return {"r": r, "z": z, "y": y, "test": test}
 
-    if y.numel() != len(r) or len(r) < 10 or y.min() < 0:
-        raise BadInput(f"{path}: y must be a label from 0 for each of the rows, ten or more, "
-                       f"not {tuple(y.shape)}")
-    return r, z, y.flatten()
+
+def real_matrix(arrays, name):
+    """One of the arrays as a float32 tensor, n × d; BadInput if it is no finite real matrix."""
+    if name not in arrays:
+        raise BadInput(f"it lacks an array {name}")
+    x = arrays[name]
+    if x.dtype.kind not in "fiu" or x.ndim != 2 or x.size == 0 or not np.isfinite(x).all():
+        raise BadInput(f"{name} must be a finite matrix, not {x.dtype} {x.shape}")
+    return torch.from_numpy(x.astype(np.float32))
+
+
+def class_numbers(labels):
+    """Labels, whole numbers or words, as classes from 0; −1, no label, stays −1."""
+    labels = labels.reshape(len(labels), -1)
+    if labels.dtype.kind not in "iuU" or labels.shape[1] != 1:
+        raise BadInput(f"y must be a whole number or a word per row, not {labels.dtype} "
+                       f"{labels.shape}")
+    names, numbers = np.unique(labels[:, 0], return_inverse=True)
+    if labels.dtype.kind == "i" and names[0] < -1:
+        raise BadInput("y has negative labels other than −1, which stands for none")
+    if labels.dtype.kind == "i" and names[0] == -1:
+        numbers = numbers - 1
+    return torch.from_numpy(numbers.reshape(-1).astype(np.int64))
 
 
 def measure_features(path, device="cpu"):
     """The figures of an npz file, computed on the device: the metrics of r and z.
 
-    With y, k-NN and probes too, which learn from four fifths of the rows. Raises BadInput.
+    With y, k-NN and probes too: those of the rows whose split is "test", which learn from the
+    others; without a split they learn from four fifths of the rows. Raises BadInput.
     """
-    r, z, y = load_features(path)
-    r = r.to(device)
-    z = z.to(device)
+    saved = load_features(path)
+    r, z, y, test = (None if x is None else x.to(device) for x in saved.values())
     if y is None:
         return metrics_of(r, z)
 
-    y = y.to(device)
-    order = torch.randperm(len(r), generator=torch.Generator().manual_seed(0)).to(device)
-    test, train = order.tensor_split([len(r) // 5])
+    if test is None:
+        order = torch.randperm(len(r), generator=torch.Generator().manual_seed(0)).to(device)
+        test, train = order.tensor_split([len(r) // 5])
+    else:
+        test, train = test.nonzero().flatten(), (~test).nonzero().flatten()
+    train, test = train[y[train] >= 0], test[y[test] >= 0]
+    if len(train) < 2 or len(test) < 2:
+        raise BadInput(f"{path}: two labelled rows are needed to train on, and two to test")
     # the metrics need no labels: they are of all rows
     return measure(r[train], y[train], r[test], y[test]) | metrics_of(r, z)
+
+
+def save_features(path, data, features):
+    """Writes r, z (where there is one), y, split and, of folders, the files' names to an npz.
+
+    features: {split: {"index": of the images, "outputs": [r] or [r, z]}}.
+    """
+    arrays = {"y": [], "split": [], "files": []}
+    for split, found in features.items():
+        for name, x in zip("rz", found["outputs"]):
+            arrays.setdefault(name, []).append(x.cpu().numpy())
+        arrays["y"].append(data[f"{split}_y"].cpu().numpy()[found["index"].numpy()])
+        arrays["split"].append(np.full(len(found["index"]), split))
+        if data["streamed"]:
+            files = pick(data[f"{split}_x"], found["index"])
+            arrays["files"].append(np.array([str(file) for file in files]))
+    arrays = {name: np.concatenate(parts) for name, parts in arrays.items() if parts}
+    run.write_whole(path, lambda file: np.savez(file, **arrays))
 
 
 # --- from a trained encoder -------------------------------------------------------------------
@@ -239,7 +289,8 @@ def load_run(folder):
     """(encoder, projector, facts) of a run of train.py, from its last.pt, on the CPU.
 
     facts is a dict: classes, size, image_size, stem, mean, std of the images that it was trained
-    on; dataset, data_dir, streamed; and flags, those of train.py: facts["flags"]["--arch"].
+    on; dataset, data_dir, streamed, min_size; and flags, those of train.py, as in
+    facts["flags"]["--arch"].
     Raises BadInput where there is no such run, or its file is damaged.
     """
     path = Path(folder) / "last.pt"
@@ -248,8 +299,6 @@ def load_run(folder):
         flags = saved["config"]
         facts = saved["facts"] | {
             "dataset": flags["--dataset"],
-            "data_dir": saved["data_dir"],
-            "streamed": saved["streamed"],
             "flags": flags,
         }
         encoder, p = resnet(flags["--arch"], flags["--width"], facts["stem"])
@@ -300,7 +349,7 @@ def load_own_images(facts, data_dir=None, classes=None):
     # a folder's images as files, or they would be decoded to the size that suits them today
     resident = "no" if layout == "folder" else "auto"
     data = load(facts["dataset"], data_dir or facts["data_dir"], classes=classes,
-                resident=resident)
+                resident=resident, min_size=facts["min_size"])
     return data | {"size": facts["size"], "image_size": facts["image_size"]}
 
 
@@ -317,15 +366,17 @@ def measure_views(data, nets, device):
     return found
 
 
-def measure_images(data, encoder, projector, mean, std, device):
+def measure_images(data, encoder, projector, mean, std, device, save_to=None):
     """Every figure of an encoder on a dataset, as a dict.
 
     data: what data.load() gives. projector: None where there is none. mean, std: of each
-    channel, what the encoder was trained with. Raises BadInput on too few images.
+    channel, what the encoder was trained with. save_to: a file for the features, or None.
+    Raises BadInput on too few images.
     """
     n_test = len(data["test_x"])
-    with_label = (data["train_y"] >= 0).nonzero().flatten()
-    if data["classes"] and len(with_label) < 2:
+    train_y = data["train_y"].to(device)
+    labelled = (data["train_y"] >= 0).nonzero().flatten()
+    if data["classes"] and len(labelled) < 2:
         raise BadInput("there is one labelled training image: the probe needs two or more")
 
     nets = [encoder.to(device, memory_format=torch.channels_last)]
@@ -333,15 +384,25 @@ def measure_images(data, encoder, projector, mean, std, device):
         nets.append(projector.to(device))
     data = data | {"mean": mean, "std": std}
 
-    everything = torch.arange(n_test)
-    # test_z is an empty list where there is no projector
-    test_r, *test_z = encode_images(data, "test_x", everything, nets, device)
-    found = {"labelled_train_images": len(with_label), "test_images": n_test}
+    # of the training images the labelled ones will do, but for other programs all are saved
+    index = {"train": labelled, "test": torch.arange(n_test)}
+    if save_to is not None:
+        index["train"] = torch.arange(len(train_y))
+    features = {}
+    for split, images in index.items():
+        if len(images):
+            outputs = encode_images(data, f"{split}_x", images, nets, device)
+            features[split] = {"index": images, "outputs": outputs}
+    if save_to is not None:
+        save_features(save_to, data, features)
+
+    found = {"labelled_train_images": len(labelled), "test_images": n_test}
+    test_r, *test_z = features["test"]["outputs"]           # test_z is empty without a projector
     if data["classes"]:
-        train_r, = encode_images(data, "train_x", with_label, [encoder], device)
-        train_y = data["train_y"][with_label].to(device)
+        has_label = train_y[index["train"].to(device)] >= 0
+        train_r = features["train"]["outputs"][0][has_label]
         test_y = data["test_y"].to(device)
-        found |= measure(train_r, train_y, test_r, test_y, *test_z)
+        found |= measure(train_r, train_y[train_y >= 0], test_r, test_y, *test_z)
     else:
         found |= metrics_of(test_r, *test_z)
     return found | measure_views(data, nets, device)
@@ -356,7 +417,9 @@ def parse_args(argv):
     add("--weights", type=Path, metavar="FILE",
         help="a state dict of torchvision's ResNet-18 or ResNet-50 instead")
     add("--features", type=Path, metavar="FILE",
-        help="an npz file with arrays r, z and optionally y instead")
+        help="an npz file instead: an array r and, if there are any, z and labels y")
+    add("--save-features", type=Path, metavar="FILE",
+        help="write r, z, y, split and the files' names of all images to an npz file")
     add("--dataset", choices=DATASETS, help="default: the run's own")
     add("--data-dir", metavar="DIR",
         help="where the files are (default: where the run found them, or ./data)")
@@ -372,7 +435,10 @@ def parse_args(argv):
         raise BadInput("give one of: a run's folder, --weights FILE, --features FILE")
     if args.weights and not args.dataset:
         raise BadInput("--weights needs a --dataset to measure on")
+    if args.save_features and args.features:
+        raise BadInput("--save-features has nothing to add to --features")
     cli.check_output_file(args.json, "--json")
+    cli.check_output_file(args.save_features, "--save-features")
     return args
 
 
@@ -396,7 +462,8 @@ def figures_of(args):
 
     # the normalisation that the encoder was trained with; of other people's it is not known
     known = facts or data
-    found = measure_images(data, encoder, projector, known["mean"], known["std"], device)
+    found = measure_images(data, encoder, projector, known["mean"], known["std"], device,
+                           args.save_features)
     return {"dataset": name} | found
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from cli import BadInput, one_line_errors, show_progress
+from data import left_out
 from distributed import RANK, WORLD_SIZE
 from metrics import standard_error
 
@@ -86,12 +87,13 @@ def describe(args, data, method, device):
     n_classes = len(data["classes"])
     labels = f"{n_classes} classes" if n_classes else "no labels: no probe"
     streamed = ", streamed from their files" if data["streamed"] else ""
+    small = f"; left out: {left_out(data)}" if data.get("left_out") else ""
     where = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
     if WORLD_SIZE > 1:
         where = f"{WORLD_SIZE} × {where}"
     return (f"{args.dataset}: {len(data['train_x']):,} training images of {data['image_size']} "
-            f"pixels, {labels}{streamed}; {args.arch} ({millions(method.encoder)} parameters), "
-            f"projector {args.projector} ({millions(method.projector)}); "
+            f"pixels, {labels}{streamed}{small}; {args.arch} ({millions(method.encoder)} "
+            f"parameters), projector {args.projector} ({millions(method.projector)}); "
             f"{where}, {args.precision}; to {args.out}")
 
 

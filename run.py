@@ -33,7 +33,7 @@ from distributed import RANK, WORLD_SIZE
 
 LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "backbone.pt", "dynamics.png",
                "evaluation.json", "events.out.*")
-CHECKPOINT_FORMAT = 2       # 1: before methods.py
+CHECKPOINT_FORMAT = 3       # 1: before methods.py; 2: before metrics of the whole test set
 
 
 # --- the folder -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from PIL import Image
 
 import data
 import datasets
+import evaluate
 import images
 import train
 from augment import DRAWS, augment_with, normalise, random_resized_crop
@@ -714,6 +716,42 @@ def test_a_streamed_run_stops_when_it_is_told_to(photos, tmp_path, status, send)
     _, err = process.communicate(timeout=60)
     assert process.returncode == status, err
     assert err.startswith("train.py: stopped; go on with: ") and err.count("\n") == 1
+
+
+# --- images of mixed sizes --------------------------------------------------------------------
+
+def folder_of_sizes(root):
+    """Ten images of 40, four of 300 and three of 9 pixels in train/; and three of 40 in test/."""
+    for split, sizes in (("train", [40] * 10 + [300] * 4 + [9] * 3), ("test", [40] * 3)):
+        for i, size in enumerate(sizes):
+            save_images(root / split / "ab"[i % 2] / str(i), noise(1, size, seed=i))
+    return root
+
+
+@pytest.mark.parametrize("min_size, size, left_out", [(None, 40, 3), (9, 9, 0), (41, None, None)])
+def test_small_images_are_left_out(min_size, size, left_out, tmp_path):
+    """By default those of less than a quarter of the median, which one large image cannot move."""
+    folder = folder_of_sizes(tmp_path)
+    if size is None:
+        with pytest.raises(BadInput, match="4 to train on, 0 to test"):
+            data.load("folder", folder, min_size=min_size)
+        return
+    found = data.load("folder", folder, min_size=min_size)
+    assert found["size"] == size and found["left_out"] == left_out
+    assert len(found["train_x"]) == len(found["train_y"]) == 17 - left_out
+    assert found["train_y"].bincount().sum() == 17 - left_out and len(found["test_x"]) == 3
+    assert found["min_size"] == (min_size or 10)
+
+
+def test_a_folder_of_mixed_sizes_is_trained_on_and_measured(tmp_path, capsys):
+    folder = folder_of_sizes(tmp_path)
+    flags = [*TINY, *NARROW, "--data-dir", folder, "--batch-size", 4, "--out", tmp_path / "run"]
+    assert run(*flags) == 0
+    out = capsys.readouterr().out
+    assert "14 training images of 40 pixels" in out and "left out: 3 images of less than 10" in out
+    assert "note: there are 3 test images" in out
+    evaluate.main([str(tmp_path / "run"), "--device", "cpu"])
+    assert re.search(r"labelled_train_images +14\n", capsys.readouterr().out)
 
 
 # --- a first look -----------------------------------------------------------------------------

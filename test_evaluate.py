@@ -3,6 +3,7 @@
     python -m pytest -q test_evaluate.py
 """
 import json
+import os
 import shutil
 
 import numpy as np
@@ -225,9 +226,40 @@ def test_features_are_measured(tmp_path):
     assert found["erank_r"] == pytest.approx(effective_rank(r).item(), rel=1e-4)
     assert found["erank_z"] == pytest.approx(effective_rank(r[:, :3]).item(), rel=1e-4)
 
-    np.savez(tmp_path / "without.npz", r=r.numpy(), z=r.numpy())
+    np.savez(tmp_path / "without.npz", r=r.numpy())                # neither z nor labels
     found = figures(tmp_path, "--features", tmp_path / "without.npz")
-    assert "linear_top1" not in found
+    assert "linear_top1" not in found and not any(name.endswith("_z") for name in found)
+
+
+@pytest.mark.parametrize("labels", [
+    np.array(["cat", "dog", "eel", "fox"]), np.array([7, 999_999, 3, 12], dtype=np.uint32),
+])
+def test_labels_may_be_words_and_any_numbers(labels, tmp_path):
+    """And with a split it is the test rows that are tested."""
+    r, y = clusters(500, 0.1, seed=0)
+    split = np.where(np.arange(500) < 400, "train", "test")
+    np.savez(tmp_path / "f.npz", r=r.numpy(), y=labels[y.numpy()], split=split)
+    assert figures(tmp_path, "--features", tmp_path / "f.npz")["linear_top1"] > 98
+    y[400:] = (y[400:] + 1) % 4         # in the test rows all labels are wrong
+    np.savez(tmp_path / "f.npz", r=r.numpy(), y=labels[y.numpy()], split=split)
+    assert figures(tmp_path, "--features", tmp_path / "f.npz")["linear_top1"] < 5
+
+
+def test_saved_features_are_what_was_measured(place, tmp_path):
+    """And give the same figures again, as the features of any model."""
+    saved = tmp_path / "saved.npz"
+    found = figures(tmp_path, place / "run", "--save-features", saved)
+    with np.load(saved) as arrays:
+        files, split, y = arrays["files"], arrays["split"], arrays["y"]
+        assert arrays["r"].shape == (len(files), 64) and arrays["z"].shape == (len(files), 8)
+    assert all(os.path.exists(file) for file in files)
+    assert all(f"/{part}/" in file for file, part in zip(files, split))
+    classes = sorted({file.split("/")[-2] for file in files})
+    assert [classes[label] for label in y] == [file.split("/")[-2] for file in files]
+
+    again = figures(tmp_path, "--features", saved)
+    for name in ("linear_top1", "linear_10pct", "knn_top1"):
+        assert again[name] == pytest.approx(found[name], abs=1e-6), name
 
 
 def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
@@ -257,10 +289,18 @@ def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
     ("--weights {tmp}/text --dataset shapes", "not a state dict"),
     ("--features {tmp}/text", "not an npz file"),
     ("--features {tmp}/pickled.npz", "not an npz file"),
-    ("--features {tmp}/words.npz", "not an npz file"),
-    ("--features {tmp}/uneven.npz", "as many rows"),
-    ("--features {tmp}/empty.npz", "as many rows"),
-    ("--features {tmp}/negative.npz", "a label from 0"),
+    ("--features {tmp}/no_r.npz", "lacks an array r"),
+    ("--features {tmp}/uneven.npz", "z has 3 rows, and r 10"),
+    ("--features {tmp}/empty.npz", "r must be a finite matrix"),
+    ("--features {tmp}/complex.npz", "r must be a finite matrix, not complex128"),
+    ("--features {tmp}/infinite.npz", "z must be a finite matrix"),
+    ("--features {tmp}/halves.npz", "y must be a whole number or a word"),
+    ("--features {tmp}/negative.npz", "negative labels"),
+    ("--features {tmp}/few.npz", "too few"),
+    ("--features {tmp}/no_test.npz", "split must say 'test'"),
+    ("--features {tmp}/unlabelled.npz", "two labelled rows"),
+    ("--features {tmp}/good.npz --save-features {tmp}/x.npz", "nothing to add"),
+    ("{run} --save-features {tmp}/no/where.npz", "cannot write"),
     ("--features {tmp}/good.npz --device cuda:77", "--device cuda:77"),
 ])
 def test_bad_input(flags, words, place, tmp_path, capsys):
@@ -272,10 +312,16 @@ def test_bad_input(flags, words, place, tmp_path, capsys):
     torch.save(torch.load(last, weights_only=True) | {"learner": {}}, tmp_path / "other/last.pt")
     square = np.eye(10)
     np.savez(tmp_path / "pickled.npz", r=np.array([{}], dtype=object), z=np.zeros((1, 1)))
-    np.savez(tmp_path / "words.npz", r=square, z=square, y=np.array(["cat"] * 10))
+    np.savez(tmp_path / "no_r.npz", z=square)
+    np.savez(tmp_path / "complex.npz", r=square * 1j)
+    np.savez(tmp_path / "infinite.npz", r=square, z=np.full((10, 3), np.inf))
+    np.savez(tmp_path / "halves.npz", r=square, y=np.arange(10) / 2)
+    np.savez(tmp_path / "few.npz", r=square[:5], y=np.arange(5))
+    np.savez(tmp_path / "no_test.npz", r=square, y=np.arange(10), split=["train"] * 10)
+    np.savez(tmp_path / "unlabelled.npz", r=square, y=-np.ones(10, int))
     np.savez(tmp_path / "uneven.npz", r=square, z=square[:3])
     np.savez(tmp_path / "empty.npz", r=square[:, :0], z=square)
-    np.savez(tmp_path / "negative.npz", r=square, z=square, y=np.arange(10) - 1)
+    np.savez(tmp_path / "negative.npz", r=square, z=square, y=np.arange(10) - 2)
     np.savez(tmp_path / "good.npz", r=square, z=square)
 
     command = flags.format(run=place / "run", tmp=tmp_path).split()

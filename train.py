@@ -59,6 +59,8 @@ def parse_args(argv):
     add("--classes", None, Path, "a file with the class folders to use, one per line", "FILE")
     add("--resident", "auto", ("auto", "yes", "no"), "keep the images on the device (their "
         "central squares), or stream their files; auto: keep them if they fit")
+    add("--min-size", None, whole_number(1), "leave out a folder's images of less than N pixels "
+        "in height or width (default: a quarter of their median)", "N")
     add("--limit-train", None, whole_number(1), "train on N random images, for quick trials", "N")
 
     add = parser.group("networks")
@@ -207,9 +209,9 @@ def train(args, command, signals):
 
     # data: keep the images on the device if they fit, otherwise stream them
     if saved:       # go on as it began
-        args.resident = "no" if saved["streamed"] else "yes"
+        args.resident = "no" if saved["facts"]["streamed"] else "yes"
     data = load(args.dataset, args.data_dir, args.limit_train, args.seed, args.classes,
-                args.resident, memory_for_images(device))
+                args.resident, memory_for_images(device), args.min_size)
     n_images = len(data["train_x"])
     if n_images < args.batch_size:
         raise BadInput(f"--batch-size {args.batch_size} is larger than the training set of "
@@ -240,12 +242,14 @@ def train(args, command, signals):
         epochs_done, seconds_before, rows = saved["epoch"], saved["seconds"], saved["rows"]
 
     def save(epoch, seconds):
-        about_images = ("classes", "size", "image_size", "stem", "mean", "std")
+        about_images = ("classes", "size", "image_size", "stem", "mean", "std", "streamed",
+                        "min_size")
+        facts = {key: data.get(key) for key in about_images}
+        facts["data_dir"] = str(Path(args.data_dir).absolute())
         run.save_checkpoint(last, {
             "epoch": epoch, "seconds": seconds, "rows": rows, "config": config,
             "learner": learner.state_dict(), "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(), "facts": {key: data[key] for key in about_images},
-            "streamed": data["streamed"], "data_dir": str(Path(args.data_dir).absolute())})
+            "scaler": scaler.state_dict(), "facts": facts})
 
     # several processes, compiling
     model = distributed.parallel(learner, device)
