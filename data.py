@@ -15,7 +15,7 @@ import zlib
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torchvision.utils import make_grid
 
 from augment import AUGMENTATIONS, DRAWS, augment, augment_with, normalise
@@ -220,7 +220,7 @@ def image_pairs(data, order, seed, recipe, device):
 def contact_sheet(data, recipe, columns=16):
     """Random training images and, under each, two views of it; small ones are enlarged.
 
-    Returns one image, uint8, 3 × h × w.
+    Returns one picture, with the rows' names on its left.
     """
     shuffled = torch.randperm(len(data["train_x"]), generator=torch.Generator().manual_seed(0))
     index = shuffled[:2 * columns]
@@ -239,7 +239,17 @@ def contact_sheet(data, recipe, columns=16):
     rows = [kind[part] for part in torch.arange(len(index)).split(columns) for kind in kinds]
     factor = max(1, 96 // size)
     images = torch.cat(rows).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    return make_grid(images, nrow=min(columns, len(index)))
+    grid = make_grid(images, nrow=min(columns, len(index)))     # 3 × h × w
+
+    margin = 64     # pixels, for the names
+    height, width = grid.shape[1:]
+    picture = Image.new("RGB", (margin + width, height), "white")
+    picture.paste(Image.fromarray(grid.permute(1, 2, 0).numpy()), (margin, 0))
+    draw = ImageDraw.Draw(picture)
+    for row in range(len(rows)):
+        middle = int((row + 0.5) * height / len(rows))
+        draw.text((8, middle), ("image", "view 1", "view 2")[row % 3], "black", anchor="lm")
+    return picture
 
 
 def describe(name, data):
@@ -306,8 +316,7 @@ def main(argv=None):
         data = load(args.name, args.data_dir, classes=args.classes, min_size=args.min_size)
         describe(args.name, data)
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        sheet = contact_sheet(data, args.augment)
-        Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(args.out)
+        contact_sheet(data, args.augment).save(args.out)
         print(f"images, and two views under each: {args.out}")
 
 

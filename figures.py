@@ -3,9 +3,10 @@
     python figures.py runs/a runs/b … --out figures
 
 writes dynamics.png, all that was logged over the epochs; plane.png, where the runs end in the
-plane of effective rank and I(R;Z); summary.csv, the last values of each method; correlations.csv,
-Table 3, with every other measure of metrics.py beside the paper's. A run may still be going on.
-What evaluate.py wrote to evaluation.json in a run's folder joins its log. In your own code:
+plane of effective rank and I(R;Z); entropy.png, Figure 8; summary.csv, the last values of each
+method; correlations.csv, Table 3, with every other measure of metrics.py beside the paper's. A
+run may still be going on. What evaluate.py wrote to evaluation.json in a run's folder joins its
+log. In your own code:
 
     from figures import draw_dynamics, read_runs
     runs = read_runs([Path("runs/a"), Path("runs/b")])      # {method: [log of a run, …]}
@@ -34,11 +35,15 @@ RUN_PANELS = {
     "Mutual information I(R;Z) (nats)": {"": "mi"},
 }
 PANELS = RUN_PANELS | {
+    "Mutual information I(R;Z) (nats)": {"samples' kernels": "mi", "features'": "mi_features"},
     "Entropy H₂ (nats)": {"R": "h2_r", "Z": "h2_z"},
+    "Equation 2's bound: H₂(R) − I(R;Z) (nats)": {"": "h2_r_minus_mi"},
     "Eigenvalues with over 1 % of the variance": {"R": "eigs_r", "Z": "eigs_z"},
     "Variance in the top 30 % of eigenvalues": {"R": "var30_r", "Z": "var30_z"},
     "Uniformity (Wang & Isola)": {"R": "uniformity_r", "Z": "uniformity_z"},
     "Wasserstein uniformity W₂": {"R": "w2_r", "Z": "w2_z"},
+    "Alignment of two views of Z": {"": "alignment_z"},
+    "RankMe": {"R": "rankme_r", "Z": "rankme_z"},
     "Loss: InfoNCE": {"": "info_nce"},
     "Loss: VICReg": {"": "vicreg"},
     "Loss: I(R;Z) of a batch (nats)": {"": "mi_loss"},
@@ -50,6 +55,7 @@ CORRELATES = {
     "effective rank of R": {"column": "erank_r"},
     "effective rank of Z": {"column": "erank_z"},
     "I(R;Z)": {"column": "mi"},
+    "I(R;Z) on the features' kernels": {"column": "mi_features"},
     "effective rank of R / I(R;Z)": {"column": "erank_r", "divided by": "mi"},
     "effective rank of Z / I(R;Z)": {"column": "erank_z", "divided by": "mi"},
     "linear CKA of R and Z": {"column": "cka"},
@@ -190,7 +196,10 @@ def read_runs(folders):
             print(f"{folder} {missing}: left out")
             continue
         all_flags.append(read_flags(folder))
-        logs.append(read_log(folder / "log.csv") | read_evaluation(folder))
+        log = read_log(folder / "log.csv")
+        if "h2_r" in log and "mi" in log:
+            log["h2_r_minus_mi"] = [h - i for h, i in zip(log["h2_r"], log["mi"])]
+        logs.append(log | read_evaluation(folder))
     if not logs:
         raise BadInput("there is nothing to draw yet")
 
@@ -382,6 +391,8 @@ def draw_dynamics(runs, png, panels=PANELS):
         draw_panel(axis, runs, lines, colour)
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
+    for axis in axes.flat[len(panels):]:
+        axis.set_visible(False)
     if len(runs) > 1:
         name_methods(figure, colour)
     save(figure, png)
@@ -416,68 +427,70 @@ def name_methods(figure, colour):
     """The legend below all panels."""
     from matplotlib.lines import Line2D
     handles = [Line2D([], [], color=colour[name], label=name) for name in colour]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5),
-                  frameon=False)
+    longest = max(map(len, colour))
+    columns = max(1, min(len(handles), 5, 130 // (longest + 8)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def draw_plane(runs, png):
     """Where runs end in the plane of effective rank and I(R;Z), as a PNG [Figures 1a, 5].
 
-    runs: {method: [log, …]}. Accuracy is a point's colour, on a scale of five points at least:
-    smaller differences are mostly noise. Thin spokes join a method's runs to their mean.
+    runs: {method: [log, …]}. A point is filled with the colour of its accuracy, on a scale of five
+    points at least, for smaller differences are mostly noise; its rim is the method's colour, as
+    are the thin spokes that join a method's runs to their mean.
     """
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    draw_ends(left, runs, "erank_r")
-    points = draw_ends(right, runs, "erank_z")
+    colour = colours(runs)
+    draw_ends(left, runs, "erank_r", colour)
+    points = draw_ends(right, runs, "erank_z", colour)
     left.set_xlabel("effective rank of the representations R")
     right.set_xlabel("effective rank of the embeddings Z")
     left.set_ylabel("I(R;Z) (nats)")
     figure.colorbar(points, ax=[left, right], label="probe accuracy (%)")
+    name_methods(figure, colour)
     save(figure, png)
 
 
-def draw_ends(axis, runs, rank):
+def draw_ends(axis, runs, rank, colour):
     """One plane. rank: the column of its horizontal axis. Returns the points."""
-    every_log = [log for logs in runs.values() for log in logs]
-    accuracies = [last_value(log, "probe_top1") for log in every_log]
+    accuracies = [last_value(log, "probe_top1") for logs in runs.values() for log in logs]
     known = [accuracy for accuracy in accuracies if math.isfinite(accuracy)] or [0.0]
     margin = max(0, 5 - (max(known) - min(known))) / 2
-    points = axis.scatter([last_value(log, rank) for log in every_log],
-                          [last_value(log, "mi") for log in every_log],
-                          c=accuracies, vmin=min(known) - margin, vmax=max(known) + margin,
-                          cmap="cividis", s=45, edgecolor="black", linewidth=0.4)
-    means = {}
+    scale = dict(vmin=min(known) - margin, vmax=max(known) + margin, cmap="cividis")
     for name, logs in runs.items():
-        ends = [(last_value(log, rank), last_value(log, "mi")) for log in logs]
-        mean = tuple(sum(values) / len(values) for values in zip(*ends))
-        for end in ends:
-            axis.plot(*zip(mean, end), color="0.6", linewidth=0.8, zorder=0)
-        means[name] = mean
-    axis.margins(0.15)
+        x = [last_value(log, rank) for log in logs]
+        y = [last_value(log, "mi") for log in logs]
+        mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+        for end_x, end_y in zip(x, y):
+            axis.plot([mean_x, end_x], [mean_y, end_y], color=colour[name], linewidth=1, zorder=0)
+        accuracy = [last_value(log, "probe_top1") for log in logs]
+        points = axis.scatter(x, y, c=accuracy, s=60, edgecolor=colour[name], linewidth=2, **scale)
+    axis.margins(0.12)
     axis.grid(alpha=0.3)
-    name_points(axis, means)
     return points
 
 
-def name_points(axis, places):
-    """Writes each name beside its place, {name: (x, y)}, from below upwards without overlaps."""
-    transform = axis.transData
-    lowest_free = -math.inf
-    for name, place in sorted(places.items(), key=height_of):
-        if not all(map(math.isfinite, place)):
-            continue
-        x, y = transform.transform(place)
-        shifted = max(y, lowest_free)
-        lowest_free = shifted + 13                  # pixels: a line of text
-        axis.annotate(name, place, textcoords="offset pixels", xytext=(10, shifted - y - 4),
-                      fontsize=7.5, zorder=1)
-
-
-def height_of(item):
-    name, place = item
-    return place[1]
+def draw_entropy(runs, png):
+    """H_2 against effective rank where runs end, with Pearson's r, as a PNG [Figure 8]."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    colour = colours(runs)
+    for axis, letter in zip(figure.subplots(1, 2), "rz"):
+        ranks, entropies = [], []
+        for name, logs in runs.items():
+            x = [last_value(log, f"erank_{letter}") for log in logs]
+            y = [last_value(log, f"h2_{letter}") for log in logs]
+            axis.scatter(x, y, color=colour[name], s=30)
+            ranks += x
+            entropies += y
+        r = pearson(ranks, entropies).item() if len(ranks) > 2 else math.nan
+        axis.set(title=f"{letter.upper()}: Pearson's r {r:.2f} over {len(ranks)} runs",
+                 xlabel="effective rank", ylabel="H₂ (nats)")
+        axis.grid(alpha=0.3)
+    name_methods(figure, colour)
+    save(figure, png)
 
 
 def save(figure, png):
@@ -504,6 +517,7 @@ def main(argv=None):
         try:
             draw_dynamics(runs, args.out / "dynamics.png")
             draw_plane(runs, args.out / "plane.png")
+            draw_entropy(runs, args.out / "entropy.png")
         except ImportError:
             print("the figures were left out: they need matplotlib (pip install matplotlib)")
 
