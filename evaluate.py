@@ -186,17 +186,22 @@ def measure(train_r, train_y, test_r, test_y, test_z=None):
 # --- from a file of features ------------------------------------------------------------------
 
 def load_features(path):
-    """The arrays of an npz file as a dict: r (n × p), float32; z (n × d), y (n, int64) and test
-    (n, bool: the rows to test on), or None where it has none of them.
+    """The arrays of an npz file as a dict: r (n × p), float32; z (n × d), y (n, int64), test
+    (n, bool: the rows to test on) and views (images × views × p), or None where it lacks them.
 
     Raises BadInput where they are not numbers, not finite or do not fit together.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("r", "z", "y", "split") if name in file}
+            arrays = {name: file[name] for name in ("r", "z", "y", "split", "views")
+                      if name in file}
         r = real_matrix(arrays, "r")
         z = real_matrix(arrays, "z") if "z" in arrays else None
         y = class_numbers(arrays["y"]) if "y" in arrays else None
+        views = arrays.get("views")
+        if views is not None:
+            rows = real_matrix({"views": views.reshape(-1, views.shape[-1])}, "views")
+            views = rows.view(views.shape)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from error
     except Exception as error:      # a damaged file can raise anything
@@ -215,7 +220,10 @@ def load_features(path):
         if test.sum() < 2 or (~test).sum() < 2:
             raise BadInput(f"{path}: split must say 'test' of two rows or more, and something "
                            "else of two or more")
-    return {"r": r, "z": z, "y": y, "test": test}
+    if views is not None and (views.ndim != 3 or min(views.shape[:2]) < 2):
+        raise BadInput(f"{path}: views must be images × views × features, two or more of the "
+                       f"first two, not {tuple(views.shape)}")
+    return {"r": r, "z": z, "y": y, "test": test, "views": views}
 
 
 def real_matrix(arrays, name):
@@ -245,13 +253,17 @@ def class_numbers(labels):
 def measure_features(path, device="cpu"):
     """The figures of an npz file, computed on the device: the metrics of r and z.
 
-    With y, k-NN and probes too: those of the rows whose split is "test", which learn from the
+    With views, LiDAR. With y, k-NN and probes too: those of the rows whose split is "test", which learn from the
     others; without a split they learn from four fifths of the rows. Raises BadInput.
     """
     saved = load_features(path)
-    r, z, y, test = (None if x is None else x.to(device) for x in saved.values())
+    r, z, y, test, views = (None if x is None else x.to(device) for x in saved.values())
+    # the metrics need no labels: they are of all rows
+    found = metrics_of(r, z)
+    if views is not None:
+        found["lidar_r"] = lidar(views).item()
     if y is None:
-        return metrics_of(r, z)
+        return found
 
     if test is None:
         order = torch.randperm(len(r), generator=torch.Generator().manual_seed(0)).to(device)
@@ -261,8 +273,7 @@ def measure_features(path, device="cpu"):
     train, test = train[y[train] >= 0], test[y[test] >= 0]
     if len(train) < 2 or len(test) < 2:
         raise BadInput(f"{path}: two labelled rows are needed to train on, and two to test")
-    # the metrics need no labels: they are of all rows
-    return measure(r[train], y[train], r[test], y[test]) | metrics_of(r, z)
+    return measure(r[train], y[train], r[test], y[test]) | found
 
 
 def save_features(path, data, features):
@@ -417,7 +428,8 @@ def parse_args(argv):
     add("--weights", type=Path, metavar="FILE",
         help="a state dict of torchvision's ResNet-18 or ResNet-50 instead")
     add("--features", type=Path, metavar="FILE",
-        help="an npz file instead: an array r and, if there are any, z and labels y")
+        help="an npz file instead: an array r and, if there are any, z, labels y, split ('test' "
+        "or not) and views (images × views × features of r, for LiDAR)")
     add("--save-features", type=Path, metavar="FILE",
         help="write r, z, y, split and the files' names of all images to an npz file")
     add("--dataset", choices=DATASETS, help="default: the run's own")

@@ -16,7 +16,7 @@ import evaluate
 import train
 from cli import BadInput
 from evaluate import linear_probe, load_run, share_of_labels, train_layers
-from metrics import effective_rank
+from metrics import effective_rank, lidar
 from run import last_value, read_log
 from shapes import draw_shapes
 
@@ -226,8 +226,10 @@ def test_features_are_measured(tmp_path):
     assert found["erank_r"] == pytest.approx(effective_rank(r).item(), rel=1e-4)
     assert found["erank_z"] == pytest.approx(effective_rank(r[:, :3]).item(), rel=1e-4)
 
-    np.savez(tmp_path / "without.npz", r=r.numpy())                # neither z nor labels
+    views = r[:60].view(20, 3, 6)
+    np.savez(tmp_path / "without.npz", r=r.numpy(), views=views.numpy())    # no z, no labels
     found = figures(tmp_path, "--features", tmp_path / "without.npz")
+    assert found["lidar_r"] == pytest.approx(lidar(views).item(), rel=1e-5)
     assert "linear_top1" not in found and not any(name.endswith("_z") for name in found)
 
 
@@ -297,6 +299,7 @@ def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
     ("--features {tmp}/halves.npz", "y must be a whole number or a word"),
     ("--features {tmp}/negative.npz", "negative labels"),
     ("--features {tmp}/few.npz", "too few"),
+    ("--features {tmp}/flat.npz", "views must be images × views × features"),
     ("--features {tmp}/no_test.npz", "split must say 'test'"),
     ("--features {tmp}/unlabelled.npz", "two labelled rows"),
     ("--features {tmp}/good.npz --save-features {tmp}/x.npz", "nothing to add"),
@@ -316,6 +319,7 @@ def test_bad_input(flags, words, place, tmp_path, capsys):
     np.savez(tmp_path / "complex.npz", r=square * 1j)
     np.savez(tmp_path / "infinite.npz", r=square, z=np.full((10, 3), np.inf))
     np.savez(tmp_path / "halves.npz", r=square, y=np.arange(10) / 2)
+    np.savez(tmp_path / "flat.npz", r=square, views=square)
     np.savez(tmp_path / "few.npz", r=square[:5], y=np.arange(5))
     np.savez(tmp_path / "no_test.npz", r=square, y=np.arange(10), split=["train"] * 10)
     np.savez(tmp_path / "unlabelled.npz", r=square, y=-np.ones(10, int))
