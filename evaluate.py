@@ -253,8 +253,8 @@ def class_numbers(labels):
 def measure_features(path, device="cpu"):
     """The figures of an npz file, computed on the device: the metrics of r and z.
 
-    With views, LiDAR. With y, k-NN and probes too: those of the rows whose split is "test", which learn from the
-    others; without a split they learn from four fifths of the rows. Raises BadInput.
+    With views, LiDAR. With y, k-NN and probes too: those of the rows whose split is "test", which
+    learn from the others; without a split they learn from four fifths. Raises BadInput.
     """
     saved = load_features(path)
     r, z, y, test, views = (None if x is None else x.to(device) for x in saved.values())
