@@ -50,6 +50,18 @@ def test_it_trains_as_train_does(tmp_path):
     assert found["clipped"] == sum(log["clipped"])
 
 
+def test_the_guard_keeps_a_wide_projector_alive(tmp_path):
+    """In the eighth step at the latest it has exploded without; train.py's test has another."""
+    out = tmp_path / "table.csv"
+    flags = ("--arch resnet18 --width 16 --projector 2048-2048-2048 --lr 0.1 --limit-train 2048 "
+             "--epochs 2 --precision fp32").split()
+    assert run_grid("--dataset", "folder", "--data-dir", small_images(), "--device", "cpu",
+                    "--steps", 8, "--out", out, "--", *flags) == 0
+    ends = {row["guard"]: row["end"] for row in table(out)}
+    assert ends["with"] == "trains"
+    assert ends["without"] in ("exploded", "became NaN or infinite")
+
+
 def test_a_broken_training_is_seen_and_the_table_goes_on(tmp_path, capsys):
     """A learning rate at which nothing can train; then more of the same grid, nothing twice."""
     out = tmp_path / "table.csv"
