@@ -334,6 +334,7 @@ def load_weights(path):
     Its width and stem are what the weights have. Raises BadInput where they fit neither.
     """
     try:
+        run.check_whole_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
         state = {name: value for name, value in state.items() if not name.startswith("fc.")}
@@ -464,6 +465,9 @@ def figures_of(args):
         encoder, projector, facts = load_run(args.run)
     else:
         encoder, projector, facts = load_weights(args.weights), None, None
+    if not all(value.isfinite().all() for value in encoder.state_dict().values()):
+        raise BadInput(f"{args.run or args.weights}: the encoder's weights are not finite: there "
+                       "is nothing to measure")
 
     name = args.dataset or facts["dataset"]
     print(f"loading {name} …", flush=True)

@@ -5,6 +5,7 @@ whatever ends a run, Ctrl-C, a scheduler or a full disk, ends it with one line t
 go on, and with the right exit status.
 """
 import contextlib
+import math
 import os
 import re
 import shlex
@@ -171,6 +172,17 @@ def check_losses(step_logs, rows, steps, learner, epoch, last):
     raise BadInput(f"the loss {what} in epoch {epoch}, step {step + 1} of {steps}: try a lower "
                    "--lr or a longer --warmup-epochs (200 steps or more), with --clip 2; "
                    f"{last} still holds epoch {epoch - 1}")
+
+
+def check_evaluation(row, rows, last):
+    """Ends the run where an evaluation is not finite, before it is saved; warns of a collapse."""
+    bad = [column for column, value in row.items() if not math.isfinite(value)]
+    if bad:
+        raise BadInput(f"the evaluation of epoch {row['epoch']} is not finite ({', '.join(bad)}): "
+                       f"try a lower --lr; {last} still holds the epoch before")
+    was_collapsed = any(earlier.get("erank_z", 2) < 2 for earlier in rows)
+    if row.get("erank_z", 2) < 2 and not was_collapsed:
+        print(f"note: the embeddings have collapsed: their effective rank is {row['erank_z']:.2f}")
 
 
 class Signals:

@@ -3,6 +3,7 @@
     config.json     the command, every flag, versions, git commit, device: what was run
     log.csv         one row per epoch
     last.pt         the newest checkpoint, from which --resume goes on exactly
+    previous.pt     the checkpoint before it
     backbone.pt     the trained encoder, in the format of torchvision's ResNet
     dynamics.png    accuracy, α, effective rank and I(R;Z) over the epochs
 
@@ -22,6 +23,7 @@ import os
 import platform
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy
@@ -31,7 +33,7 @@ import torchvision
 from cli import BadInput
 from distributed import RANK, WORLD_SIZE
 
-LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "backbone.pt", "dynamics.png",
+LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "previous.pt", "backbone.pt", "dynamics.png",
                "evaluation.json", "events.out.*")
 CHECKPOINT_FORMAT = 3       # 1: before methods.py; 2: before metrics of the whole test set
 
@@ -185,7 +187,12 @@ def read_config(folder):
 
 def load_checkpoint(path):
     """A checkpoint as a dict; BadInput where it is damaged or of an earlier version."""
+    previous = path.with_name("previous.pt")
+    way_out = "restore it, or start over with --overwrite"
+    if previous.exists():
+        way_out = f"{previous} is the checkpoint before it: give it the name {path.name} to go on"
     try:
+        check_whole_file(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         version = checkpoint.get("format", 1)
     except FileNotFoundError as error:
@@ -195,15 +202,33 @@ def load_checkpoint(path):
         raise
     except Exception as error:      # a damaged file can raise anything
         raise BadInput(f"{path} is not a whole checkpoint of train.py ({type(error).__name__}): "
-                       "restore it, or start over with --overwrite") from error
+                       f"{way_out}") from error
     if version != CHECKPOINT_FORMAT:
         raise BadInput(f"{path} is of another version of this program (format {version}, here "
                        f"{CHECKPOINT_FORMAT}): use that version, or start over with --overwrite")
     return checkpoint
 
 
+def check_whole_file(path):
+    """Raises ValueError where a file of torch.save's was damaged since: torch.load does not look.
+
+    Its zip holds a checksum of each tensor. Files of torch before 1.6 are no zips, and have none.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} in it is damaged")
+
+
 def save_checkpoint(path, checkpoint):
+    """Writes last.pt; the one before stays as previous.pt, where the disk allows it."""
     checkpoint = {"format": CHECKPOINT_FORMAT, **checkpoint}
+    previous = path.with_name("previous.pt")
+    with contextlib.suppress(OSError):      # some disks know no second names
+        if path.exists():
+            previous.unlink(missing_ok=True)
+            os.link(path, previous)
     write_whole(path, lambda file: torch.save(checkpoint, file))
 
 

@@ -10,8 +10,10 @@ What follows -- goes to every run. A run that two studies share is trained once.
 is skipped, one that was cut off is resumed, and after one that fails the others go on. Exit
 status: 0; 1 if a run failed, which is said at the end; 2, with one line, on bad input.
 """
+import contextlib
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -177,14 +179,37 @@ def what_is_trained(arguments):
 
 # --- doing them -----------------------------------------------------------------------------------
 
+CHILDREN = set()        # the processes that train now
+
+
 def train(arguments, folder, device, environment):
     """Starts or resumes a run; returns its exit status. What it says goes to output.txt."""
     folder.mkdir(parents=True, exist_ok=True)
     script = Path(__file__).with_name("train.py")
     command = [sys.executable, script, *arguments, "--device", device, "--out", folder, "--resume"]
     with open(folder / "output.txt", "a") as output:
-        ended = subprocess.run(command, stdout=output, stderr=output, env=environment)
-    return ended.returncode
+        child = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+    CHILDREN.add(child)
+    status = child.wait()
+    CHILDREN.discard(child)
+    return status
+
+
+@contextlib.contextmanager
+def children_end_with_it():
+    """However this block ends, by Ctrl-C or SIGTERM too, the trainings end with it."""
+    def interrupt(number, frame):
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for child in list(CHILDREN):
+            child.terminate()
+        for child in list(CHILDREN):
+            child.wait()
 
 
 def work(device, waiting, common, out, environment, finished):
@@ -294,10 +319,11 @@ def main(argv=None):
         chosen = runs(args.studies, args.seeds)
         args.out.mkdir(parents=True, exist_ok=True)
         try:
-            failed = train_all(chosen, common, args.devices, args.out)
-        except KeyboardInterrupt:
+            with children_end_with_it():
+                failed = train_all(chosen, common, args.devices, args.out)
+        except KeyboardInterrupt as interrupt:
             print("study.py: stopped; the same command goes on", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
         say(f"{len(chosen) - len(failed)} of {len(chosen)} runs are finished, in {args.out}")
         if failed:
             say(f"failed: {', '.join(failed)}")

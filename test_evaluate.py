@@ -289,6 +289,8 @@ def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
     ("--weights {tmp}/a.pth", "needs a --dataset"),
     ("--weights {tmp}/a.pth --dataset shapes", "No such file"),
     ("--weights {tmp}/text --dataset shapes", "not a state dict"),
+    ("--weights {tmp}/nan.pth --dataset shapes", "weights are not finite"),
+    ("--weights {tmp}/flipped.pth --dataset shapes", "is damaged"),
     ("--features {tmp}/text", "not an npz file"),
     ("--features {tmp}/pickled.npz", "not an npz file"),
     ("--features {tmp}/no_r.npz", "lacks an array r"),
@@ -313,6 +315,11 @@ def test_bad_input(flags, words, place, tmp_path, capsys):
     (tmp_path / "torn" / "last.pt").write_bytes(last.read_bytes()[:999])
     (tmp_path / "other").mkdir()
     torch.save(torch.load(last, weights_only=True) | {"learner": {}}, tmp_path / "other/last.pt")
+    weights = torch.load(place / "run" / "backbone.pt")
+    torch.save(weights | {"conv1.weight": weights["conv1.weight"] / 0}, tmp_path / "nan.pth")
+    flipped = bytearray((place / "run" / "backbone.pt").read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (tmp_path / "flipped.pth").write_bytes(flipped)
     square = np.eye(10)
     np.savez(tmp_path / "pickled.npz", r=np.array([{}], dtype=object), z=np.zeros((1, 1)))
     np.savez(tmp_path / "no_r.npz", z=square)

@@ -69,6 +69,13 @@ def read_table(path, key):
 
 
 @pytest.fixture
+def tables_alone(monkeypatch):
+    """Drawing takes seconds: here only the tables are looked at."""
+    for name in ("draw_dynamics", "draw_plane", "draw_entropy"):
+        monkeypatch.setattr(figures, name, lambda runs, png: None)
+
+
+@pytest.fixture
 def four_runs(tmp_path):
     """VICReg twice, SimCLR and α 0.5, where accuracy is 10 + 2·rank and I(R;Z) falls with it.
 
@@ -84,7 +91,7 @@ def four_runs(tmp_path):
 
 # --- tables and figures ---------------------------------------------------------------------------
 
-def test_correlations_of_made_runs(four_runs, tmp_path):
+def test_correlations_of_made_runs(four_runs, tmp_path, tables_alone):
     assert run_figures(*four_runs, "--out", tmp_path / "out") == 0
     found = read_table(tmp_path / "out" / "correlations.csv", "quantity")
     assert found["effective rank of R"]["runs"] == "4"
@@ -101,7 +108,7 @@ def test_correlations_of_made_runs(four_runs, tmp_path):
     assert float(found["effective rank of R / I(R;Z)"]["r"]) == pytest.approx(by_hand)
 
 
-def test_an_evaluation_joins_its_runs_log(four_runs, tmp_path, capsys):
+def test_an_evaluation_joins_its_runs_log(four_runs, tmp_path, capsys, tables_alone):
     """What it adds is correlated; what the log has too stays the log's."""
     for folder, value in zip(four_runs, (4, 3, 2, 1)):
         evaluation = {"lidar_z": value, "knn_top1": -1, "lidar_r": None, "dataset": "shapes"}
@@ -129,7 +136,7 @@ def test_interval_of_a_correlation():
     assert all(math.isnan(end) for end in figures.interval(0.5, 3))
 
 
-def test_summary_of_made_runs(four_runs, tmp_path):
+def test_summary_of_made_runs(four_runs, tmp_path, tables_alone):
     assert run_figures(*four_runs, "--out", tmp_path / "out") == 0
     rows = read_table(tmp_path / "out" / "summary.csv", "method")
     assert rows.keys() == {"VICReg", "SimCLR", "α 0.5"}
@@ -151,7 +158,7 @@ def test_figures_show_something(four_runs, tmp_path):
     assert run_figures(*four_runs, "--out", tmp_path) == 0
     log = figures.read_log(four_runs[0] / "log.csv")
     figures.draw_run(log, tmp_path / "run.png")
-    for name in ("dynamics.png", "plane.png", "run.png"):
+    for name in ("dynamics.png", "plane.png", "entropy.png", "run.png"):
         with Image.open(tmp_path / name) as image:
             assert image.width > 500
             assert len(image.convert("L").getcolors(256)) > 20

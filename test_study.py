@@ -3,11 +3,17 @@
     python -m pytest -q test_study.py
 """
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 import study
-from test_train import SMALL
+from test_train import SMALL, wait_for_epoch
 from train import parse_args
 
 SHORT = [word for word in SMALL if word not in ("--device", "cpu")]     # a study names devices
@@ -162,6 +168,24 @@ def test_a_study_skips_resumes_and_goes_on_after_a_failure(tmp_path, capsys, mon
     assert "2 of 2 runs are finished" in out
     assert logs == {name: (tmp_path / name / "log.csv").read_bytes() for name in logs}
     assert (tmp_path / half / "backbone.pt").exists()
+
+
+def test_the_trainings_end_with_the_study(tmp_path):
+    """The signal goes to the study alone: its training ends too, and the study says how it was."""
+    study_py = Path(study.__file__)
+    command = [sys.executable, study_py, "alpha", "--seeds", "1", "--out", tmp_path, "--", *SHORT,
+               "--epochs", "100000"]
+    process = subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    log = tmp_path / "alpha-0-beta-0-seed-0" / "log.csv"
+    wait_for_epoch(log, 1, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and err.count("\n") == 1
+    epochs = log.read_bytes()
+    time.sleep(0.5)
+    assert log.read_bytes() == epochs           # nobody writes to it any more
+    assert "go on with" in (log.parent / "output.txt").read_text()
 
 
 def test_a_folder_that_cannot_be_written_is_a_failure(tmp_path, capsys, monkeypatch):

@@ -246,6 +246,24 @@ def test_an_exploding_loss_ends_the_run():
     check_losses(small, [], 20, learner, 1, "last.pt")
 
 
+def test_an_evaluation_that_is_not_finite_is_not_saved(tmp_path, capsys, monkeypatch):
+    """The weights are finite, and so is the loss; a collapse is only warned about, and once."""
+    honest = train.probe.evaluate
+
+    what_happens = iter([{"erank_z": 1.5}, {"mi": math.nan}])
+
+    def broken(*args):
+        return honest(*args) | next(what_happens)
+
+    monkeypatch.setattr(train.probe, "evaluate", broken)
+    flags = [*TINY, "--epochs", 4, "--eval-every", 1, "--out", tmp_path / "run"]
+    assert run(*flags) == 2
+    captured = capsys.readouterr()
+    assert "the evaluation of epoch 2 is not finite (mi)" in captured.err
+    assert captured.out.count("the embeddings have collapsed") == 1
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["epoch"] == 1
+
+
 @pytest.mark.parametrize("epochs, steps, explicit, wanted", [
     (400, 195, None, 1950), (20, 195, None, 780), (2, 20, None, 20), (10, 30, None, 150),
     (10, 60, None, 200), (2, 20, 0.5, 10),
@@ -280,7 +298,7 @@ def test_other_settings_run(tmp_path, monkeypatch, capsys):
     assert run(*TINY, *flags, "--out", out, figure=True) == 0
     assert "matplotlib" in capsys.readouterr().out
     files = {path.name for path in out.iterdir()}
-    assert files == {"config.json", "log.csv", "last.pt", "backbone.pt"}
+    assert files == {"config.json", "log.csv", "last.pt", "previous.pt", "backbone.pt"}
     log = read_log(out / "log.csv")
     assert log["alpha"][-1] == 1 and 0 < log["alpha"][0] < 0.3
     evaluated = [not math.isnan(value) for value in log["mi"]]
@@ -367,7 +385,7 @@ def test_a_run_is_not_lost(tmp_path, capsys):
     def contents():
         return {path: path.read_bytes() for path in out.iterdir()}
 
-    before = contents()
+    before, rows_before = contents(), rows_without_times(out / "log.csv")
     refused = {
         "already holds a run": flags,
         "--beta 0.0001 there, 0.5 here": [*flags, "--resume", "--beta", 0.5],
@@ -383,17 +401,25 @@ def test_a_run_is_not_lost(tmp_path, capsys):
     for name in ("config.json", "log.csv", "last.pt"):
         assert (out / name).read_bytes() == before[out / name]
 
-    (out / "last.pt").write_bytes(before[out / "last.pt"][:-1000])
-    capsys.readouterr()
-    assert run(*flags, "--out", out, "--resume") == 2
-    assert "is not a whole checkpoint" in capsys.readouterr().err
+    whole = before[out / "last.pt"]
+    middle = len(whole) // 2
+    one_bit = whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1:]
+    for damaged in (whole[:-1000], one_bit):
+        (out / "last.pt").write_bytes(damaged)
+        capsys.readouterr()
+        assert run(*flags, "--out", out, "--resume") == 2
+        err = capsys.readouterr().err
+        assert "is not a whole checkpoint" in err and "previous.pt is the checkpoint before" in err
+    (out / "previous.pt").replace(out / "last.pt")
+    assert run(*flags, "--out", out, "--resume") == 0
+    assert rows_without_times(out / "log.csv") == rows_before
     torch.save({"nets": {}, "config": {}}, out / "last.pt")
     assert run(*flags, "--out", out, "--resume") == 2
     assert "is of another version of this program" in capsys.readouterr().err
     (out / "last.pt").unlink()
     assert run(*flags, "--out", out, "--resume") == 2
     assert "no last.pt" in capsys.readouterr().err
-    assert (out / "log.csv").read_bytes() == before[out / "log.csv"]
+    assert rows_without_times(out / "log.csv") == rows_before
 
     assert run(*flags, "--out", out, "--overwrite", "--seed", 3) == 0
     assert (out / "backbone.pt").read_bytes() != before[out / "backbone.pt"]

@@ -37,8 +37,8 @@ from methods import METHODS, alpha_type, three_weights, weight_type
 from models import RESNETS, memory_layout, resnet
 from optim import LEARNING_RATES, clip_gradient, make_optimizer
 from probe import Learner
-from process import (Signals, StatusLine, check_losses, describe, epoch_line, last_lines,
-                     orderly_end, warn_of_few)
+from process import (Signals, StatusLine, check_evaluation, check_losses, describe, epoch_line,
+                     last_lines, orderly_end, warn_of_few)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MAY_DIFFER_ON_RESUME = ("--out", "--data-dir", "--classes", "--resident", "--device", "--compile",
@@ -335,6 +335,7 @@ def train(args, command, signals):
         if epoch % args.eval_every == 0 or epoch == args.epochs:
             row |= probe.evaluate(method, online_probe, data, device, autocast)
         row["seconds"] = seconds_before + time.time() - started
+        check_evaluation(row, rows, last)
         rows.append(row)
         save(epoch, row["seconds"])
         log.append(row)
