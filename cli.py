@@ -91,14 +91,17 @@ def whole_number(low, high=None):
     return checked(int, accept, wanted)
 
 
-def number(low=-math.inf, above=False):
-    """Finite numbers from low on; with above=True, low itself is refused."""
-    def accept(value):
-        return math.isfinite(value) and value >= low and not (above and value == low)
+LARGEST_NUMBER = 1e30       # far below where float32 ends
 
-    wanted = "a finite number"
-    if low > -math.inf:
-        wanted = f"a number above {low:g}" if above else f"a number of at least {low:g}"
+
+def number(low=-LARGEST_NUMBER, above=False):
+    """Numbers from low to 1e30; with above=True, low itself is refused."""
+    def accept(value):
+        return low <= value <= LARGEST_NUMBER and not (above and value == low)
+
+    wanted = f"a number from {low:g} to {LARGEST_NUMBER:g}"
+    if above:
+        wanted = f"a number above {low:g}, up to {LARGEST_NUMBER:g}"
     return checked(float, accept, wanted)
 
 

@@ -35,17 +35,26 @@ def is_image(name):
 
 
 def list_images(folder):
-    """Paths of the images in a folder and below, links followed, sorted.
+    """Paths of the images in a folder and below, sorted; regular files only.
 
-    None where there is no such folder; OSError where one cannot be read.
+    Links are followed, but not to a folder that was visited already or that this one is in: such
+    a link would bring in everything beside it. Empty where there is no such folder; OSError where
+    one cannot be read.
     """
-    def refuse(error):
-        if not isinstance(error, FileNotFoundError):
-            raise error
-
-    found = []
-    for place, _, names in os.walk(folder, followlinks=True, onerror=refuse):
-        found += [os.path.join(place, name) for name in names if is_image(name)]
+    start = os.path.realpath(folder)
+    waiting, visited, found = [str(folder)], set(), []
+    while waiting:
+        place = waiting.pop()
+        real = os.path.realpath(place)
+        is_around_start = start.startswith(real.rstrip(os.sep) + os.sep)
+        if real in visited or is_around_start or not os.path.exists(real):
+            continue
+        visited.add(real)
+        for entry in os.scandir(place):
+            if entry.is_dir():
+                waiting.append(entry.path)
+            elif is_image(entry.name) and entry.is_file():
+                found.append(entry.path)
     return sorted(found)
 
 

@@ -119,9 +119,14 @@ def write_whole(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except (OSError, RuntimeError) as error:        # torch.save's RuntimeError: the disk is full
+    except OSError as error:
         part.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    except RuntimeError as error:       # torch.save says "unexpected pos" where the disk is full
+        part.unlink(missing_ok=True)
+        if "unexpected pos" not in str(error):
+            raise
+        raise OSError(f"cannot write {path}: the disk is full") from error
 
 
 # --- config.json ------------------------------------------------------------------------------

@@ -718,6 +718,26 @@ def test_a_streamed_run_stops_when_it_is_told_to(photos, tmp_path, status, send)
     assert err.startswith("train.py: stopped; go on with: ") and err.count("\n") == 1
 
 
+# --- strange folders --------------------------------------------------------------------------
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_links_and_pipes_among_images(tmp_path):
+    """A link to a folder around brings in nothing, one to elsewhere its images, and each once."""
+    for name in ("train/a", "train/b", "elsewhere"):
+        save_images(tmp_path / name, noise(3, 8))
+    a = tmp_path / "train" / "a"
+    (a / "up").symlink_to(tmp_path)
+    (a / "itself").symlink_to(a)
+    (a / "more").symlink_to(tmp_path / "elsewhere")
+    (a / "again").symlink_to(tmp_path / "elsewhere")
+    (a / "gone").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(a / "pipe.png")
+    found = images.list_images(a)
+    assert len(found) == 6 and found == sorted(found)
+    assert sum("elsewhere" in os.path.realpath(path) for path in found) == 3
+    assert images.list_images(tmp_path / "nowhere") == []
+
+
 # --- images of mixed sizes --------------------------------------------------------------------
 
 def folder_of_sizes(root):
