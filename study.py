@@ -180,6 +180,8 @@ def what_is_trained(arguments):
 # --- doing them -----------------------------------------------------------------------------------
 
 CHILDREN = set()        # the processes that train now
+STOPPING = threading.Event()
+STARTING = threading.Lock()     # a process is either seen by who stops them, or never started
 
 
 def train(arguments, folder, device, environment):
@@ -187,9 +189,11 @@ def train(arguments, folder, device, environment):
     folder.mkdir(parents=True, exist_ok=True)
     script = Path(__file__).with_name("train.py")
     command = [sys.executable, script, *arguments, "--device", device, "--out", folder, "--resume"]
-    with open(folder / "output.txt", "a") as output:
+    with open(folder / "output.txt", "a") as output, STARTING:
+        if STOPPING.is_set():
+            return 128 + signal.SIGTERM
         child = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-    CHILDREN.add(child)
+        CHILDREN.add(child)
     status = child.wait()
     CHILDREN.discard(child)
     return status
@@ -201,14 +205,18 @@ def children_end_with_it():
     def interrupt(number, frame):
         raise KeyboardInterrupt(number)
 
+    STOPPING.clear()
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        for child in list(CHILDREN):
+        with STARTING:
+            STOPPING.set()
+            left = list(CHILDREN)
+        for child in left:
             child.terminate()
-        for child in list(CHILDREN):
+        for child in left:
             child.wait()
 
 
@@ -229,6 +237,8 @@ def work(device, waiting, common, out, environment, finished):
             finished.append(name)
             continue
 
+        if STOPPING.is_set():
+            return
         say(f"{name}: on {device}")
         try:
             status = train(arguments, folder, device, environment)

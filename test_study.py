@@ -171,7 +171,7 @@ def test_a_study_skips_resumes_and_goes_on_after_a_failure(tmp_path, capsys, mon
 
 
 def test_the_trainings_end_with_the_study(tmp_path):
-    """The signal goes to the study alone: its training ends too, and the study says how it was."""
+    """The signal goes to the study alone: its training ends too, and no other one begins."""
     study_py = Path(study.__file__)
     command = [sys.executable, study_py, "alpha", "--seeds", "1", "--out", tmp_path, "--", *SHORT,
                "--epochs", "100000"]
@@ -185,6 +185,7 @@ def test_the_trainings_end_with_the_study(tmp_path):
     epochs = log.read_bytes()
     time.sleep(0.5)
     assert log.read_bytes() == epochs           # nobody writes to it any more
+    assert [path.name for path in tmp_path.iterdir()] == ["alpha-0-beta-0-seed-0"]
     assert "go on with" in (log.parent / "output.txt").read_text()
 
 
