@@ -116,11 +116,10 @@ def set_up(args, device):
                                  f"--batch-size={args.batch_size}"])
     layout = memory_layout(device, args.precision, args.width)
     noise = torch.randn(2 * args.batch_size, 3, args.image_size, args.image_size, device=device)
-    mixed = args.precision != "fp32"
+    autocast, scaler = train.mixed_precision(args.precision, device)
     return SimpleNamespace(
         args=args, settings=settings, device=device, layout=layout,
-        scaler=torch.amp.GradScaler(device.type, enabled=args.precision == "fp16"),
-        autocast=torch.autocast(device.type, train.DTYPES[args.precision], enabled=mixed),
+        autocast=autocast, scaler=scaler,
         batches=endless_batches(args, device, layout),
         noise=noise.contiguous(memory_format=layout),           # 2n × 3 × s × s
     )

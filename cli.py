@@ -10,7 +10,6 @@ where the program that reads its output has gone.
 """
 import argparse
 import contextlib
-import math
 import os
 import re
 import sys
@@ -140,6 +139,19 @@ def fast_precision(device):
     else:
         fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bf16" if fast else "fp32"
+
+
+def split_arguments(argv):
+    """A script's own arguments, and those after --, which it hands on to train.py."""
+    split = argv.index("--") if "--" in argv else len(argv)
+    return argv[:split], argv[split + 1:]
+
+
+def make_output_folder(path):
+    """Makes --out's folder; BadInput or OSError where nothing can be written to it."""
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise BadInput(f"--out: cannot write to {path}")
 
 
 def check_output_file(path, flag):

@@ -171,6 +171,7 @@ def epoch_order(n_images, batch_size, generator):
     order = order[:steps * batch_size].view(steps, WORLD_SIZE, -1)
     return order[:, RANK]
 
+
 def batches_of_views(data, order, generator, seed, recipe, layout=torch.channels_last,
                      view_of=augment_with):
     """Yields, for each row of `order`, (views, index, labels), from tensors or from files.

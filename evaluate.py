@@ -243,9 +243,10 @@ def class_numbers(labels):
         raise BadInput(f"y must be a whole number or a word per row, not {labels.dtype} "
                        f"{labels.shape}")
     names, numbers = np.unique(labels[:, 0], return_inverse=True)
-    if labels.dtype.kind == "i" and names[0] < -1:
+    smallest = names[0] if labels.dtype.kind == "i" else 0
+    if smallest < -1:
         raise BadInput("y has negative labels other than −1, which stands for none")
-    if labels.dtype.kind == "i" and names[0] == -1:
+    if smallest == -1:
         numbers = numbers - 1
     return torch.from_numpy(numbers.reshape(-1).astype(np.int64))
 
@@ -256,12 +257,13 @@ def measure_features(path, device="cpu"):
     With views, LiDAR. With y, k-NN and probes too: those of the rows whose split is "test", which
     learn from the others; without a split they learn from four fifths. Raises BadInput.
     """
-    saved = load_features(path)
-    r, z, y, test, views = (None if x is None else x.to(device) for x in saved.values())
+    saved = {name: None if x is None else x.to(device)
+             for name, x in load_features(path).items()}
+    r, y, test = saved["r"], saved["y"], saved["test"]
     # the metrics need no labels: they are of all rows
-    found = metrics_of(r, z)
-    if views is not None:
-        found["lidar_r"] = lidar(views).item()
+    found = metrics_of(r, saved["z"])
+    if saved["views"] is not None:
+        found["lidar_r"] = lidar(saved["views"]).item()
     if y is None:
         return found
 

@@ -60,13 +60,13 @@ CORRELATES = {
     "effective rank of Z / I(R;Z)": {"column": "erank_z", "divided by": "mi"},
     "linear CKA of R and Z": {"column": "cka"},
 }
-for measure, column in {
+OTHER_MEASURES = {
     "RankMe": "rankme", "LiDAR": "lidar", "α-ReQ": "alpha_req", "stable rank": "stable_rank",
     "participation ratio": "participation", "NESum": "nesum", "H₂": "h2", "W₂": "w2",
     "uniformity": "uniformity",
-}.items():
-    for letter in "rz":
-        CORRELATES[f"{measure} of {letter.upper()}"] = {"column": f"{column}_{letter}"}
+}
+CORRELATES |= {f"{measure} of {letter.upper()}": {"column": f"{column}_{letter}"}
+               for measure, column in OTHER_MEASURES.items() for letter in "rz"}
 
 # Okabe and Ito's colours for the paper's methods, and for all others those of Paul Tol's that do
 # not resemble them: both were chosen to be told apart by colour-blind people.

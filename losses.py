@@ -201,8 +201,8 @@ def wasserstein_uniformity(z):
     From Fang et al., "Rethinking the Uniformity Metric in Self-Supervised Learning" (ICLR 2024);
     it has all four of the properties that paper asks for, which uniformity.py shows.
     """
-    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
     z, = matrices(z)
+    dtype = z.dtype
     with torch.autocast(z.device.type, enabled=False):
         z = normalize_rows(z).double()
         n, d = z.shape

@@ -297,8 +297,9 @@ def linear_cka(x, y):
     x, y = (z.double() - z.double().mean(0) for z in matrices(x, y))
     n = len(x)
     if n < min(x.shape[1], y.shape[1]):
-        common = ((x @ x.T) * (y @ y.T)).sum()                  # by n × n products
-        own = (x @ x.T).norm() * (y @ y.T).norm()
+        k_x, k_y = x @ x.T, y @ y.T                             # n × n, the smaller products
+        common = (k_x * k_y).sum()
+        own = k_x.norm() * k_y.norm()
     else:
         common = (y.T @ x).square().sum()
         own = (x.T @ x).norm() * (y.T @ y).norm()

@@ -150,9 +150,9 @@ def evaluate(method, online_probe, data, device, autocast):
     test = torch.arange(len(data["test_x"]))
     few = random_subset(len(test), METRIC_IMAGES, seed=0)
     pairs = random_subset(len(test), VIEW_IMAGES, seed=0)
+    if online_probe is not None:
+        nets.append(online_probe.linear)
     with autocast:
-        if online_probe is not None:
-            nets.append(online_probe.linear)
         r, z, *logits = encode_images(data, "test_x", test, nets, device)   # n × p, n × d
         _, z_views, *_ = encode_views(data, pairs, 2, nets, device)         # n × 2 × d
     found = representation_metrics(r[few], z[few])

@@ -27,7 +27,6 @@ Figures and CSVs go to figures/; then each trend that the paper claims is checke
 import csv
 import itertools
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -204,6 +203,7 @@ def outputs(layers, x):
 #   at          where its curves have points: a list of x
 #   curves      {label: values}, a tensor of points × draws
 #   claims      {label: the trend that the curve should have}
+#   log         whether the axis of x is logarithmic; False where it is left out
 
 def sweep(measure, features, deviations, args):
     """What measure(r, args), a dict of one value per draw of R, finds for each kind of R.
@@ -265,7 +265,7 @@ def variance_part(args):
 
     Figure 10: the two determinants behind that fall.
     """
-    axis = dict(x=DEVIATIONS_AXIS, at=DEVIATIONS)
+    axis = dict(x=DEVIATIONS_AXIS, at=DEVIATIONS, log=True)
     found = sweep(information, [args.features], DEVIATIONS, args)
     label = f"{args.features} features"
     figure2 = []
@@ -298,7 +298,7 @@ def terms_part(args):
              curves={name: values[:, 0] for name, values in by_features.items()},
              claims={"total dimension": "rising"}),
         dict(title=f"b) more spread ({args.features} features)",
-             x=DEVIATIONS_AXIS, y="nats", at=DEVIATIONS,
+             x=DEVIATIONS_AXIS, y="nats", at=DEVIATIONS, log=True,
              curves={name: values[0] for name, values in by_deviation.items()},
              claims={"variance differential": "rising", "conditional variance": "rising"}),
     ]}
@@ -414,7 +414,7 @@ def draw_panel(axis, panel):
         spread = values.std(1, correction=0).numpy()
         axis.plot(x, mean, label=label, color=colour, marker=marker, markersize=3.5)
         axis.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
-    if panel["x"] == DEVIATIONS_AXIS or panel.get("log"):
+    if panel.get("log"):
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
     axis.set(title=panel["title"], xlabel=panel["x"], ylabel=panel["y"])
@@ -496,9 +496,7 @@ def simulate(args):
 def main(argv=None):
     with cli.one_line_errors("simulate.py"):
         args = parse(argv)
-        args.out.mkdir(parents=True, exist_ok=True)
-        if not os.access(args.out, os.W_OK | os.X_OK):
-            raise cli.BadInput(f"--out: cannot write to {args.out}")
+        cli.make_output_folder(args.out)
         try:
             all_hold = simulate(args)
         except (RuntimeError, MemoryError) as error:

@@ -24,7 +24,7 @@ import torch
 import process
 import train
 from cli import (BadInput, Parser, device_name, fast_precision, number, one_line_errors,
-                 open_device, whole_number)
+                 open_device, split_arguments, whole_number)
 from data import batches_of_views, epoch_order, load, pick, to_device
 from datasets import DATASETS
 from images import random_subset
@@ -65,9 +65,7 @@ def short_training(args, images, device, most_steps, most_seconds):
     method = learner.method
     layout = memory_layout(device, args.precision, args.width)
     optimizer = make_optimizer(args.optimizer, learner.param_groups(args))
-    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
-    autocast = torch.autocast(device.type, train.DTYPES[args.precision],
-                              enabled=args.precision != "fp32")
+    autocast, scaler = train.mixed_precision(args.precision, device)
 
     # the steps
     started = time.time()
@@ -81,8 +79,7 @@ def short_training(args, images, device, most_steps, most_seconds):
             method.before_epoch(epoch, steps, generator)
             batches = batches_of_views(data, order, generator, 0, args.augment, layout)
         progress = torch.tensor(step / max(1, total_steps - 1), dtype=torch.float64)
-        for group in optimizer.param_groups:
-            group["lr"] = train.learning_rate(step, group["base_lr"], warmup, total_steps)
+        train.set_learning_rates(optimizer, step, warmup, total_steps)
         logs, kept = train.training_step(learner, learner, optimizer, scaler, autocast,
                                          args.clip, next(batches), progress.to(device))
         method.after_step(kept, step_of_epoch, progress)
@@ -174,7 +171,7 @@ def summary(rows):
 
 def parse_args(argv):
     """The script's own arguments; and, as one point, those after --."""
-    split = argv.index("--") if "--" in argv else len(argv)
+    own, flags = split_arguments(argv)
     parser = Parser("stability.py", __doc__)
     add = parser.group("what is trained")
     add("--dataset", "shapes", DATASETS, "whose training images are used")
@@ -188,10 +185,10 @@ def parse_args(argv):
     add("--seed", 0, whole_number(0, 2 ** 31 - 1), "of the points' order, and of each training")
     add("--device", "auto", device_name, "cpu, cuda, cuda:1 …")
     add("--out", Path("stability.csv"), Path, "the table", "CSV")
-    args = parser.parse_args(argv[:split])
+    args = parser.parse_args(own)
     chosen = points(args.seed, args.only)
-    if argv[split + 1:]:
-        chosen = [" ".join(argv[split + 1:])]
+    if flags:
+        chosen = [" ".join(flags)]
         settings_of(chosen[0], "without", args)         # refuses what train.py would refuse
     if not chosen:
         parser.error(f"--only: no point of the grid has {' '.join(args.only)}")

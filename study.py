@@ -19,7 +19,8 @@ import sys
 import threading
 from pathlib import Path
 
-from cli import BadInput, Parser, device_name, one_line_errors, whole_number
+from cli import (BadInput, Parser, device_name, one_line_errors, split_arguments,
+                 whole_number)
 from run import read_config, read_log
 
 FOUR_METHODS = {
@@ -225,7 +226,7 @@ def work(device, waiting, common, out, environment, finished):
 
     finished: a list, to which the names of runs are added that came to their end.
     """
-    while True:
+    while not STOPPING.is_set():
         try:
             name, flags = waiting.get_nowait()
         except queue.Empty:
@@ -237,8 +238,6 @@ def work(device, waiting, common, out, environment, finished):
             finished.append(name)
             continue
 
-        if STOPPING.is_set():
-            return
         say(f"{name}: on {device}")
         try:
             status = train(arguments, folder, device, environment)
@@ -291,9 +290,7 @@ def device_list(text):
 
 def parse_args(argv):
     """The study's own arguments, and those after --, which go to every run."""
-    split = argv.index("--") if "--" in argv else len(argv)
-    own = argv[:split]
-    common = argv[split + 1:]
+    own, common = split_arguments(argv)
     usage = ("study.py STUDY … [--list] [--seeds N] [--devices LIST] [--out DIR] "
              "-- FLAGS OF TRAIN.PY")
     parser = Parser("study.py", __doc__, usage=usage)

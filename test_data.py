@@ -11,11 +11,9 @@ import http.server
 import multiprocessing
 import os
 import pickle
-import shutil
 import re
+import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -36,7 +34,7 @@ import train
 from augment import DRAWS, augment_with, normalise, random_resized_crop
 from cli import BadInput
 from run import load_checkpoint, read_log
-from test_train import HERE, TINY, generator, run, save_images
+from test_train import TINY, generator, run, save_images, start, wait_for_epoch
 
 NARROW = ("--width", 8, "--precision", "fp32")
 
@@ -701,16 +699,8 @@ def test_a_streamed_run_stops_when_it_is_told_to(photos, tmp_path, status, send)
     """No signal is lost, and one line is all that is said."""
     flags = [*STREAMED, "--data-dir", photos, "--batch-size", 8, "--epochs", 500,
              "--eval-every", 500, "--out", tmp_path / "run"]
-    command = [sys.executable, HERE / "train.py", *flags]
-    process = subprocess.Popen(
-        [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    log = tmp_path / "run" / "log.csv"
-    deadline = time.time() + 120
-    while time.time() < deadline and process.poll() is None:
-        if log.exists() and log.read_text().count("\n") > 1:
-            break
-        time.sleep(0.01)
+    process = start(*flags, start_new_session=True)
+    wait_for_epoch(tmp_path / "run" / "log.csv", 1, process)
     time.sleep(0.1)
     send(process.pid)
     _, err = process.communicate(timeout=60)

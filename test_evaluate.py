@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
 
 import evaluate
 import train
@@ -19,17 +18,14 @@ from evaluate import linear_probe, load_run, share_of_labels, train_layers
 from metrics import effective_rank, lidar
 from run import last_value, read_log
 from shapes import draw_shapes
+from test_train import exit_status, save_images
 
 SCALES = torch.logspace(-1.5, 1.5, 6)       # of the features below: they differ by a thousand
 
 
-def exit_status(*flags):
-    """evaluate.py's main, in this process: its exit status, 0 where it returns."""
-    try:
-        evaluate.main([str(flag) for flag in flags])
-    except SystemExit as stop:
-        return stop.code
-    return 0
+def run_evaluate(*flags):
+    """The exit status of evaluate.py."""
+    return exit_status(evaluate.main, *flags)
 
 
 def figures(tmp_path, *flags):
@@ -38,7 +34,7 @@ def figures(tmp_path, *flags):
         raise ValueError(f"{constant} is not JSON")
 
     path = tmp_path / "figures.json"
-    assert exit_status(*flags, "--device", "cpu", "--json", path) == 0
+    assert run_evaluate(*flags, "--device", "cpu", "--json", path) == 0
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
@@ -132,12 +128,6 @@ def test_share_of_labels():
 
 
 # --- runs and weights -------------------------------------------------------------------------
-
-def save_images(folder, images):
-    folder.mkdir(parents=True)
-    for i, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:05}.png")
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -336,7 +326,7 @@ def test_bad_input(flags, words, place, tmp_path, capsys):
     np.savez(tmp_path / "good.npz", r=square, z=square)
 
     command = flags.format(run=place / "run", tmp=tmp_path).split()
-    assert exit_status(*command) == 2
+    assert run_evaluate(*command) == 2
     error = capsys.readouterr().err
     assert words.format(tmp=tmp_path) in error
     assert error.count("\n") == 1

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import figures
+from test_train import exit_status
 
 COLUMNS = ("epoch", "loss", *figures.SUMMARY)
 FLAGS = {       # AdaDim as published
@@ -55,11 +56,7 @@ def made_run(folder, flags, accuracy=50, rank=10, information=0.3, epochs=3, cut
 
 def run_figures(*arguments):
     """The exit status of figures.py."""
-    try:
-        figures.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
-    return 0
+    return exit_status(figures.main, *arguments)
 
 
 def read_table(path, key):

@@ -10,16 +10,12 @@ import torch
 import stability
 from data import load
 from run import read_log
-from test_train import SMALL, TINY, run, small_images
+from test_train import SMALL, TINY, exit_status, run, small_images
 
 
 def run_grid(*arguments):
     """The exit status of stability.py."""
-    try:
-        stability.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
-    return 0
+    return exit_status(stability.main, *arguments)
 
 
 def table(path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import study
-from test_train import SMALL, wait_for_epoch
+from test_train import SMALL, exit_status, wait_for_epoch
 from train import parse_args
 
 SHORT = [word for word in SMALL if word not in ("--device", "cpu")]     # a study names devices
@@ -23,11 +23,7 @@ SHORT += ("--arch resnet18 --width 2 --projector 8-8 --limit-train 128 --batch-s
 
 def run_study(*arguments):
     """The exit status of study.py."""
-    try:
-        study.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
-    return 0
+    return exit_status(study.main, *arguments)
 
 
 # --- which runs -----------------------------------------------------------------------------------

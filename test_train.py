@@ -69,16 +69,21 @@ TINY = [*SMALL, *("--arch resnet18 --width 2 --projector 16-16 --limit-train 256
                   "--warmup-epochs 0.8").split()]
 
 
+def exit_status(main, *arguments):
+    """Of a script's main with these arguments, in this process; 0 where it returns."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
 def run(*flags, figure=False):
     """train.py's main, in this process: its exit status, 0 where it returns."""
     with pytest.MonkeyPatch.context() as patch:
         if not figure:      # drawing it would take longer than most trainings here
             patch.setattr(train, "draw_run", lambda log, png: None)
-        try:
-            train.main([str(flag) for flag in flags])
-        except SystemExit as stop:
-            return stop.code
-    return 0
+        return exit_status(train.main, *flags)
 
 
 def start(*command, **settings):

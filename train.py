@@ -143,6 +143,13 @@ def learning_rate(step, base, warmup, total):
     return base * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def set_learning_rates(optimizer, step, warmup, total):
+    """Each group's, but for those that a method keeps constant."""
+    for group in optimizer.param_groups:
+        if not group.get("constant"):
+            group["lr"] = learning_rate(step, group["base_lr"], warmup, total)
+
+
 # --- the networks, and one step of their training ---------------------------------------------
 
 def make_learner(args, data, device):
@@ -155,6 +162,13 @@ def make_learner(args, data, device):
         online_probe = probe.OnlineProbe(encoder, p, len(data["classes"]), args.baseline)
     layout = memory_layout(device, args.precision, args.width)
     return Learner(method, online_probe).to(device, memory_format=layout)
+
+
+def mixed_precision(precision, device):
+    """The autocast in which networks run, and the scaler of their gradients."""
+    autocast = torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    return autocast, scaler
 
 
 def training_step(model, learner, optimizer, scaler, autocast, clip, batch, progress):
@@ -229,9 +243,7 @@ def train(args, command, signals):
     method, online_probe, encoder = learner.method, learner.probe, learner.method.encoder
     layout = memory_layout(device, args.precision, args.width)
     optimizer = make_optimizer(args.optimizer, learner.param_groups(args))
-    mixed = args.precision != "fp32"
-    autocast = torch.autocast(device.type, DTYPES[args.precision], enabled=mixed)
-    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
+    autocast, scaler = mixed_precision(args.precision, device)
 
     # where to start: at nothing, or at a checkpoint
     epochs_done, seconds_before, rows = 0, 0.0, []
@@ -298,10 +310,7 @@ def train(args, command, signals):
                                    view_of)
         for step, batch in enumerate(batches):
             # learning rate, forward, backward, step
-            for group in optimizer.param_groups:
-                if not group.get("constant"):
-                    group["lr"] = learning_rate(first_step + step, group["base_lr"],
-                                                warmup, total_steps)
+            set_learning_rates(optimizer, first_step + step, warmup, total_steps)
             logs, kept = training_step(model, learner, optimizer, scaler, autocast, args.clip,
                                        batch, progress[step])
             method.after_step(kept, step, progress[step])

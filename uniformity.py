@@ -27,7 +27,6 @@ Exit status: 0; 1 where something that it says is missing; 2, with one line, on 
 """
 import csv
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -436,9 +435,7 @@ def study(args):
 def main(argv=None):
     with cli.one_line_errors("uniformity.py"):
         args = parse(argv)
-        args.out.mkdir(parents=True, exist_ok=True)
-        if not os.access(args.out, os.W_OK | os.X_OK):
-            raise cli.BadInput(f"--out: cannot write to {args.out}")
+        cli.make_output_folder(args.out)
         if not args.published:
             print("smaller samples than the paper's: --published has its own")
         sys.exit(0 if study(args) else 1)
