@@ -132,11 +132,10 @@ def endless_batches(args, device, layout):
             "train_y": torch.randint(10, (IMAGES,)).to(device),
             "image_size": args.image_size, "streamed": False, **NORMALISATION}
     view_of = torch.compile(augment_with) if args.compile else augment_with
-    generator = torch.Generator(device)
     steps = IMAGES // args.batch_size
     order = torch.randperm(IMAGES, device=device)[:steps * args.batch_size].view(steps, -1)
     while True:
-        yield from batches_of_views(data, order, generator, 0, "vicreg", layout, view_of)
+        yield from batches_of_views(data, order, 0, "vicreg", layout, view_of)
 
 
 def make_learner(kind, setup):

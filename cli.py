@@ -12,9 +12,15 @@ import argparse
 import contextlib
 import os
 import re
+import signal
 import sys
 
 import torch
+
+
+# what ends a program in an orderly way: Ctrl-C, a scheduler, a terminal that closes (not Windows)
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+           if hasattr(signal, name)]
 
 
 class BadInput(ValueError):

@@ -22,7 +22,7 @@ from augment import AUGMENTATIONS, DRAWS, augment, augment_with, normalise
 from cli import BadInput, Parser, one_line_errors, whole_number
 from datasets import DATASETS, fit, read_dataset
 from distributed import RANK, WORLD_SIZE
-from images import decode_all, machine_memory, random_subset, stream_crops
+from images import decode_all, machine_memory, mixed_seed, random_subset, stream_crops
 
 STATISTICS_IMAGES = 2048        # of a list of files, for mean and standard deviation
 
@@ -136,7 +136,7 @@ def pixels(data, split, index):
 
 
 def fingerprint(data):
-    """A checksum of images (of their names, where they are files), labels and classes.
+    """A checksum of labels, classes and images; of files, their names, sizes and times.
 
     With it a run makes sure that it is resumed on the data that it began with.
     """
@@ -144,8 +144,10 @@ def fingerprint(data):
     for key in ("train_x", "train_y", "test_x", "test_y"):
         content = data[key]
         if isinstance(content, list):
-            names = "\n".join(map(os.path.basename, content))
-            total = zlib.crc32(names.encode(errors="surrogateescape"), total)
+            for path in content:
+                facts = os.stat(path)
+                entry = f"{os.path.basename(path)} {facts.st_size} {int(facts.st_mtime)}\n"
+                total = zlib.crc32(entry.encode(errors="surrogateescape"), total)
         else:
             total = zlib.crc32(content.contiguous().numpy(), total)
     return total
@@ -172,25 +174,29 @@ def epoch_order(n_images, batch_size, generator):
     return order[:, RANK]
 
 
-def batches_of_views(data, order, generator, seed, recipe, layout=torch.channels_last,
-                     view_of=augment_with):
+def batches_of_views(data, order, seed, recipe, layout=torch.channels_last,
+                     view_of=augment_with, first=0):
     """Yields, for each row of `order`, (views, index, labels), from tensors or from files.
 
     views: float32, 2·batch × 3 × image_size × image_size, normalised, in the memory format
     `layout`; view 1's rows above view 2's. index: the row, int64. labels: train_y[index], batch.
-    All three are on the generator's device.
+    All three are on the device of `order`.
 
     data: from load(), its tensors on the device. order: int64, steps × batch, indices into
-    train_x, on the device. generator: draws the augmentation. seed: an int, for the crops of
-    files, which worker processes draw; they end when this generator is closed. recipe: a key of
-    AUGMENTATIONS. view_of: augment_with, or what torch.compile makes of it.
+    train_x, on the device. seed: an int; with it a row's number fixes all that is drawn for its
+    batch. recipe: a key of AUGMENTATIONS. view_of: augment_with, or what torch.compile makes of
+    it. first: the row to begin with, where a run goes on in the middle of an epoch.
+    Worker processes, where there are any, end when this generator is closed.
     """
-    device = generator.device
+    device = order.device
+    generator = torch.Generator(device)
     streamed = data["streamed"]
     mean = torch.tensor(data["mean"]).to(device)
     std = torch.tensor(data["std"]).to(device)
-    with contextlib.closing(image_pairs(data, order, seed, recipe, device)) as pairs:
-        for index, images in zip(order, pairs):
+    with contextlib.closing(image_pairs(data, order, seed, recipe, first)) as pairs:
+        for step, images in enumerate(pairs, first):
+            index = order[step]                             # batch
+            generator.manual_seed(mixed_seed(seed, step))
             # both views' numbers at once, so that view_of is free of random draws
             draws = torch.rand(2, len(index), DRAWS, generator=generator, device=device)
             views = torch.cat([
@@ -200,19 +206,19 @@ def batches_of_views(data, order, generator, seed, recipe, layout=torch.channels
             yield views, index, data["train_y"][index]
 
 
-def image_pairs(data, order, seed, recipe, device):
+def image_pairs(data, order, seed, recipe, first):
     """Yields each batch's images twice, to become two views: uint8, 2 × batch × 3 × s × s.
 
     They are whole if they come from a tensor; from files, they are random crops already.
     """
     if data["streamed"]:
         crops = stream_crops(data["train_x"], order.cpu(), seed, recipe, data["image_size"],
-                             pin=device.type == "cuda")
+                             pin=order.is_cuda, first=first)
         with contextlib.closing(crops):
             for pair in crops:
-                yield pair.to(device, non_blocking=True)
+                yield pair.to(order.device, non_blocking=True)
     else:
-        for index in order:
+        for index in order[first:]:
             yield data["train_x"][index].expand(2, -1, -1, -1, -1)
 
 

@@ -9,6 +9,7 @@ Worker processes do the decoding. What a worker cannot read it returns as a text
 survives the way between processes better than an exception; here it becomes an OSError that
 names the file.
 """
+import contextlib
 import functools
 import math
 import os
@@ -22,12 +23,13 @@ from torch.utils.data import DataLoader
 
 import distributed
 from augment import AUGMENTATIONS, random_boxes
-from cli import show_progress
+from cli import SIGNALS, show_progress
 
 BATCH = 64              # files that a worker process decodes at a time
 FEW_FILES = 2000        # up to so many are decoded here: starting workers would take longer
 MAX_WORKERS = 16
 EXIF_ORIENTATION = 0x0112
+CROPS = 1               # sets the crops' random numbers apart from an augmentation's others
 
 
 def is_image(name):
@@ -66,6 +68,12 @@ def random_subset(n, limit, seed):
     return torch.randperm(n, generator=generator)[:limit].sort().values
 
 
+def mixed_seed(*numbers):
+    """A seed that follows from several numbers, 0 or more each; other numbers, another seed."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return int(state >> np.uint64(1))       # manual_seed takes 63 bits
+
+
 # --- the machine ------------------------------------------------------------------------------
 
 def machine_memory():
@@ -97,6 +105,23 @@ def worker_count():
     return min(share, MAX_WORKERS)
 
 
+@contextlib.contextmanager
+def signals_blocked():
+    """Processes that are started in this block never see Ctrl-C and the like.
+
+    Terminals and schedulers send them to a whole group of processes; but it is the main process
+    that ends its workers. Should it be killed, they notice within seconds, and end.
+    """
+    if not hasattr(signal, "pthread_sigmask"):      # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # --- whole files ------------------------------------------------------------------------------
 
 def decode_all(paths, size, crop):
@@ -119,7 +144,9 @@ def in_parallel(function, paths, title):
     # DataLoader's workers call collate_fn with some items of the dataset, which here is a list
     loader = DataLoader(paths, batch_size=BATCH, num_workers=workers, collate_fn=function)
     done = 0
-    for part in loader:
+    with signals_blocked():
+        parts = iter(loader)        # starts the workers
+    for part in parts:
         if isinstance(part, str):
             raise OSError(part)
         done += len(part)
@@ -206,17 +233,18 @@ class Box(NamedTuple):
     flip: float             # 1 to mirror it, else 0
 
 
-def stream_crops(paths, batches, seed, recipe, size, pin=False):
+def stream_crops(paths, batches, seed, recipe, size, pin=False, first=0):
     """Yields, for each batch of indices into paths, both views' random crops.
 
     Each is uint8, 2 × n × 3 × size × size. Worker processes, a few batches ahead, decode each
     file once, and crop and mirror it twice; the rest of an augmentation is
     augment(…, cropped=True). batches: m × n, on the CPU. seed: an int of 0 or more. recipe: a
-    key of AUGMENTATIONS. pin: whether into pinned memory, for faster copies to a GPU.
+    key of AUGMENTATIONS. pin: whether into pinned memory, for faster copies to a GPU. first:
+    the batch to begin with; it and the others get the crops that they would have got.
     Raises OSError for a file that cannot be read. The workers end with the generator.
     """
     scale = AUGMENTATIONS[recipe]["scale"]
-    tasks = [CropTask(seed, step, index) for step, index in enumerate(batches)]
+    tasks = [CropTask(seed, step, batches[step]) for step in range(first, len(batches))]
     loader = DataLoader(
         tasks,
         batch_size=None,            # a task is a batch already
@@ -224,25 +252,19 @@ def stream_crops(paths, batches, seed, recipe, size, pin=False):
         num_workers=worker_count(),
         prefetch_factor=3,
         pin_memory=pin,
-        worker_init_fn=leave_signals,
     )
-    for views in loader:
+    with signals_blocked():
+        crops = iter(loader)        # starts the workers
+    for views in crops:
         if isinstance(views, str):
             raise OSError(views)
         yield views
 
 
-def leave_signals(worker):
-    """Ctrl-C reaches the workers too; but it is the main process that ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def crop_batch(task, paths, scale, size):
     """What a worker of stream_crops does for one batch: the crops; or broken()'s text."""
-    state = np.random.SeedSequence([task.seed, task.step]).generate_state(1, np.uint64)[0]
-    seed = int(state >> np.uint64(1))       # manual_seed takes 63 bits
-    rand = functools.partial(torch.rand, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(mixed_seed(task.seed, task.step, CROPS))
+    rand = functools.partial(torch.rand, generator=generator)
 
     crops = np.empty((2, len(task.index), size, size, 3), np.uint8)
     for i, file in enumerate(task.index.tolist()):

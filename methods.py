@@ -1,8 +1,9 @@
 """What a method of self-supervised learning is to the training loop; and AdaDim, the first one.
 
-A method is a torch module. All of its state that outlives an epoch is a parameter or a buffer,
-so a checkpoint of its state_dict is complete, whatever the method: momentum networks, queues,
-prototypes, AdaDim's α. train.py calls it like this, and knows nothing else of it:
+A method is a torch module. All of its state that outlives a step is a parameter or a buffer, so
+a checkpoint of its state_dict is complete, whatever the method: momentum networks, queues,
+prototypes, AdaDim's α. A run goes on from one in the middle of an epoch too, without another
+before_epoch. train.py calls a method like this, and knows nothing else of it:
 
     method = METHODS[name](args, encoder, p, n_images)
     for epoch in …:
@@ -179,6 +180,14 @@ class AdaDim(Method):
         # space": z is what the published α is, r is there to compare
         measured_on = z1 if self.args.alpha_from == "z" else r1
         return StepResult(loss, parts, r, {"measured_on": measured_on.detach()})
+
+    def get_extra_state(self):
+        """What state_dict() holds beside parameters and buffers: read at every step, these
+        numbers should not have to come from a GPU."""
+        return torch.tensor(self.measured_steps, dtype=torch.int64)
+
+    def set_extra_state(self, state):
+        self.measured_steps = state.tolist()
 
     def before_epoch(self, epoch, steps, generator):
         """Draws the batches on which α is measured: ones that are trained on anyway.

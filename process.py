@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from cli import BadInput, one_line_errors, show_progress
+from cli import SIGNALS, BadInput, one_line_errors, show_progress
 from data import left_out
 from distributed import RANK, WORLD_SIZE
 from metrics import standard_error
@@ -40,16 +40,18 @@ class StatusLine:
     may be compiled.
     """
 
-    def __init__(self, args, steps, epochs_done):
+    def __init__(self, args, steps, steps_done):
+        """steps: of an epoch; steps_done: of the whole run, before this process."""
         self.epochs, self.batch_size, self.compiled = args.epochs, args.batch_size, args.compile
         self.steps = steps                      # per epoch
-        self.epochs_done = epochs_done          # before this process
+        self.steps_before = steps_done
         self.started = time.time()
         self.second_step = None         # when it began, and after how many steps of the run
         self.estimated = False
 
-    def start_epoch(self, epoch):
-        self.epoch = epoch
+    def start_epoch(self, epoch, first):
+        """first: the step, from 0, with which the epoch begins here."""
+        self.epoch, self.first = epoch, first
         self.epoch_started = self.shown = time.time()
 
     def due(self):
@@ -76,11 +78,13 @@ class StatusLine:
                       f"loss {loss:.3f}  {self.samples_per_second(step):,.0f} samples/s")
 
     def samples_per_second(self, step):
-        return step * self.batch_size / (time.time() - self.epoch_started)
+        return (step - self.first) * self.batch_size / (time.time() - self.epoch_started)
 
     def seconds_left(self):
-        epochs_here = self.epoch - self.epochs_done
-        return (time.time() - self.started) / epochs_here * (self.epochs - self.epoch)
+        """At the end of an epoch, from the time that all steps took on average."""
+        steps_here = self.epoch * self.steps - self.steps_before
+        steps_left = (self.epochs - self.epoch) * self.steps
+        return (time.time() - self.started) / steps_here * steps_left
 
 
 def describe(args, data, method, device):
@@ -105,6 +109,14 @@ def warn_of_few(n_test):
               f"of {standard_error(50, n_test):.0f} points")
 
 
+def note_of_threads(before, device):
+    """A note, where a CPU's results will not be those of an uninterrupted run, bit for bit."""
+    now = torch.get_num_threads()
+    if device.type == "cpu" and before not in (None, now):
+        print(f"note: the run began with {before} threads and goes on with {now}, which rounds "
+              f"differently: OMP_NUM_THREADS={before} gives the same bits")
+
+
 def millions(net):
     return f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M"
 
@@ -121,7 +133,7 @@ def epoch_line(row, args, columns, seconds_left):
 
 def last_lines(out, row, untrained, n_test):
     """What a whole run prints at its end. untrained: the baseline's accuracy, or None."""
-    files = ", ".join(sorted(path.name for path in out.iterdir()))
+    files = ", ".join(sorted(path.name for path in out.iterdir() if path.name != "running.txt"))
     text = f"finished in {duration(row['seconds'])}; in {out}: {files}"
     if "probe_top1" not in row:
         return text
@@ -155,41 +167,45 @@ def what_went_wrong(step_logs, earlier=()):
     return step, f"exploded, to {losses[step]:.3g} where {usual:.3g} is usual,"
 
 
-def check_losses(step_logs, rows, steps, learner, epoch, last):
+def check_losses(step_logs, rows, steps, epoch, checkpoints):
     """Ends the run where a loss is not finite, or has exploded.
 
     step_logs: steps of this epoch so far × columns, the loss first; rows: of the log so far.
-    After an epoch's last step the weights are looked at too: its update can break them.
     """
     found = what_went_wrong(step_logs, [row["loss"] for row in rows])
-    if found is None and len(step_logs) == steps:
-        weights = learner.state_dict().values()
-        if not torch.stack([value.isfinite().all() for value in weights]).all():
-            found = (steps - 1, "became NaN or infinite")
     if found is None:
         return
     step, what = found
     raise BadInput(f"the loss {what} in epoch {epoch}, step {step + 1} of {steps}: try a lower "
                    "--lr or a longer --warmup-epochs (200 steps or more), with --clip 2; "
-                   f"{last} still holds epoch {epoch - 1}")
+                   f"{checkpoints}")
 
 
-def check_evaluation(row, rows, last):
+def check_weights(learner, epoch, checkpoints):
+    """Ends the run where a weight is not finite: the last step's update can break them."""
+    finite = [value.isfinite().all().item() for value in learner.state_dict().values()]
+    if not all(finite):
+        raise BadInput(f"a weight became NaN or infinite in epoch {epoch}: try a lower --lr or a "
+                       f"longer --warmup-epochs, with --clip 2; {checkpoints}")
+
+
+def check_evaluation(row, rows, checkpoints):
     """Ends the run where an evaluation is not finite, before it is saved; warns of a collapse."""
     bad = [column for column, value in row.items() if not math.isfinite(value)]
     if bad:
         raise BadInput(f"the evaluation of epoch {row['epoch']} is not finite ({', '.join(bad)}): "
-                       f"try a lower --lr; {last} still holds the epoch before")
+                       f"try a lower --lr; {checkpoints}")
     was_collapsed = any(earlier.get("erank_z", 2) < 2 for earlier in rows)
     if row.get("erank_z", 2) < 2 and not was_collapsed:
         print(f"note: the embeddings have collapsed: their effective rank is {row['erank_z']:.2f}")
 
 
 class Signals:
-    """Ctrl-C and SIGTERM raise KeyboardInterrupt: at once or, after hold(), at release().
+    """Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt: at once or, after hold(), at release().
 
-    Training holds them during its steps: raised inside DataLoader's handling of its workers,
-    the exception would be swallowed. The second signal raises it in any case.
+    Training holds them until it has saved: raised inside DataLoader's handling of its workers,
+    the exception would be swallowed. The second signal raises it in any case. One that whoever
+    started the process wants ignored, as nohup does with SIGHUP, stays ignored.
     """
 
     def __init__(self):
@@ -198,8 +214,9 @@ class Signals:
 
     def __enter__(self):
         self.earlier = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.earlier[number] = signal.signal(number, self.receive)
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self.earlier[number] = signal.signal(number, self.receive)
         return self
 
     def __exit__(self, *exception):
@@ -215,6 +232,10 @@ class Signals:
     def hold(self):
         self.held = True
 
+    def stop_wanted(self):
+        """Of several processes, the first one decides."""
+        return RANK == 0 and self.received is not None
+
     def release(self):
         self.held = False
         if self.received:
@@ -222,7 +243,7 @@ class Signals:
 
 
 @contextlib.contextmanager
-def orderly_end(program, command):
+def orderly_end(program, command, signals):
     """Ends a training process with one line and the right exit status, whatever ended it."""
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")      # the first process speaks for all
@@ -237,9 +258,15 @@ def orderly_end(program, command):
                       file=sys.stderr)
             number = interrupt.args[0] if interrupt.args else signal.SIGINT
             sys.exit(128 + number)
+        except (BadInput, OSError):
+            if RANK > 0:        # what all have found out, the first has said, and torchrun ends
+                time.sleep(3)   # this one; who is still there has something of its own to say
+            raise
         except RuntimeError as error:
             message = str(error)
             network = re.search("gloo|nccl|peer|connection|socket", message, re.IGNORECASE)
+            if WORLD_SIZE > 1 and network and signals.received:
+                sys.exit(128 + signals.received)    # the first process has stopped
             if WORLD_SIZE > 1 and network:
                 raise BadInput("another process of this run ended, see what it says; the same "
                                "command with --resume goes on") from error

@@ -4,6 +4,7 @@
     log.csv         one row per epoch
     last.pt         the newest checkpoint, from which --resume goes on exactly
     previous.pt     the checkpoint before it
+    running.txt     while it trains: which process does
     backbone.pt     the trained encoder, in the format of torchvision's ResNet
     dynamics.png    accuracy, α, effective rank and I(R;Z) over the epochs
 
@@ -21,8 +22,10 @@ import json
 import math
 import os
 import platform
+import socket
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -35,7 +38,15 @@ from distributed import RANK, WORLD_SIZE
 
 LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "previous.pt", "backbone.pt", "dynamics.png",
                "evaluation.json", "events.out.*")
-CHECKPOINT_FORMAT = 3       # 1: before methods.py; 2: before metrics of the whole test set
+CHECKPOINT_FORMAT = 4       # 1: before methods.py; 2: before metrics of the whole test set;
+                            # 3: before checkpoints in the middle of an epoch
+CHECKPOINT_TYPES = {        # what a checkpoint holds
+    "epoch": int,           # how many are complete
+    "step": int,            # steps done of the next one
+    "step_logs": torch.Tensor,      # of those steps: steps × columns
+    "seconds": float, "rows": list, "config": dict, "facts": dict,
+    "learner": dict, "optimizer": dict, "scaler": dict,
+}
 
 
 # --- the folder -------------------------------------------------------------------------------
@@ -54,10 +65,17 @@ def reserved(out, resume, overwrite):
     check_folder(out, resume, overwrite)
     made = [path for path in (out, *out.parents) if not path.exists()]
     out.mkdir(parents=True, exist_ok=True)
+    owner = out / "running.txt"
     lock = lock_folder(out)
     try:
+        check_folder(out, resume, overwrite)    # another process may just have finished there
+        for part in out.glob("*.part"):         # of a process that was killed
+            part.unlink()
+        since = datetime.datetime.now().isoformat(" ", timespec="seconds")
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
         yield
     finally:
+        owner.unlink(missing_ok=True)
         with contextlib.suppress(OSError):      # rmdir refuses where anything was written
             for path in made:
                 path.rmdir()
@@ -84,20 +102,26 @@ def check_folder(out, resume, overwrite):
 
 def lock_folder(out):
     """A lock on the folder that ends with the process, however that ends; None without locks."""
+    lock = None
     try:
         import fcntl        # not on Windows
         lock = os.open(out, os.O_RDONLY)
-    except (ImportError, OSError):
-        return None
-    try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise BadInput(f"another process is training in {out}: wait for it, or choose "
-                       "another --out") from None
-    except OSError:         # some network disks have no locks
+        raise BadInput(f"--out: another process is training in {out} ({owner_of(out)}): wait for "
+                       "it, or choose another --out") from None
+    except (ImportError, OSError):      # some network disks have no locks
         print(f"note: {out} cannot be locked; do not start a second run in it", file=sys.stderr)
     return lock
+
+
+def owner_of(out):
+    """Who trains in a folder, as its running.txt says."""
+    try:
+        return (out / "running.txt").read_text().strip() or "it has just begun"
+    except OSError:
+        return "it has just begun"
 
 
 def remove_run(out):
@@ -112,7 +136,7 @@ def write_whole(path, write):
 
     Raises OSError where the disk is full, or the file cannot be written for another reason.
     """
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
             write(file)
@@ -211,7 +235,22 @@ def load_checkpoint(path):
     if version != CHECKPOINT_FORMAT:
         raise BadInput(f"{path} is of another version of this program (format {version}, here "
                        f"{CHECKPOINT_FORMAT}): use that version, or start over with --overwrite")
+    for field, kind in CHECKPOINT_TYPES.items():
+        if not isinstance(checkpoint.get(field), kind):
+            raise BadInput(f"{path} is not a whole checkpoint of train.py (its {field!r} is not "
+                           f"a {kind.__name__}): {way_out}")
     return checkpoint
+
+
+@contextlib.contextmanager
+def restoring(path):
+    """What goes wrong in this block is blamed on the checkpoint: its contents do not fit."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        reason = str(error).strip().split("\n")[-1].strip()
+        raise BadInput(f"{path} does not hold what this run needs ({reason}): restore it, or "
+                       "start over with --overwrite") from error
 
 
 def check_whole_file(path):
@@ -235,6 +274,31 @@ def save_checkpoint(path, checkpoint):
             previous.unlink(missing_ok=True)
             os.link(path, previous)
     write_whole(path, lambda file: torch.save(checkpoint, file))
+
+
+class Checkpoints:
+    """A run's last.pt: what it holds, and when the next is due."""
+
+    def __init__(self, path, minutes):
+        """minutes: a checkpoint is due that long after the one before."""
+        self.path, self.minutes = path, minutes
+        self.written, self.holds = time.time(), "nothing"
+
+    def due(self):
+        return RANK == 0 and time.time() - self.written >= 60 * self.minutes
+
+    def save(self, epoch, step, **rest):
+        """epoch: how many are complete; step: of the next one; rest: see CHECKPOINT_TYPES."""
+        save_checkpoint(self.path, {"epoch": epoch, "step": step, **rest})
+        self.note(epoch, step)
+
+    def note(self, epoch, step):
+        """Where the run can go on from now."""
+        self.written = time.time()
+        self.holds = f"epoch {epoch}" + (f" and {step} steps" if step else "")
+
+    def __str__(self):
+        return f"{self.path} holds {self.holds}"
 
 
 def check_same_flags(path, saved, flags, free):
@@ -278,13 +342,21 @@ class Log:
         header = (",".join(columns) + "\n").encode()
         lines = [csv_line(columns, row) for row in rows]
         write_whole(self.path, lambda file: file.writelines([header, *lines]))
+        self.size, self.epochs = self.path.stat().st_size, len(rows)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
             self.tensorboard = SummaryWriter(out, purge_step=len(rows) + 1)
 
     def append(self, row):
+        """The row of the next epoch. BadInput where another process wrote to the file too."""
+        line = csv_line(self.columns, row)
+        if self.path.stat().st_size != self.size or row["epoch"] != self.epochs + 1:
+            raise BadInput(f"--out: another process writes to {self.path} too: end it, and go "
+                           "on with --resume")
         with open(self.path, "ab") as file:
-            file.write(csv_line(self.columns, row))
+            file.write(line)
+        self.size += len(line)
+        self.epochs += 1
         if self.tensorboard is not None:
             for column, value in row.items():
                 self.tensorboard.add_scalar(column, value, row["epoch"])

@@ -27,7 +27,7 @@ from cli import (BadInput, Parser, device_name, fast_precision, number, one_line
                  open_device, split_arguments, whole_number)
 from data import batches_of_views, epoch_order, load, pick, to_device
 from datasets import DATASETS
-from images import random_subset
+from images import mixed_seed, random_subset
 from models import memory_layout
 from optim import make_optimizer
 
@@ -74,10 +74,11 @@ def short_training(args, images, device, most_steps, most_seconds):
     for step in range(min(most_steps, total_steps)):
         epoch, step_of_epoch = 1 + step // steps, step % steps
         if step_of_epoch == 0:
-            generator.manual_seed(train.epoch_seed(args.seed, epoch))
+            seed = mixed_seed(args.seed, epoch)
+            generator.manual_seed(seed)
             order = epoch_order(len(keep), args.batch_size, generator)
             method.before_epoch(epoch, steps, generator)
-            batches = batches_of_views(data, order, generator, 0, args.augment, layout)
+            batches = batches_of_views(data, order, seed, args.augment, layout)
         progress = torch.tensor(step / max(1, total_steps - 1), dtype=torch.float64)
         train.set_learning_rates(optimizer, step, warmup, total_steps)
         logs, kept = train.training_step(learner, learner, optimizer, scaler, autocast,

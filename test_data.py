@@ -577,16 +577,17 @@ def test_batches_are_what_augment_makes_of_the_images(photos, resident):
         pairs = [d["train_x"][index].expand(2, -1, -1, -1, -1) for index in order]
     else:
         pairs = list(images.stream_crops(d["train_x"], order, 5, "byol", 32))
-    batches = list(data.batches_of_views(d, order, generator(2), 5, "byol"))
-    by_hand = generator(2)
+    batches = list(data.batches_of_views(d, order, 5, "byol"))
     assert len(batches) == 3
-    for row, pair, (views, index, labels) in zip(order, pairs, batches):
-        draws = torch.rand(2, 8, DRAWS, generator=by_hand)
+    for step, (row, pair, (views, index, labels)) in enumerate(zip(order, pairs, batches)):
+        draws = torch.rand(2, 8, DRAWS, generator=generator(images.mixed_seed(5, step)))
         assert torch.equal(views, both_views_by_hand(pair, draws, "byol", d, resident == "no"))
         assert views.shape == (16, 3, 32, 32) and views.dtype == torch.float32
         assert views.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(index, row)
         assert torch.equal(labels, d["train_y"][row])
+    last, = data.batches_of_views(d, order, 5, "byol", first=2)
+    assert torch.equal(last[0], batches[2][0])      # as if the others had been drawn before
 
 
 def test_batches_of_tensors_and_of_files_go_through_the_same_images(photos):
@@ -594,7 +595,7 @@ def test_batches_of_tensors_and_of_files_go_through_the_same_images(photos):
     seen = {}
     for resident in ("yes", "no"):
         d = data.load("folder", photos, resident=resident)
-        batches = list(data.batches_of_views(d, order, generator(), 0, "vicreg"))
+        batches = list(data.batches_of_views(d, order, 0, "vicreg"))
         seen[resident] = {
             "index": torch.stack([index for _, index, _ in batches]),
             "labels": torch.stack([labels for _, _, labels in batches]),
@@ -613,8 +614,7 @@ def test_the_layout_and_the_function_of_the_views_can_be_chosen():
         calls.append(view)
         return x.float() / 255
 
-    batches = data.batches_of_views(d, order, generator(), 0, "vicreg",
-                                    torch.contiguous_format, plain)
+    batches = data.batches_of_views(d, order, 0, "vicreg", torch.contiguous_format, plain)
     views, _, _ = next(batches)
     assert calls == [0, 1]
     assert views.is_contiguous()
@@ -625,7 +625,7 @@ def test_the_layout_and_the_function_of_the_views_can_be_chosen():
 def test_workers_end_with_the_batches(photos):
     d = data.load("folder", photos, resident="no")
     order = torch.arange(48).view(12, 4)
-    batches = data.batches_of_views(d, order, generator(), 0, "vicreg")
+    batches = data.batches_of_views(d, order, 0, "vicreg")
     next(batches)
     assert multiprocessing.active_children()
     batches.close()

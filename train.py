@@ -8,8 +8,8 @@
 
 A run leaves in --out: config.json, log.csv (one row per epoch), last.pt (to --resume from),
 backbone.pt (the encoder, for torchvision's ResNet) and dynamics.png. Exit status: 0; 2 with one
-line on stderr for bad input or a loss that is no longer finite; 130 or 143 when stopped by
-Ctrl-C or SIGTERM.
+line on stderr for bad input or a loss that is no longer finite; 129, 130 or 143 when stopped by
+SIGHUP, Ctrl-C or SIGTERM.
 
 From top to bottom: flags, learning rate, one step, and train(), the whole run as one function.
 The loss is in losses.py, the method that weighs it and sets α in methods.py, the online probe and
@@ -32,17 +32,18 @@ from data import batches_of_views, epoch_order, fingerprint, load, to_device
 from datasets import DATASETS
 from distributed import RANK, WORLD_SIZE
 from figures import draw_run
-from images import memory_for_images
+from images import memory_for_images, mixed_seed
 from methods import METHODS, alpha_type, three_weights, weight_type
 from models import RESNETS, memory_layout, resnet
 from optim import LEARNING_RATES, clip_gradient, make_optimizer
 from probe import Learner
-from process import (Signals, StatusLine, check_evaluation, check_losses, describe, epoch_line,
-                     last_lines, orderly_end, warn_of_few)
+from process import (Signals, StatusLine, check_evaluation, check_losses, check_weights, describe,
+                     epoch_line, last_lines, note_of_threads, orderly_end, warn_of_few)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FOR_METHODS = 2     # sets random numbers of methods apart from those of views and crops
 MAY_DIFFER_ON_RESUME = ("--out", "--data-dir", "--classes", "--resident", "--device", "--compile",
-                        "--tensorboard", "--resume", "--overwrite")
+                        "--save-minutes", "--tensorboard", "--resume", "--overwrite")
 
 
 # --- flags ------------------------------------------------------------------------------------
@@ -104,6 +105,8 @@ def parse_args(argv):
     add = parser.group("the run")
     add("--out", None, Path, "its folder (default: runs/ and dataset, α, β and seed)", "DIR")
     add("--eval-every", 1, whole_number(1), "evaluate after every Nth epoch, and the last", "N")
+    add("--save-minutes", 10.0, number(0), "write last.pt that often, in the middle of an epoch "
+        "too, and when the run is stopped; 0: after every step", "N")
     add("--baseline", False, bool, "train a probe on a frozen, randomly initialised encoder too")
     add("--tensorboard", False, bool, "write the log for TensorBoard too, into --out")
     add("--resume", False, bool, "go on from last.pt in --out, exactly; start if there is none")
@@ -197,12 +200,6 @@ def training_step(model, learner, optimizer, scaler, autocast, clip, batch, prog
 
 # --- the run ----------------------------------------------------------------------------------
 
-def epoch_seed(seed, epoch, rank=0):
-    """All of an epoch's randomness follows from this, so any epoch can be repeated exactly."""
-    shared = seed * 1_000_003 + epoch
-    return shared if rank == 0 else (shared * 65_536 + rank) % 2 ** 63
-
-
 def train(args, command, signals):
     # fail fast: check everything before anything is loaded or written
     if args.batch_size % WORLD_SIZE:
@@ -246,22 +243,34 @@ def train(args, command, signals):
     autocast, scaler = mixed_precision(args.precision, device)
 
     # where to start: at nothing, or at a checkpoint
-    epochs_done, seconds_before, rows = 0, 0.0, []
+    epochs_done, steps_done, logs_done = 0, 0, []
+    seconds_before, rows = 0.0, []
+    checkpoints = run.Checkpoints(last, args.save_minutes)
+    started = time.time()
     if saved:
-        learner.load_state_dict(saved["learner"])
-        optimizer.load_state_dict(saved["optimizer"])
-        scaler.load_state_dict(saved["scaler"])
-        epochs_done, seconds_before, rows = saved["epoch"], saved["seconds"], saved["rows"]
+        with run.restoring(last):
+            learner.load_state_dict(saved["learner"])
+            optimizer.load_state_dict(saved["optimizer"])
+            scaler.load_state_dict(saved["scaler"])
+            epochs_done, steps_done = saved["epoch"], saved["step"]
+            logs_done = saved["step_logs"].to(device).unbind()          # of a step each
+            seconds_before, rows = saved["seconds"], saved["rows"]
+        checkpoints.note(epochs_done, steps_done)
+        note_of_threads(saved["facts"].get("threads"), device)
 
-    def save(epoch, seconds):
+    def save(epoch, step, step_logs):
+        """epoch: how many are complete. step, step_logs: of the next one, so far."""
+        check_weights(learner, epoch + 1, checkpoints)
         about_images = ("classes", "size", "image_size", "stem", "mean", "std", "streamed",
                         "min_size")
         facts = {key: data.get(key) for key in about_images}
         facts["data_dir"] = str(Path(args.data_dir).absolute())
-        run.save_checkpoint(last, {
-            "epoch": epoch, "seconds": seconds, "rows": rows, "config": config,
-            "learner": learner.state_dict(), "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(), "facts": facts})
+        facts["threads"] = torch.get_num_threads()
+        logs = torch.stack(step_logs) if step_logs else torch.empty(0)  # step × columns
+        checkpoints.save(
+            epoch, step, step_logs=logs, seconds=seconds_before + time.time() - started,
+            rows=rows, config=config, facts=facts, learner=learner.state_dict(),
+            optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
 
     # several processes, compiling
     model = distributed.parallel(learner, device)
@@ -283,33 +292,32 @@ def train(args, command, signals):
             run.remove_run(args.out)
         if not saved:
             run.write_config(args.out, command, config, device)
-            save(0, 0.0)
+            save(0, 0, [])
         log = run.Log(args.out, columns, rows, args.tensorboard)
 
     generator = torch.Generator(device)
-    status_line = StatusLine(args, steps, epochs_done)
-    started = time.time()
+    status_line = StatusLine(args, steps, epochs_done * steps + steps_done)
     for epoch in range(epochs_done + 1, args.epochs + 1):
 
         # the epoch's order, the same on every process; each takes its part of every batch
-        generator.manual_seed(epoch_seed(args.seed, epoch))
+        generator.manual_seed(mixed_seed(args.seed, epoch))
         order = epoch_order(n_images, args.batch_size, generator)       # steps × part of a batch
-        method.before_epoch(epoch, steps, generator)
-        own_seed = epoch_seed(args.seed, epoch, RANK)
-        torch.manual_seed(own_seed)                         # for methods that draw as they go
-        if RANK > 0:
-            generator.manual_seed(own_seed)                 # each augments in its own way
+        first = steps_done if epoch == epochs_done + 1 else 0   # a run can go on in the middle
+        step_logs = list(logs_done) if first else []
+        if first == 0:
+            method.before_epoch(epoch, steps, generator)
         first_step = (epoch - 1) * steps
         progress = torch.arange(first_step, first_step + steps, dtype=torch.float64)
         progress = (progress / max(1, total_steps - 1)).to(device)      # steps
 
-        step_logs = []
-        status_line.start_epoch(epoch)
+        # all of a step's randomness follows from seed, epoch, process and step
+        own_seed = mixed_seed(args.seed, epoch, RANK)
+        batches = batches_of_views(data, order, own_seed, args.augment, layout, view_of, first)
+        status_line.start_epoch(epoch, first)
         signals.hold()
-        batches = batches_of_views(data, order, generator, own_seed, args.augment, layout,
-                                   view_of)
-        for step, batch in enumerate(batches):
+        for step, batch in enumerate(batches, first):
             # learning rate, forward, backward, step
+            torch.manual_seed(mixed_seed(own_seed, step, FOR_METHODS))
             set_learning_rates(optimizer, first_step + step, warmup, total_steps)
             logs, kept = training_step(model, learner, optimizer, scaler, autocast, args.clip,
                                        batch, progress[step])
@@ -317,16 +325,18 @@ def train(args, command, signals):
 
             # logs stay on the device: reading them waits for a GPU, so it is done once per second
             step_logs.append(torch.stack(list(logs.values())))
-            stop = signals.received
-            if stop or status_line.due():
-                check_losses(torch.stack(step_logs), rows, steps, learner, epoch, last)
+            stop = signals.stop_wanted()
+            save_now = (stop or checkpoints.due()) and step + 1 < steps
+            if save_now or status_line.due():
+                check_losses(torch.stack(step_logs), rows, steps, epoch, checkpoints)
                 status_line.show(step + 1, logs["loss"].item())
-            if stop:
+            if save_now:
+                save(epoch - 1, step + 1, step_logs)
+            if stop and save_now:
                 batches.close()                             # ends processes that read images
                 signals.release()
-        signals.release()
         step_logs = torch.stack(step_logs)                  # steps × columns
-        check_losses(step_logs, rows, steps, learner, epoch, last)
+        check_losses(step_logs, rows, steps, epoch, checkpoints)
         samples_per_second = status_line.samples_per_second(steps)
 
         # α as this epoch used it; then, if --alpha is ada and its epoch has come, α is set anew
@@ -334,7 +344,7 @@ def train(args, command, signals):
         schedule = {column: value.item() for column, value in schedule.items()}
         method.after_epoch(epoch)
 
-        # evaluation, checkpoint, log
+        # evaluation, log, checkpoint
         if RANK > 0:
             continue
         row = {"epoch": epoch, "step": epoch * steps, "samples_per_s": samples_per_second,
@@ -344,12 +354,14 @@ def train(args, command, signals):
         if epoch % args.eval_every == 0 or epoch == args.epochs:
             row |= probe.evaluate(method, online_probe, data, device, autocast)
         row["seconds"] = seconds_before + time.time() - started
-        check_evaluation(row, rows, last)
+        check_evaluation(row, rows, checkpoints)
         rows.append(row)
-        save(epoch, row["seconds"])
         log.append(row)
+        if signals.stop_wanted() or checkpoints.due() or epoch == args.epochs:
+            save(epoch, 0, [])
         show_progress("")
         print(epoch_line(row, args, method.columns, status_line.seconds_left()), flush=True)
+        signals.release()
 
     # what the run leaves
     distributed.finish()
@@ -366,7 +378,7 @@ def train(args, command, signals):
 
 def main(argv=None):
     command = sys.argv[1:] if argv is None else argv
-    with Signals() as signals, orderly_end("train.py", command):
+    with Signals() as signals, orderly_end("train.py", command, signals):
         args = parse_args(command)
         with run.reserved(args.out, args.resume, args.overwrite):
             train(args, command, signals)
