@@ -65,22 +65,16 @@ def reserved(out, resume, overwrite):
     check_folder(out, resume, overwrite)
     made = [path for path in (out, *out.parents) if not path.exists()]
     out.mkdir(parents=True, exist_ok=True)
-    owner = out / "running.txt"
-    lock = lock_folder(out)
     try:
-        check_folder(out, resume, overwrite)    # another process may just have finished there
-        for part in out.glob("*.part"):         # of a process that was killed
-            part.unlink()
-        since = datetime.datetime.now().isoformat(" ", timespec="seconds")
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
-        yield
+        with locked(out / "running.txt"):
+            check_folder(out, resume, overwrite)    # another process may have just finished
+            for part in out.glob("*.part"):         # of a process that was killed
+                part.unlink()
+            yield
     finally:
-        owner.unlink(missing_ok=True)
         with contextlib.suppress(OSError):      # rmdir refuses where anything was written
             for path in made:
                 path.rmdir()
-        if lock is not None:
-            os.close(lock)
 
 
 def check_folder(out, resume, overwrite):
@@ -100,28 +94,39 @@ def check_folder(out, resume, overwrite):
         raise BadInput(f"cannot write to {out}: {there} is not writable")
 
 
-def lock_folder(out):
-    """A lock on the folder that ends with the process, however that ends; None without locks."""
-    lock = None
+@contextlib.contextmanager
+def locked(path):
+    """Keeps a file, which says whose it is, locked for this process; removes it at the end.
+
+    The lock ends with the process, however that ends, and worker processes do not inherit it.
+    Raises BadInput where another process has it.
+    """
+    file = open(path, "a+", encoding="utf-8")
     try:
         import fcntl        # not on Windows
-        lock = os.open(out, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise BadInput(f"--out: another process is training in {out} ({owner_of(out)}): wait for "
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        owner = file.read().strip() or "it has just begun"
+        file.close()
+        raise BadInput(f"--out: another process is training in {path.parent} ({owner}): wait for "
                        "it, or choose another --out") from None
     except (ImportError, OSError):      # some network disks have no locks
-        print(f"note: {out} cannot be locked; do not start a second run in it", file=sys.stderr)
-    return lock
+        print(f"note: {path.parent} cannot be locked; do not start a second run in it",
+              file=sys.stderr)
+    if not path.exists():       # a process removed it, at its end, while this one opened it
+        file.close()
+        raise BadInput(f"--out: another process has just ended in {path.parent}: try again")
 
-
-def owner_of(out):
-    """Who trains in a folder, as its running.txt says."""
+    file.truncate(0)
+    since = datetime.datetime.now().isoformat(" ", timespec="seconds")
+    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
+    file.flush()
     try:
-        return (out / "running.txt").read_text().strip() or "it has just begun"
-    except OSError:
-        return "it has just begun"
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
 
 
 def remove_run(out):

@@ -11,6 +11,7 @@ is skipped, one that was cut off is resumed, and after one that fails the others
 status: 0; 1 if a run failed, which is said at the end; 2, with one line, on bad input.
 """
 import contextlib
+import ctypes
 import os
 import queue
 import signal
@@ -19,7 +20,8 @@ import sys
 import threading
 from pathlib import Path
 
-from cli import (BadInput, Parser, device_name, one_line_errors, split_arguments,
+import train
+from cli import (SIGNALS, BadInput, Parser, device_name, one_line_errors, split_arguments,
                  whole_number)
 from run import read_config, read_log
 
@@ -185,33 +187,56 @@ STOPPING = threading.Event()
 STARTING = threading.Lock()     # a process is either seen by who stops them, or never started
 
 
-def train(arguments, folder, device, environment):
-    """Starts or resumes a run; returns its exit status. What it says goes to output.txt."""
+def train_one(arguments, folder, device, environment):
+    """Starts or resumes a run; returns its exit status. What it says goes to output.txt.
+
+    It does not hear Ctrl-C itself: it should get one signal, this process's, for the second one
+    would end it before it has saved.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     script = Path(__file__).with_name("train.py")
     command = [sys.executable, script, *arguments, "--device", device, "--out", folder, "--resume"]
     with open(folder / "output.txt", "a") as output, STARTING:
         if STOPPING.is_set():
             return 128 + signal.SIGTERM
-        child = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        child = subprocess.Popen(command, stdout=output, stderr=output, env=environment,
+                                 start_new_session=True, preexec_fn=end_with_parent)
         CHILDREN.add(child)
     status = child.wait()
     CHILDREN.discard(child)
     return status
 
 
+def libc_of_linux():
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+LIBC = libc_of_linux()
+
+
+def end_with_parent():
+    """In a new process: it gets SIGTERM when the one that started it dies, by SIGKILL too."""
+    set_parent_death_signal = 1
+    if LIBC is not None:
+        LIBC.prctl(set_parent_death_signal, signal.SIGTERM)
+
+
 @contextlib.contextmanager
 def children_end_with_it():
-    """However this block ends, by Ctrl-C or SIGTERM too, the trainings end with it."""
+    """However this block ends, by a signal too, the trainings end with it."""
     def interrupt(number, frame):
         raise KeyboardInterrupt(number)
 
     STOPPING.clear()
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:       # nohup's SIGHUP stays ignored
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         with STARTING:
             STOPPING.set()
             left = list(CHILDREN)
@@ -240,7 +265,7 @@ def work(device, waiting, common, out, environment, finished):
 
         say(f"{name}: on {device}")
         try:
-            status = train(arguments, folder, device, environment)
+            status = train_one(arguments, folder, device, environment)
         except OSError as error:
             say(f"{name}: failed, {error}")
             continue
@@ -324,6 +349,8 @@ def main(argv=None):
             print_studies()
             return
         chosen = runs(args.studies, args.seeds)
+        for flags in chosen.values():
+            train.parse_args([*common, *flags])     # refuses what is wrong, before the first run
         args.out.mkdir(parents=True, exist_ok=True)
         try:
             with children_end_with_it():

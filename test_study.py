@@ -166,7 +166,12 @@ def test_a_study_skips_resumes_and_goes_on_after_a_failure(tmp_path, capsys, mon
     assert (tmp_path / half / "backbone.pt").exists()
 
 
-def test_the_trainings_end_with_the_study(tmp_path):
+@pytest.mark.parametrize("number, status", [
+    (signal.SIGTERM, 143),
+    pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.skipif(
+        sys.platform != "linux", reason="only Linux tells a process of its parent's death")),
+])
+def test_the_trainings_end_with_the_study(number, status, tmp_path):
     """The signal goes to the study alone: its training ends too, and no other one begins."""
     study_py = Path(study.__file__)
     command = [sys.executable, study_py, "alpha", "--seeds", "1", "--out", tmp_path, "--", *SHORT,
@@ -175,14 +180,19 @@ def test_the_trainings_end_with_the_study(tmp_path):
                                env={**os.environ, "OMP_NUM_THREADS": "1"})
     log = tmp_path / "alpha-0-beta-0-seed-0" / "log.csv"
     wait_for_epoch(log, 1, process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 143 and err.count("\n") == 1
+    assert process.returncode == status and err.count("\n") == (number == signal.SIGTERM)
+    said = log.parent / "output.txt"
+    deadline = time.time() + 30
+    while "go on with" not in said.read_text() and time.time() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.3)
     epochs = log.read_bytes()
     time.sleep(0.5)
     assert log.read_bytes() == epochs           # nobody writes to it any more
     assert [path.name for path in tmp_path.iterdir()] == ["alpha-0-beta-0-seed-0"]
-    assert "go on with" in (log.parent / "output.txt").read_text()
+    assert "go on with" in said.read_text()
 
 
 def test_a_folder_that_cannot_be_written_is_a_failure(tmp_path, capsys, monkeypatch):
@@ -203,6 +213,8 @@ def test_a_folder_that_cannot_be_written_is_a_failure(tmp_path, capsys, monkeypa
     ("alpha -- --out=elsewhere", "--out is given to each run"),
     ("alpha --out {}/file/x", "file"),
     ("alpha --typo", "--typo"),
+    ("alpha -- --epoch 3", "--epoch"),
+    ("alpha -- --lr 0", "--lr"),
 ])
 def test_bad_studies(flags, words, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")

@@ -1,0 +1,143 @@
+"""Tests of run.py and process.py: checkpoints, the log, the folder's lock, signals.
+
+    python -m pytest -q test_run.py
+"""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import process
+import run
+from cli import BadInput
+from run import CHECKPOINT_TYPES, Checkpoints, Log, load_checkpoint, reserved
+
+WHOLE = {"epoch": 3, "step": 5, "step_logs": torch.ones(5, 2), "seconds": 1.5,
+         "rows": [{"epoch": 1.0}], "config": {"--lr": 0.4}, "facts": {}, "learner": {},
+         "optimizer": {}, "scaler": {}}
+
+
+# --- checkpoints ------------------------------------------------------------------------------
+
+def test_a_checkpoint_is_what_was_saved(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "last.pt", minutes=1)
+    checkpoints.save(**WHOLE)
+    assert torch.equal(load_checkpoint(tmp_path / "last.pt")["step_logs"], torch.ones(5, 2))
+    assert str(checkpoints) == f"{tmp_path / 'last.pt'} holds epoch 3 and 5 steps"
+    checkpoints.save(**{**WHOLE, "epoch": 4, "step": 0})
+    assert str(checkpoints).endswith("holds epoch 4")
+    assert load_checkpoint(tmp_path / "previous.pt")["epoch"] == 3
+
+
+@pytest.mark.parametrize("field", CHECKPOINT_TYPES)
+@pytest.mark.parametrize("value", [None, "text", torch.ones(2)])
+def test_a_checkpoint_with_a_field_of_another_type_is_refused(field, value, tmp_path):
+    if torch.is_tensor(value) and field == "step_logs":
+        value = [1.0]
+    path = tmp_path / "last.pt"
+    run.save_checkpoint(path, {**WHOLE, field: value})
+    with pytest.raises(BadInput, match=f"not a whole checkpoint.*'{field}'"):
+        load_checkpoint(path)
+
+
+def test_what_does_not_fit_is_blamed_on_the_checkpoint(tmp_path):
+    net = torch.nn.Linear(2, 2)
+    for weights in ({}, {"weight": torch.ones(3, 3), "bias": torch.ones(2)}, {"weight": 1}):
+        with pytest.raises(BadInput, match="last.pt does not hold what this run needs"):
+            with run.restoring(tmp_path / "last.pt"):
+                net.load_state_dict(weights)
+
+
+def test_a_checkpoint_is_due_after_some_time(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "last.pt", minutes=10)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 599)
+    assert not checkpoints.due()
+    monkeypatch.setattr(time, "time", lambda: now + 601)
+    assert checkpoints.due()
+    checkpoints.save(**WHOLE)
+    assert not checkpoints.due()
+
+
+# --- the folder -------------------------------------------------------------------------------
+
+def test_the_log_refuses_another_process_and_epochs_out_of_order(tmp_path):
+    log = Log(tmp_path, ("epoch", "loss"), [{"epoch": 1, "loss": 5.0}], tensorboard=False)
+    log.append({"epoch": 2, "loss": 4.0})
+    with pytest.raises(BadInput, match="another process writes"):
+        log.append({"epoch": 2, "loss": 4.0})
+    other = Log(tmp_path, ("epoch", "loss"), [{"epoch": 1, "loss": 5.0}], tensorboard=False)
+    other.append({"epoch": 2, "loss": 3.0})
+    other.append({"epoch": 3, "loss": 3.0})
+    with pytest.raises(BadInput, match="another process writes"):
+        log.append({"epoch": 3, "loss": 3.5})
+    assert log.path.read_text() == "epoch,loss\n1,5\n2,3\n3,3\n"
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+import run
+with run.reserved(Path(sys.argv[1]), resume=True, overwrite=False):
+    print("here", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_who_comes_second_is_told_whose_the_folder_is(tmp_path):
+    """And one that was killed leaves nothing locked, though a process that it began lives on."""
+    out = tmp_path / "run"
+    fork = HOLD.replace("    print", "    import os\n    if os.fork() == 0:\n"
+                        "        time.sleep(3)\n        os._exit(0)\n    print")
+    holder = subprocess.Popen([sys.executable, "-c", fork, str(out)], stdout=subprocess.PIPE,
+                              cwd=os.path.dirname(run.__file__))
+    assert holder.stdout.readline() == b"here\n"
+    (out / "last.pt.99.part").write_bytes(b"of a process that was killed")
+    with pytest.raises(BadInput, match=f"in .*run .process {holder.pid} on .*, since 20"):
+        with reserved(out, resume=True, overwrite=False):
+            pass
+    holder.kill()
+    holder.wait()
+    with reserved(out, resume=True, overwrite=False):
+        assert [path.name for path in out.iterdir()] == ["running.txt"]
+        assert f"process {os.getpid()} on" in (out / "running.txt").read_text()
+    assert not out.exists() or not list(out.iterdir())
+
+
+# --- signals ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_held_signal_waits_and_a_second_does_not(number):
+    with process.Signals() as signals:
+        signals.hold()
+        os.kill(os.getpid(), number)
+        assert signals.stop_wanted()
+        with pytest.raises(KeyboardInterrupt) as second:
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+        assert second.value.args == (number,)
+        with pytest.raises(KeyboardInterrupt):
+            signals.release()
+
+
+def test_what_nohup_wants_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with process.Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.05)
+            assert not signals.stop_wanted()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_another_number_of_threads_is_said(capsys):
+    threads = torch.get_num_threads()
+    process.note_of_threads(threads, torch.device("cpu"))
+    assert capsys.readouterr().out == ""
+    process.note_of_threads(threads + 3, torch.device("cpu"))
+    assert f"OMP_NUM_THREADS={threads + 3} gives the same bits" in capsys.readouterr().out

@@ -1,0 +1,447 @@
+"""Kills trainings, spoils their files and fills their disks, and counts what they survive.
+
+    make torture                    a few hundred tries: about half an hour on a CPU
+    python torture.py --tries 20 --only kills,disks
+
+A try begins a tiny training, does one of these things to it at a random moment, goes on with
+--resume until it is finished, and compares the end with a run that was left alone: log,
+checkpoint and encoder, bit for bit.
+
+    kills       SIGKILL, SIGTERM, SIGINT, SIGHUP, to the process or its group, up to three times
+    pairs       the same with two processes that train together
+    disks       no file can grow beyond some size: what a full disk does
+    damage      a bit of last.pt flipped, its end cut off, or foreign code in it
+    rivals      a second run started in the same folder
+    growth      200 epochs: memory, open files and threads must not grow
+
+Exit status: 0 if all tries were survived, else 1; 2, with one line, on bad input. It needs fork
+and /proc, so Linux.
+"""
+import contextlib
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+# What takes seconds to import is imported once, here; each training is a fork of this process.
+# The project's own modules are imported in the fork: they read its environment.
+import torch
+import torchvision      # noqa: F401
+
+KINDS = ("kills", "pairs", "disks", "damage", "rivals", "growth")
+STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130,
+          signal.SIGHUP: 129}
+FLAGS = ("--dataset folder --device cpu --precision fp32 --arch resnet18 --width 2 --projector "
+         "16-16 --batch-size 64 --epochs 6 --alpha-every 2 --alpha-batches 2 --eval-every 3 "
+         "--warmup-epochs 1 --save-minutes 0.001").split()
+SETTINGS = (["--resident", "yes"], ["--resident", "no"])
+MAX_SECONDS = 120       # for one training; more is taken as hanging
+
+
+# --- trainings as forks -----------------------------------------------------------------------
+
+class Training:
+    """A fork of this process in which train.py runs, in a process group of its own."""
+
+    count = 0
+
+    def __init__(self, flags, out, environment=None, file_limit=None):
+        Training.count += 1
+        self.words = out.with_suffix(f".{Training.count}.txt")      # what it says
+        self.status = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os._exit(self.train([*flags, "--out", str(out), "--resume"], environment or {},
+                                file_limit))
+
+    def train(self, command, environment, file_limit):
+        """In the fork: the training's exit status."""
+        os.setsid()
+        signal.pthread_sigmask(signal.SIG_BLOCK, list(STATUS))
+        os.environ.update(environment)
+        output = os.open(self.words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        if file_limit is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)       # an error in place of the end
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+        import process
+        import train
+
+        class Signals(process.Signals):
+            """Signals wait until train.py listens: what Python itself does with them, while it
+            imports and as it ends, is not what is tried here."""
+
+            def __enter__(self):
+                super().__enter__()
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, list(STATUS))
+                return self
+
+            def __exit__(self, *exception):
+                signal.pthread_sigmask(signal.SIG_BLOCK, list(STATUS))
+                super().__exit__(*exception)
+
+        train.Signals = Signals
+        train.draw_run = draw_nothing
+        try:
+            train.main(command)
+        except SystemExit as stop:
+            return stop.code
+        except BaseException as error:
+            print(f"Traceback: {error!r}", file=sys.stderr)
+            return 70
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        return 0
+
+    def send(self, number, to_group):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if to_group:
+                os.killpg(self.pid, number)
+            else:
+                os.kill(self.pid, number)
+
+    def ended(self):
+        """Its exit status; minus the signal's number where it was killed; None while it runs."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+        return self.status
+
+    def wait(self):
+        """Its exit status. A training that hangs is killed, which is a failure."""
+        deadline = time.time() + MAX_SECONDS
+        while time.time() < deadline:
+            status = self.ended()
+            if status is not None:
+                return status
+            time.sleep(0.005)
+        self.send(signal.SIGKILL, to_group=True)
+        os.waitpid(self.pid, 0)
+        raise Lost(f"it hung: {self.said()}")
+
+    def said(self):
+        return self.words.read_text(errors="replace").strip()
+
+
+def draw_nothing(log, png):
+    """In place of dynamics.png, which would take longer than the training."""
+
+
+class Lost(Exception):
+    """Something was lost, or was not said as it should be."""
+
+
+def expect(condition, what):
+    if not condition:
+        raise Lost(what)
+
+
+def finish(flags, out):
+    """Goes on with a run until its end."""
+    training = Training(flags, out)
+    status = training.wait()
+    expect(status == 0, f"status {status} as it went on: {training.said()}")
+
+
+# --- the end of a run -------------------------------------------------------------------------
+
+def contents(out):
+    """What a run came to, as text and tensors: log without times, checkpoint, encoder."""
+    last = torch.load(out / "last.pt", weights_only=True)
+    timed = ("seconds", "samples_per_s")
+    rows = [{key: value for key, value in row.items() if key not in timed}
+            for row in last["rows"]]
+    log = (out / "log.csv").read_text().splitlines()
+    return {
+        "rows": rows, "epochs": [line.split(",")[0] for line in log],
+        "learner": last["learner"], "optimizer": last["optimizer"],
+        "encoder": torch.load(out / "backbone.pt", weights_only=True),
+    }
+
+
+def same(a, b):
+    """Whether two nested values are the same, bit for bit."""
+    if torch.is_tensor(a):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def expect_whole(out, whole):
+    """The run in the folder came to the same end as the one that was left alone."""
+    found = contents(out)
+    for part, value in found.items():
+        expect(same(value, whole[part]), f"{part}: not that of a run left alone")
+
+
+# --- what is done to them ---------------------------------------------------------------------
+
+def kill_some(draw, flags, out, whole):
+    """Up to three signals; each ends the run in the way that it should, and nothing is lost."""
+    for _ in range(draw.randint(1, 3)):
+        number = draw.choice(list(STATUS))
+        to_group = draw.random() < 0.5
+        training = Training(flags, out)
+        time.sleep(draw.uniform(0, whole["seconds"]))
+        training.send(number, to_group)
+        status = training.wait()
+        said = training.said()
+        if status == 0:         # it had ended before
+            break
+        expect(status == STATUS[number], f"{number!r}: status {status}: {said}")
+        if status > 0:
+            expect(said.count("go on with") == 1, f"{number!r}: it said: {said}")
+        expect("Traceback" not in said, said)
+    finish(flags, out)
+    expect_whole(out, whole)
+
+
+def kill_pair(draw, flags, out, whole):
+    """One of two processes is killed, or both are told to stop."""
+    trainings = pair(flags, out)
+    time.sleep(draw.uniform(0, whole["seconds"]))
+    number = draw.choice(list(STATUS))
+    victims = trainings if draw.random() < 0.5 else [draw.choice(trainings)]
+    for training in victims:
+        training.send(number, to_group=False)
+    time.sleep(0.3)
+    for training in trainings:      # torchrun ends those that are left
+        training.send(signal.SIGTERM, to_group=False)
+    for training in trainings:
+        training.wait()
+        expect("Traceback" not in training.said(), training.said())
+    last = pair(flags, out)
+    for training in last:
+        status = training.wait()
+        expect(status == 0, f"status {status} as it went on: {training.said()}")
+    expect_whole(out, whole)
+
+
+def pair(flags, out):
+    """Two processes that train together, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": str(port)}
+    trainings = []
+    for rank in ("0", "1"):
+        environment = {**shared, "RANK": rank, "LOCAL_RANK": rank}
+        training = Training(flags, out, environment)
+        trainings.append(training)
+    return trainings
+
+
+def fill_disk(draw, flags, out, whole):
+    """Files cannot grow beyond a random size; the last checkpoint stays whole."""
+    training = Training(flags, out)
+    time.sleep(draw.uniform(0, whole["seconds"]))
+    training.send(signal.SIGKILL, to_group=True)
+    training.wait()
+    limit = int(whole["bytes"] * draw.random())
+    training = Training(flags, out, file_limit=limit)
+    status, said = training.wait(), training.said()
+    if status != 0:         # a run that had nothing left to write has nothing to complain of
+        expect(status == 2, f"files of {limit} bytes: status {status}: {said}")
+        expect("cannot write" in said or "File too large" in said, said)
+        expect("Traceback" not in said, said)
+    finish(flags, out)
+    expect_whole(out, whole)
+
+
+class Foreign:
+    """What a hostile file would do on being loaded."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def spoil(draw, flags, out, whole):
+    """last.pt is damaged; that is noticed, or does not matter, and previous.pt helps."""
+    training = Training(flags, out)
+    while not (out / "previous.pt").exists() and training.ended() is None:
+        time.sleep(0.002)
+    time.sleep(draw.uniform(0, whole["seconds"] / 2))
+    training.send(signal.SIGKILL, to_group=True)
+    training.wait()
+    last, mark = out / "last.pt", out.with_suffix(".mark")
+    data = bytearray(last.read_bytes())
+    how = draw.choice(("flip", "cut", "foreign"))
+    if how == "flip":
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        last.write_bytes(data)
+    elif how == "cut":
+        last.write_bytes(data[:draw.randrange(len(data))])
+    else:
+        with zipfile.ZipFile(last, "w") as file:
+            file.writestr("last/data.pkl", pickle.dumps(Foreign(mark)))
+            file.writestr("last/version", "3\n")
+    training = Training(flags, out)
+    status, said = training.wait(), training.said()
+    expect(not mark.exists(), "foreign code was run")
+    expect(status == 2 or (status == 0 and how == "flip"), f"{how}: status {status}: {said}")
+    if status == 2:
+        expect("previous.pt is the checkpoint before it" in said, said)
+        (out / "previous.pt").replace(last)
+        finish(flags, out)
+    expect_whole(out, whole)
+
+
+def rival(draw, flags, out, whole):
+    """A second run in the same folder is refused, or finds the first one finished."""
+    first = Training(flags, out)
+    time.sleep(draw.uniform(0, 1.2 * whole["seconds"]))
+    second = Training(flags, out)
+    statuses = sorted([first.wait(), second.wait()])
+    said = second.said()
+    expect(statuses in ([0, 0], [0, 2]), f"statuses {statuses}: {said}")
+    if second.wait() == 2:
+        expect(f"process {first.pid} on" in said or "just" in said, said)
+    finish(flags, out)
+    expect_whole(out, whole)
+
+
+def grow(draw, flags, out, whole, epochs=200):
+    """Memory, open files and threads after a quarter of the epochs and near the end: printed, and
+    none of them may grow; memory by no more than a tenth."""
+    training = Training([*flags, "--epochs", str(epochs), "--eval-every", "10"], out)
+    found = {}
+    while training.ended() is None:
+        done = 0
+        with contextlib.suppress(OSError):
+            done = (out / "log.csv").read_bytes().count(b"\n") - 1
+        for when in (epochs // 4, epochs - 20):
+            if done >= when and when not in found:
+                found[when] = footprint(training.pid)
+        time.sleep(0.05)
+    expect(len(found) == 2, f"it ended too early: {training.said()}")
+    for epoch, sizes in found.items():
+        words = ", ".join(f"{value} {name}" for name, value in sizes.items())
+        print(f"after {epoch} epochs {words}")
+    early, late = found.values()
+    expect(late["MB"] < 1.1 * early["MB"] + 5, f"memory grew: {found}")
+    expect(late["files"] <= early["files"] and late["threads"] <= early["threads"],
+           f"files or threads grew: {found}")
+
+
+def footprint(pid):
+    """A process's memory, open files and threads: the least of some looks, for a file may be
+    open as it is being written."""
+    looks = []
+    for _ in range(20):
+        status = Path(f"/proc/{pid}/status").read_text()
+        facts = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+        looks.append({"MB": int(facts["VmRSS"].split()[0]) // 1024,
+                      "files": len(os.listdir(f"/proc/{pid}/fd")),
+                      "threads": int(facts["Threads"])})
+        time.sleep(0.005)
+    return {name: min(look[name] for look in looks) for name in looks[0]}
+
+
+# --- the count --------------------------------------------------------------------------------
+
+TRIES = {"kills": kill_some, "pairs": kill_pair, "disks": fill_disk, "damage": spoil,
+         "rivals": rival, "growth": grow}
+SHARE = {"kills": 1, "pairs": 0.1, "disks": 0.15, "damage": 0.3, "rivals": 0.1, "growth": 0}
+
+
+def draw_images(folder):
+    """In a fork, for it computes: 256 images to train on and 64 to test, of two classes."""
+    pid = os.fork()
+    if pid == 0:
+        from PIL import Image
+
+        import shapes
+        images, _ = shapes.draw_shapes(320, torch.Generator().manual_seed(0), 16)
+        for i, image in enumerate(images):
+            split = "train" if i < 256 else "test"
+            place = folder / split / ("a", "b")[i % 2]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(place / f"{i}.png")
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def torture(tries, kinds, seed=0, settings=SETTINGS, say=print):
+    """{kind: [tried, survived]}. tries: how many kills; of the others, their share of it."""
+    draw = random.Random(seed)
+    counts = {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        draw_images(place / "images")
+        common = [*FLAGS, "--data-dir", str(place / "images")]
+        wholes = {}
+        for kind in kinds:
+            counts[kind] = [0, 0]
+            for number in range(max(1, round(SHARE[kind] * tries))):
+                setting = settings[number % len(settings)]
+                together = kind == "pairs"
+                key = json.dumps([setting, together])
+                if key not in wholes:
+                    wholes[key] = leave_alone([*common, *setting], place / f"{len(wholes)}-whole",
+                                              together)
+                out = place / f"{kind}-{number}"
+                survived = True
+                try:
+                    TRIES[kind](draw, [*common, *setting], out, wholes[key])
+                except Lost as error:
+                    survived = False
+                    say(f"{kind} {number} ({' '.join(setting)}): {error}")
+                counts[kind][0] += 1
+                counts[kind][1] += survived
+                shutil.rmtree(out, ignore_errors=True)
+            say(f"{kind}: {counts[kind][0]} tried, {counts[kind][1]} survived")
+    return counts
+
+
+def leave_alone(flags, out, together):
+    """What a run comes to that nothing happens to, and the seconds that it takes."""
+    started = time.time()
+    trainings = pair(flags, out) if together else [Training(flags, out)]
+    for training in trainings:
+        status = training.wait()
+        if status != 0:
+            raise RuntimeError(f"the run that was left alone: status {status}: {training.said()}")
+    seconds = time.time() - started
+    return {**contents(out), "seconds": seconds, "bytes": (out / "last.pt").stat().st_size}
+
+
+# --- command line -----------------------------------------------------------------------------
+
+def main(argv=None):
+    from cli import Parser, one_line_errors, whole_number
+    with one_line_errors("torture.py"):
+        parser = Parser("torture.py", __doc__)
+        add = parser.group("what is tried")
+        add("--tries", 200, whole_number(1), "kills; of the others, a share of that", "N")
+        add("--only", ",".join(KINDS), str, "some of the kinds above", "KINDS")
+        add("--seed", 0, whole_number(0), "of the moments")
+        args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+        kinds = args.only.split(",")
+        if not set(kinds) <= set(KINDS):
+            parser.error(f"--only: kinds are {', '.join(KINDS)}")
+        counts = torture(args.tries, kinds, args.seed)
+        survived_all = all(tried == survived for tried, survived in counts.values())
+        sys.exit(0 if survived_all else 1)
+
+
+if __name__ == "__main__":
+    main()
