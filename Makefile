@@ -2,6 +2,7 @@
 # make test       run the tests
 # make simulate   draw the figures of the paper's simulations
 # make uniformity draw those of the second paper, on measures of uniformity
+# make torture    kill trainings, spoil their files and fill their disks (make torture TRIES=20)
 # make clean      remove .venv and the demo's run
 #
 # Each makes .venv from requirements.txt first. To use an environment that you have: make PYTHON=python3 demo
@@ -11,7 +12,7 @@ ifeq ($(PYTHON),.venv/bin/python)
 INSTALLED = .venv/installed
 endif
 
-.PHONY: demo test test-runs test-rest simulate uniformity clean
+.PHONY: demo test test-runs test-rest simulate uniformity torture clean
 
 demo: $(INSTALLED)
 	$(PYTHON) train.py --dataset shapes --alpha ada --beta 1e-4 --alpha-every 2 --arch resnet18 --width 8 \
@@ -22,6 +23,10 @@ simulate: $(INSTALLED)
 
 uniformity: $(INSTALLED)
 	$(PYTHON) uniformity.py
+
+TRIES = 200
+torture: $(INSTALLED)
+	$(PYTHON) torture.py --tries $(TRIES)
 
 # two halves side by side, a core each
 test: $(INSTALLED)

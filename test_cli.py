@@ -1,0 +1,133 @@
+"""Property-based tests of the command lines: whatever is typed, no traceback, no odd exit status.
+
+    python -m pytest -q test_cli.py
+"""
+import contextlib
+import importlib
+import io
+import re
+import tempfile
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import train
+from test_train import SMALL
+
+# each script, and what its main would spend its time with
+WORK = {
+    "train": ["train"], "evaluate": ["measure_images"], "figures": [], "study": ["train_all"],
+    "simulate": ["simulate"], "uniformity": ["study"], "bench": ["measure", "show"],
+    "stability": ["run_points", "load"], "data": ["load", "describe", "contact_sheet"],
+    "torture": ["torture"],
+}
+ODD = ("", " ", "-", "--", "-1", "0", "1", "2", "3.5", "1e3", "1e30", "1e300", "1e-320", "nan",
+       "-inf", "٣", "0x10", "1_0", "1,2,3", "1:0", "16-16", "0-0", "ada", "cpu", "cuda:99", "yes",
+       "lars", "shapes", "folder", "alpha", "none", "α", "a\nb", "$\\frac{$", "x" * 300, ".",
+       "no/such/place", "/dev/null/x", "--resume", "--help", "-h", "bad\udcffname")
+values = st.one_of(st.sampled_from(ODD), st.integers().map(str), st.floats().map(str),
+                   st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]),
+                           max_size=8))
+REPEATABLE = settings(deadline=None, derandomize=True,
+                      suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def flags_of(script):
+    """All flags that --help names."""
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), pytest.raises(SystemExit):
+        importlib.import_module(script).main(["--help"])
+    return sorted(set(re.findall(r"--[a-z0-9][a-z0-9-]*", told.getvalue())))
+
+
+def outcome(main, words):
+    """(exit status, stderr). Any exception but SystemExit would be a traceback."""
+    out, err = io.StringIO(), io.StringIO()
+    status = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(words)
+        except SystemExit as stop:
+            status = stop.code
+    return status or 0, err.getvalue()
+
+
+@pytest.mark.parametrize("script", WORK)
+@given(data=st.data())
+@settings(REPEATABLE, max_examples=120)
+def test_whatever_is_typed(script, data, tmp_path, monkeypatch):
+    """Everything but the work itself: flags are read, checked, and refused in one line."""
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(script)
+    for name in WORK[script]:
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: {})
+    flag = st.sampled_from(flags_of(script))
+    words = []
+    for _ in range(data.draw(st.integers(0, 5))):
+        words += data.draw(st.sampled_from([[flag, values], [values], [flag]]).flatmap(
+            lambda parts: st.tuples(*parts)))
+    status, err = outcome(module.main, words)
+    assert status in (0, 1, 2), words
+    if status == 2:
+        assert err.startswith(f"{script}.py: ") and err.count("\n") == 1, (words, err)
+
+
+# --- trainings --------------------------------------------------------------------------------
+
+# values that train.py takes, ordinary and extreme, for a network of a few weights
+TRAINED = {
+    "--alpha": ("0", "1", "0.5", "ada", "linear", "cosine", "1e-30"),
+    "--alpha-every": ("1", "1000000"),
+    "--alpha-batches": ("1", "7"),
+    "--alpha-from": ("z", "r"),
+    "--beta": ("0", "1", "-1", "1e30", "-1e-30"),
+    "--mi-scale": ("alpha", "1"),
+    "--temperature": ("0.1", "1e-30", "1e30"),
+    "--vicreg-weights": ("25,25,1", "0,0,0", "1e30,0,1e-30"),
+    "--w2-weight": ("0", "1", "30:0", "1e30"),
+    "--lu-weight": ("0", "1", "0:1e-30"),
+    "--epochs": ("1", "2"),
+    "--batch-size": ("2", "3", "64", "65"),
+    "--optimizer": ("lars", "sgd", "adam", "adamw"),
+    "--lr": ("1e-30", "0.1", "1e30"),
+    "--weight-decay": ("0", "1e-4", "1e30"),
+    "--warmup-epochs": ("0", "0.5", "1", "1e30"),
+    "--clip": ("0", "2", "1e-30", "1e30"),
+    "--precision": ("fp32", "bf16"),
+    "--seed": ("0", str(2 ** 31 - 1)),
+    "--eval-every": ("1", "1000"),
+    "--save-minutes": ("0", "1e30"),
+    "--projector": ("1", "8-8", "2-3-4"),
+    "--width": ("1", "2"),
+    "--augment": ("vicreg", "simclr", "byol", "ressl"),
+    "--resident": ("yes", "no", "auto"),
+    "--min-size": ("1", "16", "17"),
+    "--limit-train": ("1", "64", "100"),
+    "--baseline": (), "--tensorboard": (), "--overwrite": (), "--resume": (),
+}
+FEW_STEPS = "--arch resnet18 --width 1 --projector 4-4 --limit-train 64 --batch-size 32 --epochs 1"
+
+
+@given(data=st.data())
+@settings(REPEATABLE, max_examples=25)
+def test_whatever_is_trained(data, monkeypatch):
+    """A training ends well, or in one line: of bad input, or a loss that is not finite."""
+    monkeypatch.setattr(train, "draw_run", lambda log, png: None)
+    words = [*SMALL, *FEW_STEPS.split()]
+    for flag in data.draw(st.lists(st.sampled_from(sorted(TRAINED)), max_size=5)):
+        choices = TRAINED[flag]
+        words += [flag, data.draw(st.sampled_from(choices))] if choices else [flag]
+    with tempfile.TemporaryDirectory() as folder:
+        status, err = outcome(train.main, [*words, "--out", f"{folder}/run"])
+    assert status in (0, 2), words
+    if status == 2:
+        assert err.startswith("train.py: ") and err.count("\n") == 1, (words, err)
+
+
+def test_every_flag_of_train_is_tried_above():
+    """A new flag has to be thought of: here, or among those that a training cannot vary."""
+    elsewhere = {"--help", "--arch", "--classes", "--compile", "--data-dir", "--dataset",
+                 "--device", "--method", "--out", "--nproc"}
+    named = set(flags_of("train")) - elsewhere - {"--nproc_per_node"}
+    assert named == set(TRAINED)
