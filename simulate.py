@@ -34,6 +34,7 @@ from pathlib import Path
 import torch
 
 import cli
+import losses
 from losses import info_nce, vicreg
 
 # where the curves have their points, and what the axes are called
@@ -432,7 +433,8 @@ def draw_panel(axis, panel):
     axis.set(title=panel["title"], xlabel=panel["x"], ylabel=panel["y"])
     axis.grid(alpha=0.3)
     # below the axis, where no curve crosses it
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False,
+                fontsize=9, columnspacing=1.2, handlelength=1.8)
 
 
 def draw_curve(axis, x, values, colour, linestyle, label=None):
@@ -477,7 +479,8 @@ def parse(argv):
     add("--raw", action="store_true", help="do not standardise what the networks learn from")
     add("--networks", type=count, default=16, metavar="N",
         help=f"that learn by each loss, from weights and data of their own {default}")
-    add("--batch-size", type=cli.whole_number(2), default=100, metavar="N",
+    # more would take several blocks of a kernel, which vmap does not know
+    add("--batch-size", type=cli.whole_number(2, losses.BLOCK // 2), default=100, metavar="N",
         help=f"of the networks {default}")
     args = parser.parse_args(argv)
 
