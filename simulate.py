@@ -1,6 +1,6 @@
 """The paper's simulations on Gaussian data: how effective rank and I(R;Z) move, and why.
 
-    python simulate.py                  every part: about two minutes on a laptop
+    python simulate.py                  every part: minutes, most of them for the networks
     python simulate.py features         one part: features, variance, terms or network
     python simulate.py variance --draws 20 --components 10 3
     from simulate import blobs, pca, gaussian_mutual_information
