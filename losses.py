@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-BLOCK = 1024        # rows of an n × n kernel that are there at a time
+BLOCK = 2048        # rows of an n × n kernel that are there at a time
 
 
 # --- building blocks ------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def over_blocks(block_sums, n):
 
     rows: a slice. n × n kernels, and what their gradients need, would fill the memory where n is
     large. So the backward pass computes a block again in place of keeping it. A single block, as
-    batches of up to 512 images with two views have, is kept; more of them torch.vmap cannot do.
+    batches of up to 1,024 images have, is kept; more of them torch.vmap cannot do.
     """
     blocks = [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
     if len(blocks) == 1:

@@ -267,7 +267,7 @@ def test_networks_start_equal_and_learn(tmp_path):
 
 @pytest.mark.parametrize("flags", [
     "figure9", "--draws 0", "--draws many", "--components 30 2", "--epsilon 0", "--std -1",
-    "--samples 1", "--batch-size 513", "--seed 99999999999999999999", "--out {}/file/x", "--typo",
+    "--samples 1", "--batch-size 1025", "--seed 99999999999999999999", "--out {}/file/x", "--typo",
 ])
 def test_bad_input(flags, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
