@@ -10,11 +10,13 @@ that slows down does so for all. Nothing is checked against a bound: machines di
 whole           train.py's step: two views of each image, networks, losses, backward pass, LARS
 bare            the same networks on random input that is on the device already, with a mean as
                 the loss and torch's SGD: what the step would cost if all else were free
-simclr, vicreg  the whole step with that one loss in place of AdaDim's
+simclr, vicreg  the whole step with that one loss in place of AdaDim's; left out with --compile,
+                where each would compile the networks once more
 MFU             model FLOP/s utilisation: the FLOPs that torch counts in the bare step, per second
                 of the whole step, over the speed of a large matrix product in the same precision
 parts           what each takes by itself, not compiled, as a share of the whole step
 memory          the peak: of the step on a GPU, of this process so far on a CPU
+evaluation      what one takes beside an epoch: its networks' passes, its metrics and k-NN
 one core        augmentation of a batch, beside torchvision's PIL transforms, image by image
 streamed        JPEGs of 500 pixels to two crops of 224 pixels each, in worker processes
 losses          time of value and gradient, bytes kept for the gradient, as batch and width grow
@@ -44,11 +46,12 @@ from data import batches_of_views
 from images import stream_crops, worker_count
 from losses import adadim, info_nce, matrix_mutual_information, vicreg
 from methods import AdaDim, Method, StepResult
-from metrics import effective_rank, representation_metrics
+from metrics import effective_rank, knn_accuracy, representation_metrics
 from models import RESNETS, encode, memory_layout, resnet
 
 CPU = torch.device("cpu")
 IMAGES = 4096               # random ones, on the device, that batches are of
+PASSED_IMAGES = 512         # whose passes through the networks are timed for an evaluation
 EPOCH_IMAGES = 50_000       # of the epoch with which α updates and evaluations are compared
 NORMALISATION = {"mean": [0.5] * 3, "std": [0.25] * 3}
 LOSSES = {                  # of r (2n × p) and z (2n × d), both views stacked
@@ -84,6 +87,11 @@ def seconds(functions, device, repeats, block=1):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def calls_at_a_time(device):
+    """How many calls are timed together: a GPU's are too short to wait for each."""
+    return 10 if device.type == "cuda" else 1
+
+
 def value_and_gradient(loss, *inputs):
     leaves = [x.detach().requires_grad_() for x in inputs]
     loss(*leaves).backward()
@@ -106,6 +114,9 @@ class SimCLR(OneLoss):
 
 class VICReg(OneLoss):
     loss = staticmethod(vicreg)
+
+
+RIVALS = {"simclr": SimCLR, "vicreg": VICReg}
 
 
 def set_up(args, device):
@@ -222,27 +233,39 @@ def parts(learner, setup):
 
 
 def between_steps(learner, setup, epoch):
-    """What comes with an epoch of so many seconds: an α update, and an evaluation.
+    """What comes with an epoch of so many seconds: an α update, and an evaluation, in parts.
 
     The networks' passes are timed on 512 images, and counted for all that probe.py takes.
     """
-    size = setup.args.image_size
-    images = torch.randint(256, (512, 3, size, size), dtype=torch.uint8).to(setup.device)
-    views = 2 * probe.VIEW_IMAGES
-    all_passes = (probe.METRIC_IMAGES + probe.BANK_IMAGES + views) / len(images)
     _, z = random_outputs(setup.args.batch_size, learner, setup)
-    outputs = random_outputs(probe.METRIC_IMAGES, learner, setup)
+    rank = seconds({"rank": partial(effective_rank, z)}, setup.device, 3)["rank"]
+    alpha_update = setup.settings.alpha_batches * rank
+
+    pieces = seconds(evaluation_pieces(learner, setup), setup.device, 3)
+    views = 2 * probe.VIEW_IMAGES
+    passes = (probe.METRIC_IMAGES + probe.BANK_IMAGES + views) / PASSED_IMAGES
+    pieces["networks"] *= passes
+    evaluation = sum(pieces.values())
+    return {"alpha_update_s": alpha_update, "alpha_update_over_epoch": alpha_update / epoch,
+            "evaluation_s": evaluation, "evaluation_over_epoch": evaluation / epoch,
+            "evaluation_parts": {piece: time / epoch for piece, time in pieces.items()}}
+
+
+def evaluation_pieces(learner, setup):
+    """What probe.evaluate does, {name: a function without arguments}; of the networks, a part."""
+    size = setup.args.image_size
+    images = torch.randint(256, (PASSED_IMAGES, 3, size, size), dtype=torch.uint8)
+    images = images.to(setup.device)
+    r, z = random_outputs(probe.METRIC_IMAGES, learner, setup)
+    labels = torch.arange(len(r), device=setup.device) % 10
+    bank = slice(probe.BANK_IMAGES)
 
     def passes():
         with setup.autocast:
             encode(images, learner.method.encoder, learner.method.projector, **NORMALISATION)
 
-    times = seconds({"rank": partial(effective_rank, z), "passes": passes,
-                     "metrics": partial(representation_metrics, *outputs)}, setup.device, 3)
-    alpha_update = setup.settings.alpha_batches * times["rank"]
-    evaluation = all_passes * times["passes"] + times["metrics"]
-    return {"alpha_update_s": alpha_update, "alpha_update_over_epoch": alpha_update / epoch,
-            "evaluation_s": evaluation, "evaluation_over_epoch": evaluation / epoch}
+    return {"networks": passes, "metrics": partial(representation_metrics, r, z),
+            "k-NN": partial(knn_accuracy, r[bank], labels[bank], r, labels)}
 
 
 def peak_memory(step, device):
@@ -273,7 +296,8 @@ def peak_flops(dtype, device):
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True        # as convolutions may
     try:
-        return 2 * n ** 3 / seconds({"product": lambda: a @ b}, device, 10)["product"]
+        times = seconds({"product": lambda: a @ b}, device, 10, calls_at_a_time(device))
+        return 2 * n ** 3 / times["product"]
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allowed
 
@@ -401,16 +425,17 @@ def measure_step(setup):
     found["peak_memory_bytes"] = peak_memory(whole, device)
 
     # beside its rivals
-    steps = {"whole": whole, "bare": bare_step(learner, setup),
-             "simclr": training_step(make_learner(SimCLR, setup), setup),
-             "vicreg": training_step(make_learner(VICReg, setup), setup)}
-    block = 10 if device.type == "cuda" else 1
+    steps = {"whole": whole, "bare": bare_step(learner, setup)}
+    if not args.compile:
+        for name, kind in RIVALS.items():
+            steps[name] = training_step(make_learner(kind, setup), setup)
+    block = calls_at_a_time(device)
     times = seconds(steps, device, args.steps, block)
     step = times["whole"]
     found |= {"step_s": step, "samples_per_s": args.batch_size / step,
-              "bare_s": times["bare"], "step_over_bare": step / times["bare"],
-              "adadim_over_simclr": step / times["simclr"],
-              "adadim_over_vicreg": step / times["vicreg"]}
+              "bare_s": times["bare"], "step_over_bare": step / times["bare"]}
+    for name in RIVALS.keys() & times.keys():
+        found[f"adadim_over_{name}"] = step / times[name]
 
     # beside what the device could do
     found["flops_per_step"] = count_flops(learner, args.image_size, args.batch_size)
@@ -434,14 +459,20 @@ def show(found):
         "whole step": f"{1e3 * f.step_s:.1f} ms, {f.samples_per_s:,.0f} samples/s "
                       f"(the first, with all that it builds: {f.first_step_s:.1f} s)",
         "bare step": f"{1e3 * f.bare_s:.1f} ms: the whole one takes {f.step_over_bare:.3f} of it",
-        "beside SimCLR, VICReg": f"{f.adadim_over_simclr:.3f} and {f.adadim_over_vicreg:.3f} "
-                                 "of their steps",
+    }
+    if not f.compile:
+        figures["beside SimCLR, VICReg"] = (f"{f.adadim_over_simclr:.3f} and "
+                                            f"{f.adadim_over_vicreg:.3f} of their steps")
+    evaluation_parts = ", ".join(f"{part} {share:.2%}" for part, share
+                                 in f.evaluation_parts.items())
+    figures |= {
         "MFU": f"{f.mfu:.1%} of {f.peak_flops_per_s / 1e12:.1f} TFLOP/s; "
                f"{f.flops_per_step / 1e12:.2f} TFLOP per step",
         "peak memory": f"{f.peak_memory_bytes / 1e9:.2f} GB",
         "α update": f"{f.alpha_update_s:.2f} s, {f.alpha_update_over_epoch:.2%} of an epoch of "
                     f"{EPOCH_IMAGES:,}",
-        "evaluation": f"{f.evaluation_s:.2f} s, {f.evaluation_over_epoch:.1%} of that epoch",
+        "evaluation": f"{f.evaluation_s:.2f} s, {f.evaluation_over_epoch:.1%} of that epoch "
+                      f"({evaluation_parts})",
     }
     for label, text in figures.items():
         print(f"{label:24}{text}")

@@ -22,6 +22,9 @@ Conventions shared by all functions here:
 """
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+BLOCK = 2048        # rows of an n × n kernel that are there at a time
 
 
 # --- building blocks ------------------------------------------------------------------------
@@ -77,6 +80,20 @@ def cosine_kernel(x):
         return x @ x.T
 
 
+def over_blocks(block_sums, n):
+    """The sum of block_sums(rows) over the rows 0 … n − 1 of a kernel, BLOCK rows at a time.
+
+    rows: a slice. n × n kernels, and what their gradients need, would fill the memory where n is
+    large. So the backward pass computes a block again in place of keeping it. A single block, as
+    batches of up to 1,024 images have, is kept; more of them torch.vmap cannot do.
+    """
+    blocks = [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
+    if len(blocks) == 1:
+        return block_sums(blocks[0])
+    return sum(checkpoint(block_sums, rows, use_reentrant=False, preserve_rng_state=False)
+               for rows in blocks)
+
+
 # --- InfoNCE and VICReg -----------------------------------------------------------------------
 
 def info_nce(z1, z2, temperature=0.1):
@@ -88,21 +105,32 @@ def info_nce(z1, z2, temperature=0.1):
     A collapsed batch gives log(2n − 1).
     """
     z1, z2 = matrices(z1, z2, same_width=True)
-    kernel = cosine_kernel(torch.cat([z1, z2]))                 # 2n × 2n
-    return nt_xent(kernel, temperature)
+    with torch.autocast(z1.device.type, enabled=False):
+        z = normalize_rows(torch.cat([z1, z2]))     # 2n × d
+
+        def block_sum(rows):
+            kernel = z[rows] @ z.T                  # block × 2n
+            return nt_xent(kernel, rows.start, temperature)
+
+        return over_blocks(block_sum, len(z)) / len(z)
 
 
-def nt_xent(kernel, temperature):
-    """InfoNCE from the kernel of [ẑ1; ẑ2] (2n × 2n)."""
+def nt_xent(kernel, first, temperature):
+    """InfoNCE summed over a block of rows of the kernel of [ẑ1; ẑ2].
+
+    kernel: block × 2n. first: the place of its first row among the 2n.
+    """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    rows = len(kernel)
-    self_pairs = torch.eye(rows, dtype=torch.bool, device=kernel.device)
-    partner = torch.arange(rows, device=kernel.device).roll(rows // 2)      # p(i)
+    block, rows = kernel.shape
+    everyone = torch.arange(rows, device=kernel.device)
+    own = everyone[first:first + block]
+    partner = (own + rows // 2) % rows                          # p(i)
+    self_pairs = own[:, None] == everyone                       # block × 2n
 
     # −log softmax at the partner's place is cross-entropy, with the partner as the class
     logits = (kernel / temperature).masked_fill(self_pairs, float("-inf"))
-    return F.cross_entropy(logits, partner)
+    return F.cross_entropy(logits, partner, reduction="sum")
 
 
 def vicreg(z1, z2, sim_weight=25.0, var_weight=25.0, cov_weight=1.0):
@@ -175,17 +203,33 @@ def matrix_mutual_information(r, z, order=2):
         I(R;Z) = H(K_R) + H(K_Z) − H(K_R ∘ K_Z),  K_R = r̂ r̂ᵀ,  K_Z = ẑ ẑᵀ
 
     r: n × p, z: n × d. The kernels are those of the samples, so p and d may differ. order: see
-    renyi_entropy.
+    renyi_entropy. Order 2 never has the kernels in memory as a whole.
     """
     r, z = matrices(r, z)
-    return kernel_information(cosine_kernel(r), cosine_kernel(z), order)
+    if order != 2:
+        k_r = cosine_kernel(r)                                  # n × n
+        k_z = cosine_kernel(z)
+        h_both = renyi_entropy(k_r * k_z, order)
+        return renyi_entropy(k_r, order) + renyi_entropy(k_z, order) - h_both
+
+    with torch.autocast(r.device.type, enabled=False):
+        r = normalize_rows(r)
+        z = normalize_rows(z)
+
+        def block_sums(rows):
+            return squared_norms(r[rows] @ r.T, z[rows] @ z.T)
+
+        return information(over_blocks(block_sums, len(r)), len(r))
 
 
-def kernel_information(k_r, k_z, order=2):
-    """I(R;Z) from the two kernels (n × n)."""
-    h_r = renyi_entropy(k_r, order)
-    h_z = renyi_entropy(k_z, order)
-    h_both = renyi_entropy(k_r * k_z, order)
+def squared_norms(k_r, k_z):
+    """What a block of rows (block × n) adds to ‖K_R‖_F², ‖K_Z‖_F² and ‖K_R ∘ K_Z‖_F²."""
+    return torch.stack([k.square().sum() for k in (k_r, k_z, k_r * k_z)])
+
+
+def information(norms, n):
+    """I(R;Z) of order 2 from the three norms that squared_norms names, over all n rows."""
+    h_r, h_z, h_both = -(norms / n ** 2).log()
     return h_r + h_z - h_both
 
 
@@ -269,11 +313,21 @@ def adadim(r1, r2, z1, z2, alpha, beta=1e-4, mi_scale=None, temperature=0.1,
     elif not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
 
-    k_r = cosine_kernel(torch.cat([r1, r2]))        # 2n × 2n
-    k_z = cosine_kernel(torch.cat([z1, z2]))        # 2n × 2n, which two of the terms share
-    info_nce_term = nt_xent(k_z, temperature)
+    with torch.autocast(z1.device.type, enabled=False):
+        r = normalize_rows(torch.cat([r1, r2]))     # 2n × p
+        z = normalize_rows(torch.cat([z1, z2]))     # 2n × d
+
+        def block_sums(rows):                       # two of the terms share the kernel of z
+            k_r = r[rows] @ r.T                     # block × 2n
+            k_z = z[rows] @ z.T
+            info_nce_sum = nt_xent(k_z, rows.start, temperature)
+            return torch.cat([info_nce_sum[None], squared_norms(k_r, k_z)])
+
+        sums = over_blocks(block_sums, len(z))      # 4
+
+    info_nce_term = sums[0] / len(z)
     vicreg_term = vicreg(z1, z2, *vicreg_weights)
-    mi_term = kernel_information(k_r, k_z)
+    mi_term = information(sums[1:], len(z))
     loss = alpha * info_nce_term + (1 - alpha) * vicreg_term + beta * m * mi_term
 
     parts = {"info_nce": info_nce_term, "vicreg": vicreg_term, "mi_loss": mi_term}

@@ -1,6 +1,6 @@
 """The paper's simulations on Gaussian data: how effective rank and I(R;Z) move, and why.
 
-    python simulate.py                  every part: about two minutes on a laptop
+    python simulate.py                  every part: minutes, most of them for the networks
     python simulate.py features         one part: features, variance, terms or network
     python simulate.py variance --draws 20 --components 10 3
     from simulate import blobs, pca, gaussian_mutual_information
@@ -14,10 +14,11 @@ network   Figure 11: I(R;Z) between the data and the output of a small network a
 R is 1,000 samples around 5 random centres, each feature standardised; Z is its first 10, or 2,
 principal components [§3.1, §B.2–B.5]. Two choices decide what comes out:
 
-- The paper does not say that features are standardised; without it, (c) does not level off and
-  (d) does not fall. With it, the total variance stays d, while from the smallest to the largest
-  standard deviation the features' correlations fall from 0.50 to 0.03 (root mean square), so the
-  axis called spread is one of decorrelation too.
+- The paper does not say that features are standardised; without it, (c) does not level off, (d)
+  does not fall, and so neither does Figure 10's difference. Both are drawn: raw features dashed.
+  Standardised, the total variance stays d, while from the smallest to the largest standard
+  deviation the features' correlations fall from 0.50 to 0.03 (root mean square), so the axis
+  called spread is one of decorrelation too.
 - Z is a function of R, so I(R;Z) would be infinite: both covariances get ε on the diagonal, and
   values follow from it. Ten components share 11 nats with R at ε = 1e-2, 26 at ε = 1e-4.
 
@@ -33,6 +34,7 @@ from pathlib import Path
 import torch
 
 import cli
+import losses
 from losses import info_nce, vicreg
 
 # where the curves have their points, and what the axes are called
@@ -145,7 +147,9 @@ def network_dynamics(loss, args):
     """
     generator = torch.Generator().manual_seed(args.seed)
     data = blobs(args.samples, args.features, 0.01, args.centers, args.networks, generator)
-    data = standardise(data).float()                            # networks × samples × features
+    if not args.raw:
+        data = standardise(data)
+    data = data.float()                                         # networks × samples × features
     layers = draw_layers(args.features, args.networks, generator)
     parameters = [tensor for layer in layers for tensor in layer.values()]
     optimizer = torch.optim.Adam(parameters, lr=1e-4, betas=(0.9, 0.999))
@@ -202,12 +206,14 @@ def outputs(layers, x):
 # A figure is a list of panels. A panel is a dict of its title, its axes' names x and y, and
 #   at          where its curves have points: a list of x
 #   curves      {label: values}, a tensor of points × draws
+#   raw         the same curves without standardising, drawn dashed; may be left out
 #   claims      {label: the trend that the curve should have}
 #   log         whether the axis of x is logarithmic; False where it is left out
 
-def sweep(measure, features, deviations, args):
+def sweep(measure, features, deviations, args, raw=False):
     """What measure(r, args), a dict of one value per draw of R, finds for each kind of R.
 
+    raw: leave the features as they are drawn, not standardised.
     Returns a dict of tensors, len(features) × len(deviations) × draws.
     """
     found = []
@@ -215,7 +221,7 @@ def sweep(measure, features, deviations, args):
         # the same random numbers each time, so only what the axis shows differs along a curve
         generator = torch.Generator().manual_seed(args.seed)
         data = blobs(args.samples, d, std, args.centers, args.draws, generator)
-        r = standardise(data)                                   # draws × samples × d
+        r = data if raw else standardise(data)                  # draws × samples × d
         found.append(measure(r, args))
     shape = (len(features), len(deviations), args.draws)
     return {name: torch.stack([values[name] for values in found]).view(shape)
@@ -251,12 +257,15 @@ def features_part(args):
     """Figure 2 a, b: I(R;Z) rises with the number of features."""
     at = wide_enough(args)
     found = sweep(information, at, args.std, args)
+    found_raw = sweep(information, at, args.std, args, raw=True)
+    labels = [f"cluster deviation {std:g}" for std in args.std]
     figure2 = []
     for letter, k in zip("ab", args.components):
-        curves = {f"cluster deviation {std:g}": found[k][:, i] for i, std in enumerate(args.std)}
+        curves = {label: found[k][:, i] for i, label in enumerate(labels)}
+        raw = {label: found_raw[k][:, i] for i, label in enumerate(labels)}
         title = f"{letter}) {k} components: I(R;Z) and the number of features"
         figure2.append(dict(title=title, x=FEATURES_AXIS, y="I(R;Z) (nats)", at=at,
-                            curves=curves, claims=dict.fromkeys(curves, "rising")))
+                            curves=curves, raw=raw, claims=dict.fromkeys(curves, "rising")))
     return {"figure2": figure2}
 
 
@@ -267,21 +276,27 @@ def variance_part(args):
     """
     axis = dict(x=DEVIATIONS_AXIS, at=DEVIATIONS, log=True)
     found = sweep(information, [args.features], DEVIATIONS, args)
+    found_raw = sweep(information, [args.features], DEVIATIONS, args, raw=True)
     label = f"{args.features} features"
     figure2 = []
     for letter, k, claim in zip("cd", args.components, ("rising, then level", "falling")):
         title = f"{letter}) {k} components: I(R;Z) and the spread of the samples"
         figure2.append(dict(axis, title=title, y="I(R;Z) (nats)",
-                            curves={label: found[k][0]}, claims={label: claim}))
+                            curves={label: found[k][0]}, raw={label: found_raw[k][0]},
+                            claims={label: claim}))
 
     found = sweep(determinants, [args.features], DEVIATIONS, args)
+    found_raw = sweep(determinants, [args.features], DEVIATIONS, args, raw=True)
     curves = {name: values[0] for name, values in found.items()}
+    raw = {name: values[0] for name, values in found_raw.items()}
     difference = curves.pop(DIFFERENCE)
+    raw_difference = raw.pop(DIFFERENCE)
     figure10 = [
         dict(axis, title=f"a) the determinants, {min(args.components)} components",
-             y="log determinant", curves=curves, claims=dict.fromkeys(curves, "rising")),
-        dict(axis, title="b) their difference", y="nats",
-             curves={DIFFERENCE: difference}, claims={DIFFERENCE: "falling"}),
+             y="log determinant", curves=curves, raw=raw,
+             claims=dict.fromkeys(curves, "rising")),
+        dict(axis, title="b) their difference", y="nats", curves={DIFFERENCE: difference},
+             raw={DIFFERENCE: raw_difference}, claims={DIFFERENCE: "falling"}),
     ]
     return {"figure2": figure2, "figure10": figure10}
 
@@ -308,6 +323,8 @@ def network_part(args):
     """Figure 11: I(R;Z) rises, then levels off, and ends higher for VICReg."""
     curves = {"SimCLR": network_dynamics(info_nce, args), "VICReg": network_dynamics(vicreg, args)}
     title = f"I(R;Z) of data and output while a small network learns ({args.networks} networks)"
+    if args.raw:
+        title += ", raw data"
     return {"figure11": [
         dict(title=title, x="epoch", y="I(R;Z) (nats)", at=range(args.epochs + 1), curves=curves,
              claims=dict.fromkeys(curves, "rising, then level"), higher="VICReg", lower="SimCLR"),
@@ -332,24 +349,29 @@ def shows(claim, means):
     if claim == "falling":
         return high > low and all(step < slack for step in steps)
 
-    # rising, then level: most of the rise comes first, and the last fifth of the points stays
+    # rising, then level: most of the rise comes first, and the last third of the points stays
     # within a fifth of it
     rise = high - means[0]
-    end = means[-max(2, len(means) // 5):]
+    end = means[-max(2, len(means) // 3):]
     rises = rise > 0.05 * abs(means[0]) and min(end) > means[0] + 0.5 * rise
     return rises and max(end) - min(end) < 0.2 * rise
 
 
-def check(name, panels):
-    """{sentence: whether it holds} for each claim about a figure."""
+def check(name, panels, kind="curves"):
+    """{sentence: whether it holds} for each claim about a figure.
+
+    kind: "raw" asks the same of the curves of raw features.
+    """
     results = {}
     for panel in panels:
-        curves = panel["curves"]
+        curves = panel.get(kind, {})
         where = name if len(panels) == 1 else f"{name} {panel['title'][:2]}"
         for label, claim in panel["claims"].items():
-            means = curves[label].mean(1).tolist()
-            results[f"{where}, {label}: {claim}"] = shows(claim, means)
-        if "higher" in panel:
+            if label in curves:
+                means = curves[label].mean(1).tolist()
+                sentence = f"{where}, {label}: {claim} ({means[0]:.1f} → {means[-1]:.1f})"
+                results[sentence] = shows(claim, means)
+        if "higher" in panel and kind == "curves":
             higher = curves[panel["higher"]].mean(1)
             lower = curves[panel["lower"]].mean(1)
             sentence = f"{where}: {panel['higher']} above {panel['lower']} at the end"
@@ -367,7 +389,8 @@ def write_csv(path, panels):
         rows = csv.writer(file)
         rows.writerow(["panel", "curve", x_name, "mean", "std"])
         for panel in panels:
-            for label, values in panel["curves"].items():
+            raw = {f"{label}, raw": values for label, values in panel.get("raw", {}).items()}
+            for label, values in (panel["curves"] | raw).items():
                 for x, draws in zip(panel["at"], values):
                     numbers = (x, draws.mean(), draws.std(correction=0))
                     texts = [f"{float(number):.6g}" for number in numbers]
@@ -387,19 +410,10 @@ def draw(path, panels):
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     width = 7.5 if columns == 1 else 13
-    figure, axes = plt.subplots(rows, columns, figsize=(width, 4.2 * rows),
+    figure, axes = plt.subplots(rows, columns, figsize=(width, 4.8 * rows),
                                 layout="constrained", squeeze=False)
     for axis, panel in zip(axes.flat, panels):
         draw_panel(axis, panel)
-
-    # one legend below the panels where all have the same curves, or one in each
-    labels = {tuple(panel["curves"]) for panel in panels}
-    if len(labels) == 1 and len(panels) > 1:
-        handles, names = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
-    else:
-        for axis in axes.flat[:len(panels)]:
-            axis.legend(frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return True
@@ -407,18 +421,30 @@ def draw(path, panels):
 
 def draw_panel(axis, panel):
     """Each curve's mean, with a band of one standard deviation on either side."""
-    x = panel["at"]
-    marker = "o" if len(x) < 50 else None
-    for (label, values), colour in zip(panel["curves"].items(), itertools.cycle(COLOURS)):
-        mean = values.mean(1).numpy()
-        spread = values.std(1, correction=0).numpy()
-        axis.plot(x, mean, label=label, color=colour, marker=marker, markersize=3.5)
-        axis.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+    for label, colour in zip(panel["curves"], itertools.cycle(COLOURS)):
+        draw_curve(axis, panel["at"], panel["curves"][label], colour, "solid", label)
+        if "raw" in panel:
+            draw_curve(axis, panel["at"], panel["raw"][label], colour, "dashed")
+    if "raw" in panel:
+        axis.plot([], [], color="grey", linestyle="dashed", label="dashed: raw features")
     if panel.get("log"):
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
     axis.set(title=panel["title"], xlabel=panel["x"], ylabel=panel["y"])
     axis.grid(alpha=0.3)
+    # below the axis, where no curve crosses it
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False,
+                fontsize=9, columnspacing=1.2, handlelength=1.8)
+
+
+def draw_curve(axis, x, values, colour, linestyle, label=None):
+    """values: points × draws."""
+    mean = values.mean(1).numpy()
+    spread = values.std(1, correction=0).numpy()
+    marker = "o" if len(x) < 50 else None
+    axis.plot(x, mean, label=label, color=colour, linestyle=linestyle, marker=marker,
+              markersize=3.5)
+    axis.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
 
 
 # --- the command line -------------------------------------------------------------------------
@@ -450,9 +476,11 @@ def parse(argv):
     add("--epsilon", type=above_zero, default=1e-2, metavar="E",
         help=f"on the covariances' diagonals {default}")
     add("--epochs", type=count, default=1000, metavar="N", help=f"of the networks {default}")
+    add("--raw", action="store_true", help="do not standardise what the networks learn from")
     add("--networks", type=count, default=16, metavar="N",
         help=f"that learn by each loss, from weights and data of their own {default}")
-    add("--batch-size", type=cli.whole_number(2), default=100, metavar="N",
+    # more would take several blocks of a kernel, which vmap does not know
+    add("--batch-size", type=cli.whole_number(2, losses.BLOCK // 2), default=100, metavar="N",
         help=f"of the networks {default}")
     args = parser.parse_args(argv)
 
@@ -486,10 +514,16 @@ def simulate(args):
 
     print("what the paper claims, and whether this run shows it:")
     results = {}
+    raw_results = {}
     for name, panels in figures.items():
         results |= check(name, panels)
+        raw_results |= check(name, panels, "raw")
     for sentence, holds in results.items():
         print("yes " if holds else "NO  ", sentence)
+    if raw_results:
+        print("the same with raw features, dashed in the figures, of which nothing is claimed:")
+    for sentence, holds in raw_results.items():
+        print("yes " if holds else "no  ", sentence)
     return all(results.values())
 
 

@@ -58,6 +58,8 @@ def test_a_small_run(tmp_path, capsys, monkeypatch):
     assert found["mfu"] == pytest.approx(speed / found["peak_flops_per_s"])
     epoch = 50_000 / found["samples_per_s"]
     assert found["evaluation_over_epoch"] == pytest.approx(found["evaluation_s"] / epoch)
+    assert sum(found["evaluation_parts"].values()) == pytest.approx(
+        found["evaluation_over_epoch"])
     assert found["precision"] == "fp32"
     out = capsys.readouterr().out
     assert "whole step" in out and "VICReg, with gradient" in out

@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 
+import losses
 import metrics
 from losses import (adadim, info_nce, matrix_mutual_information, renyi_entropy, vicreg,
                     wasserstein_uniformity)
@@ -130,6 +131,79 @@ def test_adadim_is_the_weighted_sum_of_its_terms(n, d):
 
     constant, _ = adadim(r1, r2, z1, z2, alpha=0.3, beta=0.02, mi_scale=1.0)
     close(constant - loss, 0.02 * 0.7 * parts["mi_loss"])
+
+
+# --- kernels in blocks --------------------------------------------------------------------------
+
+def value_and_gradients(loss, *inputs):
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    value = loss(*inputs)
+    return value.detach(), torch.autograd.grad(value, inputs)
+
+
+def adadim_alone(r1, r2, z1, z2):
+    loss, _ = adadim(r1, r2, z1, z2, alpha=0.4, beta=0.5)
+    return loss
+
+
+@both_products
+@pytest.mark.parametrize("block", [1, 3, 5])
+@pytest.mark.parametrize("loss", [info_nce, matrix_mutual_information, adadim_alone])
+def test_blocks_of_a_kernel_change_nothing(monkeypatch, loss, n, d, block):
+    """Neither the value nor the gradient, for blocks that divide the rows and others."""
+    r1, r2 = randn(2, n, 7, seed=2).abs()
+    z1, z2 = randn(2, n, d)
+    inputs = {info_nce: (z1, z2), matrix_mutual_information: (r1, z1)}.get(loss, (r1, r2, z1, z2))
+    expected, expected_gradients = value_and_gradients(loss, *inputs)
+    monkeypatch.setattr(losses, "BLOCK", block)
+    value, gradients = value_and_gradients(loss, *inputs)
+    close(value, expected, 1e-12)
+    for gradient, expected_gradient in zip(gradients, expected_gradients):
+        assert torch.allclose(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("n, d", [(300, 40), (300, 700)])
+def test_float32_is_as_float64_but_for_rounding(monkeypatch, n, d):
+    r1, r2 = randn(2, n, 50, seed=2).abs()
+    z1, z2 = randn(2, n, d)
+    exact, exact_gradients = value_and_gradients(adadim_alone, r1, r2, z1, z2)
+    single = (x.float() for x in (r1, r2, z1, z2))
+    monkeypatch.setattr(losses, "BLOCK", 128)
+    value, gradients = value_and_gradients(adadim_alone, *single)
+    close(value, exact, 1e-6)
+    for gradient, exact_gradient in zip(gradients, exact_gradients):
+        assert (gradient - exact_gradient).norm() < 1e-5 * exact_gradient.norm()
+
+
+def test_no_whole_kernel_is_kept(monkeypatch):
+    """Of 60 rows in blocks of 10, autograd keeps nothing as large as a kernel of 60 × 60."""
+    monkeypatch.setattr(losses, "BLOCK", 10)
+    sizes = []
+
+    def note(x):
+        sizes.append(x.untyped_storage().nbytes() // x.element_size())
+        return x
+
+    r1, r2 = randn(2, 30, 7, seed=2).abs().requires_grad_()
+    z1, z2 = randn(2, 30, 5).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(note, note):
+        adadim_alone(r1, r2, z1, z2).backward()
+    assert 30 * 7 <= max(sizes) <= 60 * 10
+
+
+def test_blocks_inside_autocast(monkeypatch):
+    """The backward pass, which computes blocks again, stays in float32 too."""
+    z1, z2 = randn(2, 32, 16).float()
+    expected, expected_gradients = value_and_gradients(info_nce, z1, z2)
+    monkeypatch.setattr(losses, "BLOCK", 10)
+    z1.requires_grad_()
+    z2.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = info_nce(z1, z2)
+    close(value.detach(), expected, 1e-6)
+    for gradient, expected_gradient in zip(torch.autograd.grad(value, (z1, z2)),
+                                           expected_gradients):
+        assert torch.allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-7)
 
 
 # --- closed forms -------------------------------------------------------------------------------

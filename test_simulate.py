@@ -163,6 +163,7 @@ def test_rising_then_level_can_fail():
     assert shows(level, [0, 5, 9, 10, 10, 10, 10, 10, 10, 10])
     assert not shows(level, [0, 1, 2, 3, 4, 5, 6, 7, 8, 20])        # still rising
     assert not shows(level, [0, 9, 10, 9, 7, 5, 4, 3, 2, 2])        # fallen back
+    assert not shows(level, [0, 1, 3, 5, 6, 7, 8, 8, 10, 12])       # slower, but still rising
     assert not shows(level, [5, 5, 5, 5, 5, 5])
 
 
@@ -190,14 +191,29 @@ def test_script_shows_figure_2s_trends(tmp_path, capsys):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
     # as in a trial with more draws, at standard deviations 0.1, 1, 8 and 32
-    means = {"c": {}, "d": {}}
+    means = {}
     for row in rows_of(tmp_path / "figure2_variance.csv"):
-        letter = row["panel"][0]
-        means[letter][float(row["clusters' standard deviation"])] = float(row["mean"])
-    ten_components = [means["c"][std] for std in (0.1, 1, 8, 32)]
-    two_components = [means["d"][std] for std in (0.1, 1, 8, 32)]
+        if float(row["clusters' standard deviation"]) in (0.1, 1, 8, 32):
+            curve = (row["panel"][0], row["curve"])
+            means.setdefault(curve, []).append(float(row["mean"]))
+    ten_components = means["c", "25 features"]
+    two_components = means["d", "25 features"]
     assert ten_components == pytest.approx([11.4, 16.3, 21.0, 20.4], rel=0.05)
     assert two_components == pytest.approx([5.98, 5.95, 5.00, 4.19], rel=0.05)
+    ten_components = means["c", "25 features, raw"]
+    two_components = means["d", "25 features, raw"]
+    assert ten_components == pytest.approx([18.9, 30.1, 43.3, 55.2], rel=0.05)
+    assert two_components == pytest.approx([9.3, 9.3, 9.6, 11.2], rel=0.05)
+
+
+def test_trends_that_need_standardised_features(tmp_path, capsys):
+    """Raw, (c) does not level off, and neither (d) nor Figure 10's difference falls."""
+    assert run("variance", "--draws", 4, "--out", tmp_path) == 0
+    _, raw = capsys.readouterr().out.split("raw features, dashed")
+    verdicts = [line.split(maxsplit=1) for line in raw.splitlines()[1:]]
+    missing = [sentence[:10] for verdict, sentence in verdicts if verdict == "no"]
+    assert missing == ["figure2_va", "figure2_va", "figure10 b"]
+    assert len(verdicts) == 5
 
 
 def test_without_matplotlib_the_csvs_are_the_same(tmp_path, capsys, monkeypatch):
@@ -251,7 +267,7 @@ def test_networks_start_equal_and_learn(tmp_path):
 
 @pytest.mark.parametrize("flags", [
     "figure9", "--draws 0", "--draws many", "--components 30 2", "--epsilon 0", "--std -1",
-    "--samples 1", "--seed 99999999999999999999", "--out {}/file/x", "--typo",
+    "--samples 1", "--batch-size 1025", "--seed 99999999999999999999", "--out {}/file/x", "--typo",
 ])
 def test_bad_input(flags, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")

@@ -1,0 +1,379 @@
+"""Tests of a GPU against the CPU: the same inputs, the same results to stated tolerances.
+
+    python -m pytest -q test_gpu.py          skipped where there is no CUDA
+
+A GPU adds in another order, so float32 agrees to about 1e-5 in a formula and to 1e-3 in a network's
+gradient; each tolerance stands where it is used. ADADIM_TEST_DEVICE=cpu runs the same functions
+with the CPU on both sides: a check of this file where no GPU is at hand, not of any GPU.
+"""
+import copy
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import losses
+import metrics
+import probe
+import train
+from augment import DRAWS, augment_with
+from methods import AdaDim
+from models import encode, resnet
+from optim import LARS, clip_gradient
+from run import load_checkpoint, read_log
+
+HERE = Path(__file__).parent
+DEVICE = os.environ.get("ADADIM_TEST_DEVICE", "cuda")
+CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(),
+                                reason="needs a GPU with CUDA")
+
+
+@pytest.fixture
+def device():
+    return torch.device(DEVICE)
+
+
+@pytest.fixture(autouse=True)
+def full_float32():
+    """Without TF32, whose products are right to 1e-3 alone."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def agree(found, expected, tolerance, name=""):
+    """Whether two tensors differ by less than this share of the expected one's norm."""
+    difference = (found.detach().cpu().double() - expected.detach().cpu().double()).norm()
+    assert difference <= tolerance * expected.detach().double().norm().cpu() + 1e-7, name
+
+
+# --- functions ----------------------------------------------------------------------------------
+
+LOSSES = {      # of both views' r and z
+    "info_nce": lambda r1, r2, z1, z2: losses.info_nce(z1, z2),
+    "vicreg": lambda r1, r2, z1, z2: losses.vicreg(z1, z2),
+    "information": lambda r1, r2, z1, z2: losses.matrix_mutual_information(r1, z1),
+    "of order 1": lambda r1, r2, z1, z2: losses.matrix_mutual_information(r1, z1, order=1),
+    "w2": lambda r1, r2, z1, z2: losses.wasserstein_uniformity(z1),
+    "adadim": lambda r1, r2, z1, z2: losses.adadim(r1, r2, z1, z2, alpha=0.4, beta=0.5)[0],
+}
+
+
+def value_and_gradients(loss, inputs, device):
+    inputs = [x.to(device).requires_grad_() for x in inputs]
+    value = loss(*inputs)
+    gradients = torch.autograd.grad(value, inputs, allow_unused=True)
+    return value, [gradient for gradient in gradients if gradient is not None]
+
+
+@pytest.mark.parametrize("block", [1024, 48])       # the whole kernel, and several blocks
+@pytest.mark.parametrize("d", [24, 160])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(device, monkeypatch, name, d, block):
+    """Values to 1e-5, gradients to 1e-4."""
+    monkeypatch.setattr(losses, "BLOCK", block)
+    r1, r2 = randn(2, 64, 40).relu()
+    z1, z2 = randn(2, 64, d, seed=1)
+    expected, expected_gradients = value_and_gradients(LOSSES[name], (r1, r2, z1, z2), CPU)
+    value, gradients = value_and_gradients(LOSSES[name], (r1, r2, z1, z2), device)
+    assert value.device.type == device.type
+    agree(value, expected, 1e-5)
+    assert len(gradients) == len(expected_gradients) > 0
+    for gradient, expected_gradient in zip(gradients, expected_gradients):
+        agree(gradient, expected_gradient, 1e-4)
+
+
+def test_losses_stay_in_float32_under_autocast(device):
+    r1, r2 = randn(2, 64, 40).relu().to(device)
+    z1, z2 = randn(2, 64, 24, seed=1).to(device)
+    outside = LOSSES["adadim"](r1, r2, z1, z2)
+    with torch.autocast(device.type, torch.bfloat16):
+        inside = LOSSES["adadim"](r1, r2, z1, z2)
+    assert inside.dtype == torch.float32
+    agree(inside, outside, 1e-6)
+
+
+@pytest.mark.parametrize("recipe, view", [("vicreg", 0), ("simclr", 0), ("byol", 1),
+                                          ("ressl", 0), ("ressl", 1)])
+@pytest.mark.parametrize("size", [32, 224])         # vicreg's blur begins at 224
+def test_augmentation_of_the_same_draws(device, recipe, view, size):
+    """To 1e-3 of the range, a quarter of a grey level."""
+    images = torch.randint(256, (8, 3, size, size), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(0))
+    draws = torch.rand(8, DRAWS, generator=torch.Generator().manual_seed(1))
+    expected = augment_with(draws, images, recipe, view)
+    found = augment_with(draws.to(device), images.to(device), recipe, view)
+    assert found.shape == (8, 3, size, size)
+    assert (found.cpu() - expected).abs().max() < 1e-3
+
+
+def three_lars_steps(device):
+    """Weights, momenta and the gradient's mean norm after three clipped steps."""
+    shapes = ((20, 12), (12,), (8, 3, 3, 3))
+    weights = [nn.Parameter(randn(*shape, seed=i).to(device)) for i, shape in enumerate(shapes)]
+    optimizer = LARS(weights, lr=0.3)
+    mean_norm = torch.zeros((), device=device)
+    for step in range(3):
+        for i, w in enumerate(weights):
+            scale = 10 ** step                      # so that the later steps are clipped
+            w.grad = scale * randn(*w.shape, seed=10 * step + i).to(device)
+        clip_gradient(weights, optimizer, mean_norm, factor=2.0)
+        optimizer.step()
+    momenta = [optimizer.state[w]["momentum_buffer"] for w in weights]
+    return [*weights, *momenta, mean_norm]
+
+
+def test_lars_and_clipping(device):
+    """Three steps to 1e-5."""
+    for found, expected in zip(three_lars_steps(device), three_lars_steps(CPU)):
+        assert found.device.type == device.type
+        agree(found, expected, 1e-5)
+
+
+def test_metrics(device):
+    """All columns of log.csv to 1e-4, accuracies exactly, LiDAR to 1e-6."""
+    r = randn(1200, 64).relu()                      # more than one block of a kernel
+    z = randn(1200, 64, seed=1) @ randn(64, 64, seed=2) + r
+    expected = metrics.representation_metrics(r, z)
+    found = metrics.representation_metrics(r.to(device), z.to(device))
+    assert found.keys() == expected.keys() and "mi_features" in found
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+    labels = (10 * torch.rand(1200, generator=torch.Generator().manual_seed(3))).long()
+    sets = (r[:600], labels[:600], r[600:], labels[600:])
+    on_device = (x.to(device) for x in sets)
+    assert float(metrics.knn_accuracy(*on_device)) == float(metrics.knn_accuracy(*sets))
+
+    views = r[:600].view(200, 3, 64)
+    agree(metrics.lidar(views.to(device)), metrics.lidar(views), 1e-6)
+    aligned = metrics.alignment(views[:, 0].to(device), views[:, 1].to(device))
+    agree(aligned, metrics.alignment(views[:, 0], views[:, 1]), 1e-5)
+
+
+# --- networks -----------------------------------------------------------------------------------
+
+def small_learner(device, *flags):
+    """A narrow ResNet-18 with AdaDim and a probe, the same weights wherever it is."""
+    torch.manual_seed(0)
+    args = train.parse_args(["--dataset", "shapes", "--alpha", "0.4", "--projector", "32-32",
+                             "--lr", "0.1", *flags])
+    encoder, p = resnet("resnet18", 8, "small")
+    method = AdaDim(args, encoder, p, n_images=64)
+    learner = probe.Learner(method, probe.OnlineProbe(encoder, p, 10))
+    return learner.to(device, memory_format=torch.channels_last), args
+
+
+def small_batch(device):
+    """64 images of 16 pixels: both views, index, labels."""
+    views = randn(128, 3, 16, 16).to(device, memory_format=torch.channels_last)
+    index = torch.arange(64, device=device)
+    return views, index, index % 10
+
+
+def steps(device, count, precision="fp32", compiled=False):
+    """That many steps of train.py on one batch: the logs of each, and the learner."""
+    learner, args = small_learner(device)
+    optimizer = train.make_optimizer("lars", learner.param_groups(args))
+    autocast, scaler = train.mixed_precision(precision, device)
+    if compiled:
+        learner.compile()
+    progress = torch.tensor(0.5, dtype=torch.float64, device=device)
+    all_logs = []
+    for _ in range(count):
+        logs, _ = train.training_step(learner, learner, optimizer, scaler, autocast, args.clip,
+                                      small_batch(device), progress)
+        all_logs.append({name: float(value) for name, value in logs.items()})
+    return all_logs, learner
+
+
+def test_one_step(device):
+    """Logs to 1e-4, gradients to 1e-2: batch norms of a random network magnify rounding."""
+    expected_logs, expected_learner = steps(CPU, 1)
+    logs, learner = steps(device, 1)
+    assert logs[0] == pytest.approx(expected_logs[0], rel=1e-4, abs=1e-5)
+    gradients = {name: p.grad for name, p in learner.named_parameters()}
+    for name, p in expected_learner.named_parameters():
+        assert gradients[name].device.type == device.type
+        agree(gradients[name], p.grad, 1e-2, name)
+
+
+def test_encoding(device):
+    """In evaluation mode, to 1e-4."""
+    images = torch.randint(256, (40, 3, 16, 16), dtype=torch.uint8)
+    outputs = []
+    for place in (CPU, device):
+        learner, _ = small_learner(place)
+        method = learner.method
+        with torch.no_grad():
+            outputs.append(encode(images.to(place), method.encoder, method.projector,
+                                  mean=[0.5] * 3, std=[0.25] * 3, batch_size=16))
+    for expected, found in zip(*outputs):
+        agree(found, expected, 1e-4)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None,
+                    reason="torch.compile needs a C++ compiler")
+def test_compiled_steps(device):
+    """Three steps to 1e-2 of the plain ones."""
+    plain, _ = steps(device, 3)
+    compiled, _ = steps(device, 3, compiled=True)
+    for logs, expected in zip(compiled, plain):
+        assert logs == pytest.approx(expected, rel=1e-2, abs=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_mixed_precision_learns_as_float32_does(device, precision):
+    """The first loss to 5 %; and after ten steps on one batch it has fallen."""
+    expected, _ = steps(device, 1)
+    logs, learner = steps(device, 10, precision)
+    assert logs[0]["loss"] == pytest.approx(expected[0]["loss"], rel=0.05)
+    assert logs[-1]["loss"] < logs[0]["loss"]
+    for name, value in learner.state_dict().items():
+        assert value.isfinite().all(), name
+
+
+# --- whole runs ---------------------------------------------------------------------------------
+
+SMALL_RUN = ("--dataset shapes --limit-train 256 --arch resnet18 --width 2 --projector 16-16 "
+             "--batch-size 64 --epochs 2 --alpha-every 1 --precision fp32").split()
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """train.py's main in this process, its folder one of tmp_path; returns its log, by columns."""
+    monkeypatch.setattr(train, "draw_run", lambda log, png: None)
+
+    def go(name, *flags):
+        train.main([*SMALL_RUN, "--out", str(tmp_path / name), *flags])
+        return read_log(tmp_path / name / "log.csv")
+
+    return go
+
+
+def stopped_after_one_epoch(monkeypatch, run, name, *flags):
+    """A run of two epochs that ends, as a machine does, right after its first checkpoint."""
+    class PowerCut(BaseException):
+        pass
+
+    def show(row, *rest):
+        raise PowerCut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "epoch_line", show)
+        with pytest.raises(PowerCut):
+            run(name, *flags)
+
+
+def test_an_epoch(device, run, tmp_path):
+    """All that a row of the log should hold is finite, and α was set on the device."""
+    log = run("whole", "--device", device.type)
+    for column in ("loss", "probe_loss", "erank_r", "mi", "probe_top1", "knn_top1"):
+        assert len(log[column]) == 2
+        assert all(math.isfinite(value) for value in log[column]), column
+    assert log["alpha"][0] == 0 < log["alpha"][1] < 1
+    assert (tmp_path / "whole" / "backbone.pt").exists()
+
+
+def test_resumed_on_the_same_device(device, run, monkeypatch, tmp_path):
+    """The second epoch's losses and α are those of a run that was not stopped, to 1 %.
+
+    On a CPU they are equal bit for bit; a GPU's sums come in any order.
+    """
+    whole = run("whole", "--device", device.type)
+    stopped_after_one_epoch(monkeypatch, run, "stopped", "--device", device.type)
+    assert load_checkpoint(tmp_path / "stopped" / "last.pt")["epoch"] == 1
+    resumed = run("stopped", "--device", device.type, "--resume")
+    assert resumed["epoch"] == whole["epoch"] == [1, 2]
+    for column in ("loss", "info_nce", "vicreg", "alpha", "lr"):
+        assert resumed[column] == pytest.approx(whole[column], rel=1e-2), column
+
+
+@pytest.mark.parametrize("moves_to", ["cpu", "device"])
+def test_resumed_on_the_other_device(device, run, monkeypatch, moves_to):
+    """It goes on with the weights and α; the random numbers are another generator's."""
+    first, second = device.type, "cpu"
+    if moves_to == "device":
+        first, second = second, first
+    stopped_after_one_epoch(monkeypatch, run, "moved", "--device", first)
+    log = run("moved", "--device", second, "--resume")
+    assert log["epoch"] == [1, 2]
+    assert 0 < log["alpha"][1] < 1
+    assert log["loss"][1] < 1.5 * log["loss"][0]
+
+
+# Each of two processes has half of a batch on the same GPU; one process has the whole. Without
+# batch norm, whose statistics would be those of a half.
+HALVES = """
+import sys
+import torch
+import torch.distributed as dist
+from torch import nn
+import methods, probe, train
+from distributed import RANK, WORLD_SIZE
+
+device = torch.device(sys.argv[2])
+torch.manual_seed(0)
+args = train.parse_args("--dataset shapes --alpha 0.4 --beta 2 --w2-weight 0.7".split())
+encoder = nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.ReLU())
+method = methods.AdaDim(args, encoder, 20, 16)
+method.projector = nn.Linear(20, 12)
+learner = train.Learner(method, probe.OnlineProbe(encoder, 20, 3)).to(device)
+views = torch.randn(2, 16, 3, 4, 4).to(device)
+index = torch.arange(16, device=device)
+labels = index % 3
+model = learner
+if WORLD_SIZE > 1:
+    dist.init_process_group("gloo")         # NCCL takes one process per GPU
+    model = nn.parallel.DistributedDataParallel(learner)
+    views = views.view(2, WORLD_SIZE, -1, 3, 4, 4)[:, RANK]
+    index = index.view(WORLD_SIZE, -1)[RANK]
+    labels = labels.view(WORLD_SIZE, -1)[RANK]
+progress = torch.tensor(0.5, dtype=torch.float64, device=device)
+objective, logs, kept = model(views.flatten(0, 1), index, labels, progress)
+objective.backward()
+found = {name: logs[name] for name in ("loss", "info_nce", "vicreg", "mi_loss")}
+found |= {name: p.grad for name, p in learner.named_parameters()}
+found = {name: value.cpu() for name, value in found.items()}
+torch.save(found, f"{sys.argv[1]}/{WORLD_SIZE}-{RANK}.pt")
+"""
+
+
+def test_two_processes_on_one_gpu(device, tmp_path):
+    """Losses and every gradient equal those of one process to 1e-4."""
+    script = tmp_path / "halves.py"
+    script.write_text(HALVES)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    for launcher in ([], torchrun):
+        command = [sys.executable, *launcher, str(script), str(tmp_path), device.type]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+    whole = torch.load(tmp_path / "1-0.pt")
+    assert len(whole) == 4 + 6
+    for rank in (0, 1):
+        half = torch.load(tmp_path / f"2-{rank}.pt")
+        for name, value in whole.items():
+            agree(half[name], value, 1e-4, name)
+
+
+def test_weights_of_a_gpu_are_read_by_a_cpu(device):
+    """A copy that has gone to the device and back is the same bit for bit."""
+    learner, _ = small_learner(CPU)
+    there_and_back = copy.deepcopy(learner).to(device).to(CPU)
+    for name, value in learner.state_dict().items():
+        assert torch.equal(value, there_and_back.state_dict()[name]), name
