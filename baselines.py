@@ -151,7 +151,7 @@ class BarlowTwins(Method):
         z = self.projector(r)                               # 2n × d
         z1, z2 = both_views(z)                              # n × d each
         loss = barlow_twins(z1, z2, **self.weights)
-        return self.result(loss, {}, r, z, progress)
+        return self.result(loss, {}, r, (z1, z2), progress)
 
 
 # --- BYOL ---------------------------------------------------------------------------------------
@@ -181,10 +181,11 @@ class Byol(Method):
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p
         z = self.projector(r)                               # 2n × d
+        z1, z2 = both_views(z)                              # n × d each
         p1, p2 = both_views(self.predictor(z))              # n × d each
         target1, target2 = both_views(self.teacher(views))  # n × d each
         loss = byol(p1, target2) + byol(p2, target1)
-        return self.result(loss, {}, r, z, progress)
+        return self.result(loss, {}, r, (z1, z2), progress)
 
     def after_step(self, kept, step, progress):
         self.teacher.follow([self.encoder, self.projector], progress)
@@ -217,7 +218,7 @@ class SimSiam(Method):
         z1, z2 = both_views(z)                              # n × d each
         p1, p2 = both_views(self.predictor(z))              # n × d each
         loss = (simsiam(p1, z2) + simsiam(p2, z1)) / 2
-        return self.result(loss, {}, r, z, progress)
+        return self.result(loss, {}, r, (z1, z2), progress)
 
     def param_groups(self, lr, weight_decay):
         learning = [*self.encoder.parameters(), *self.projector.parameters()]
@@ -259,7 +260,7 @@ class Nnclr(Method):
         p1, p2 = both_views(self.predictor(z))              # n × d each
         loss = (nnclr(self.nearest(z1), p2, self.temperature)
                 + nnclr(self.nearest(z2), p1, self.temperature)) / 2
-        return self.result(loss, {}, r, z, progress, {"z": unit_rows(z1)})
+        return self.result(loss, {}, r, (z1, z2), progress, {"z": unit_rows(z1)})
 
     @torch.no_grad()
     def nearest(self, z):
@@ -300,13 +301,13 @@ class MocoV2(Method):
 
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p
-        q = self.projector(r)                               # 2n × d
-        q1, q2 = both_views(q)                              # n × d each
+        z = self.projector(r)                               # 2n × d
+        q1, q2 = both_views(z)                              # n × d each
         k1, k2 = both_views(self.teacher(views))            # n × d each
         loss = (moco_v2(q1, k2, self.queue2.rows, self.temperature)
                 + moco_v2(q2, k1, self.queue1.rows, self.temperature)) / 2
         kept = {"k1": unit_rows(k1), "k2": unit_rows(k2)}
-        return self.result(loss, {}, r, q, progress, kept)
+        return self.result(loss, {}, r, (q1, q2), progress, kept)
 
     def after_step(self, kept, step, progress):
         self.teacher.follow([self.encoder, self.projector], progress)
@@ -347,10 +348,11 @@ class MocoV3(Method):
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p
         z = self.projector(r)                               # 2n × d
+        z1, z2 = both_views(z)                              # n × d each
         q1, q2 = both_views(self.predictor(z))              # n × d each
         k1, k2 = both_views(self.teacher(views))            # n × d each
         loss = moco_v3(q1, k2, self.temperature) + moco_v3(q2, k1, self.temperature)
-        return self.result(loss, {}, r, z, progress)
+        return self.result(loss, {}, r, (z1, z2), progress)
 
     def after_step(self, kept, step, progress):
         self.teacher.follow([self.encoder, self.projector], progress)
@@ -409,7 +411,7 @@ class Dino(Method):
         loss = (dino(student1, teacher2, self.center, *temperatures)
                 + dino(student2, teacher1, self.center, *temperatures)) / 2
         mean_score = torch.cat([teacher1, teacher2]).mean(0)                # K
-        return self.result(loss, {}, r, z, progress, {"mean_score": mean_score})
+        return self.result(loss, {}, r, (z1, z2), progress, {"mean_score": mean_score})
 
     def before_epoch(self, epoch, steps, generator):
         self.epoch = epoch
@@ -462,7 +464,7 @@ class Swav(Method):
         temperature = self.chosen["temperature"]
         loss = (swav(scores1, assigned2, temperature) + swav(scores2, assigned1, temperature)) / 2
         kept = {"z1": unit_rows(z1), "z2": unit_rows(z2)}
-        return self.result(loss, {}, r, z, progress, kept)
+        return self.result(loss, {}, r, (z1, z2), progress, kept)
 
     @torch.no_grad()
     def assign(self, scores, queue):
@@ -536,7 +538,7 @@ class DeepClusterV2(Method):
             labels = assigned[index].repeat(2)                              # 2n
             loss = loss + deepcluster_v2(scores, labels, self.chosen["temperature"])
         kept = {"z1": unit_rows(z1), "z2": unit_rows(z2), "index": index}
-        return self.result(loss / len(self.centres), {}, r, z, progress, kept)
+        return self.result(loss / len(self.centres), {}, r, (z1, z2), progress, kept)
 
     def after_step(self, kept, step, progress):
         self.memory[0, kept["index"]] = kept["z1"]
@@ -601,11 +603,11 @@ class Ressl(Method):
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p
         z = self.projector(r)                               # 2n × d
-        strong, _ = both_views(z)                           # n × d
+        z1, z2 = both_views(z)                              # n × d each
         _, weak_images = views.chunk(2)                     # n × 3 × s × s
         weak = gather(self.teacher(weak_images))            # n × d
-        loss = ressl(strong, weak, self.queue.rows, *self.temperatures)
-        return self.result(loss, {}, r, z, progress, {"weak": unit_rows(weak)})
+        loss = ressl(z1, weak, self.queue.rows, *self.temperatures)
+        return self.result(loss, {}, r, (z1, z2), progress, {"weak": unit_rows(weak)})
 
     def after_step(self, kept, step, progress):
         self.teacher.follow([self.encoder, self.projector], progress)
@@ -645,7 +647,7 @@ class LeJepa(Method):
         normality = (sigreg(z1, directions) + sigreg(z2, directions)) / 2
         loss = (1 - self.weight) * invariance + self.weight * normality
         logs = {"invariance": invariance.detach(), "sigreg": normality.detach()}
-        return self.result(loss, logs, r, z, progress)
+        return self.result(loss, logs, r, (z1, z2), progress)
 
 
 METHODS |= {

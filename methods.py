@@ -86,18 +86,18 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def result(self, loss, logs, r, z, progress, kept=None):
-        """A forward pass's StepResult: adds to its loss what the flags ask for [see added_terms].
+    def result(self, loss, logs, r, z_views, progress, kept=None):
+        """A forward pass's StepResult: adds to its loss what flags ask for, see added_terms.
 
-        r: 2n × p, z: 2n × d, of this process.
+        r: 2n × p, of this process. z_views: (z1, z2), n × d each, of all processes.
         """
         logs = dict(logs)
         for column, weight in self.added_terms.items():
-            all_z = torch.cat(both_views(z))                # 2n × d, of all processes
+            z = torch.cat(z_views)                          # 2n × d
             if column == "mi_loss":
-                term = matrix_mutual_information(torch.cat(both_views(r)), all_z)
+                term = matrix_mutual_information(torch.cat(both_views(r)), z)
             else:
-                term = UNIFORMITIES[column](all_z)
+                term = UNIFORMITIES[column](z)
             loss = loss + weight_at(weight, progress) * term
             logs[column] = term.detach()
         return StepResult(loss, logs, r, kept or {})
@@ -233,7 +233,8 @@ class AdaDim(Method):
         # §4 measures on "the embedding space", and two sentences later on "the representation
         # space": z is what the published α is, r is there to compare
         measured_on = z1 if self.args.alpha_from == "z" else r1
-        return self.result(loss, parts, r, z, progress, {"measured_on": measured_on.detach()})
+        return self.result(loss, parts, r, (z1, z2), progress,
+                           {"measured_on": measured_on.detach()})
 
     def before_epoch(self, epoch, steps, generator):
         """Draws the batches on which α is measured: ones that are trained on anyway.
