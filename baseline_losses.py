@@ -33,7 +33,7 @@ def cosines(x, y):
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"expected rows of one width, got {x.shape[1]} and {y.shape[1]}")
     with torch.autocast(x.device.type, enabled=False):
-        return normalize_rows(x) @ normalize_rows(y).T
+        return normalize_rows(x) @ normalize_rows(y).to(x.dtype).T
 
 
 def paired_cosine(x, y):
@@ -159,7 +159,7 @@ def moco_v2(q, k, queue, temperature):
     q, k = matrices(q, k)
     own = (normalize_rows(q) * normalize_rows(k.detach())).sum(1, keepdim=True)     # n × 1
     others = cosines(q, queue.detach())                                     # n × K
-    scores = torch.cat([own, others.to(own.dtype)], 1) / temperature        # n × (1 + K)
+    scores = torch.cat([own, others], 1) / temperature                      # n × (1 + K)
     first = torch.zeros(len(q), dtype=torch.int64, device=q.device)
     return F.cross_entropy(scores, first)
 
