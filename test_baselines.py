@@ -5,7 +5,6 @@ not; momentum networks, queues and k-means by hand; and every method trained by 
 
     python -m pytest -q test_baselines.py
 """
-import functools
 import math
 import sys
 
@@ -21,12 +20,10 @@ from baselines import METHODS, MomentumCopy, Queue, k_means, sinkhorn
 from losses import wasserstein_uniformity
 from methods import weight_at
 from metrics import effective_rank, knn_accuracy
-from models import encode, resnet
 from run import load_checkpoint, read_log
 from test_losses import close, randn, shuffled
 from test_methods import stop_at
-from data import load
-from test_train import SMALL, assert_same_run, generator, run, small_images, torchrun
+from test_train import SMALL, assert_same_run, generator, run, torchrun
 
 NAMES = [name for name in METHODS if name != "adadim"]
 # small networks: what each method has beside the encoder and the projector
@@ -650,36 +647,68 @@ def test_it_resumes_exactly(name, tmp_path, monkeypatch):
     assert z.shape == (4, 8) and facts["flags"]["--method"] == name
 
 
-@functools.cache
-def test_data():
-    return load("folder", small_images(), limit_train=768)
+# --- learning -------------------------------------------------------------------------------------
+
+def made_views(count, seed):
+    """Images whose views share their content, of one of four classes, and not their nuisance,
+    which is larger: a function that draws a view (count × 3 × 4 × 4), and labels."""
+    draws = generator(seed)
+    middles = torch.randn(4, 6, generator=generator(1))
+    mixing = torch.linalg.qr(torch.randn(48, 48, generator=generator(2))).Q[:18]
+    labels = torch.arange(count) % 4
+    content = middles[labels] + 0.3 * torch.randn(count, 6, generator=draws)
+
+    def view():
+        nuisance = 2 * torch.randn(count, 12, generator=draws)
+        return (torch.cat([content, nuisance], 1) @ mixing).view(count, 3, 4, 4)
+
+    return view, labels
 
 
-def knn_and_ranks(encoder, projector):
-    """k-NN accuracy of R (%), effective ranks of R and of the centred Z, on the test images."""
-    data = test_data()
-    about = dict(mean=data["mean"], std=data["std"])
-    test_r, test_z = encode(data["test_x"], encoder, projector, **about)
-    train_r, = encode(data["train_x"], encoder, **about)
-    accuracy = knn_accuracy(train_r, data["train_y"], test_r, data["test_y"], 20)
-    return float(accuracy), float(effective_rank(test_r)), float(effective_rank(test_z - test_z.mean(0)))
+@torch.no_grad()
+def knn_and_ranks(method):
+    """k-NN accuracy of R (%), effective ranks of R and of the centred Z, on images not seen."""
+    bank_view, bank_y = made_views(512, seed=3)
+    test_view, test_y = made_views(256, seed=4)
+    method.eval()
+    bank_r = method.encoder(bank_view())
+    r = method.encoder(test_view())
+    z = method.projector(r)
+    method.train()
+    accuracy = knn_accuracy(bank_r, bank_y, r, test_y, 20)
+    return float(accuracy), float(effective_rank(r)), float(effective_rank(z - z.mean(0)))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_learns_and_does_not_collapse(name, tmp_path, monkeypatch):
-    """In 60 steps k-NN is better than on the untrained encoder, and ranks stay above a floor."""
-    monkeypatch.setattr(train.probe, "evaluate", lambda *arguments: {})
-    flags = [*SMALL, *"--arch resnet18 --width 4 --projector 64-32 --limit-train 768 --batch-size 64 "
-             "--epochs 5".split(), "--method", name, *settings(name)]
-    assert run(*flags, "--out", tmp_path / "run") == 0
-    encoder, projector, _ = evaluate.load_run(tmp_path / "run")
-    torch.manual_seed(0)
-    untrained, _ = resnet("resnet18", 4)
-    before, *_ = knn_and_ranks(untrained, projector)
-    after, rank_r, rank_z = knn_and_ranks(encoder, projector)
-    print(name, before, after, rank_r, rank_z)
-    assert after > before + 1
-    assert rank_r > 3 and rank_z > 2
+def test_it_learns_and_does_not_collapse(name):
+    """From 71 % on the untrained encoder to 91 … 100 % in 96 steps, with ranks above a floor.
+
+    On made vectors and an encoder of one layer: drawn images take minutes to be better on.
+    """
+    epochs, steps, n = 12, 8, 64
+    method = method_of(name, "--projector", "32-16", "--epochs", str(epochs),
+                       n_images=steps * n, batch_size=n)
+    optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=3e-3)
+    untrained, *_ = knn_and_ranks(method)
+    view, _ = made_views(steps * n, seed=3)
+    for epoch in range(1, epochs + 1):
+        order = torch.randperm(steps * n, generator=generator(epoch)).view(steps, n)
+        method.before_epoch(epoch, steps, generator(epoch))
+        views1, views2 = view(), view()
+        for step, index in enumerate(order):
+            at = (epoch - 1) * steps + step
+            progress = torch.tensor(at / (epochs * steps - 1)).double()
+            result = method(torch.cat([views1[index], views2[index]]), index, progress)
+            optimizer.zero_grad()
+            result.loss.backward()
+            method.after_backward()
+            optimizer.step()
+            method.after_step(result.kept, step, progress)
+        method.after_epoch(epoch)
+
+    trained, rank_r, rank_z = knn_and_ranks(method)
+    assert trained > untrained + 12
+    assert rank_r > 8 and rank_z > 3
 
 
 # --- several processes ----------------------------------------------------------------------------
