@@ -449,14 +449,15 @@ def test_directions_are_summed_or_averaged():
     method = method_of("byol")
     p1, p2 = method.predictor(method.projector(method.encoder(VIEWS))).chunk(2)
     z1, z2 = method.teacher(VIEWS).chunk(2)
-    close(one_step(method).loss, baselines.byol(p1, z2) + baselines.byol(p2, z1), 1e-5)
+    by_hand = baselines.byol(p1, z2) + baselines.byol(p2, z1)
+    close(one_step(method).loss.detach(), by_hand.detach(), 1e-5)
 
     method = method_of("moco_v2")
     q1, q2 = method.projector(method.encoder(VIEWS)).chunk(2)
     k1, k2 = method.teacher(VIEWS).chunk(2)
     by_hand = (baselines.moco_v2(q1, k2, method.queue2.rows, 0.2)
                + baselines.moco_v2(q2, k1, method.queue1.rows, 0.2)) / 2
-    close(one_step(method).loss, by_hand, 1e-5)
+    close(one_step(method).loss.detach(), by_hand.detach(), 1e-5)
 
 
 def test_nnclrs_neighbours_come_from_its_queue():
@@ -524,13 +525,14 @@ def test_deepclusters_first_epoch_fills_the_memory():
                           atol=1e-5)
 
 
-def test_resssls_teacher_sees_the_weak_view():
+def test_ressls_teacher_sees_the_weak_view():
     method = method_of("ressl")
     strong, weak = VIEWS.chunk(2)
     result = one_step(method)
     z = method.projector(method.encoder(strong))
     target = method.teacher(weak)
-    close(result.loss, baselines.ressl(z, target, method.queue.rows, 0.1, 0.04), 1e-5)
+    by_hand = baselines.ressl(z, target, method.queue.rows, 0.1, 0.04)
+    close(result.loss.detach(), by_hand.detach(), 1e-5)
     assert torch.allclose(result.kept["weak"], baselines.normalize_rows(target), atol=1e-6)
 
 
@@ -540,9 +542,11 @@ def test_lejepas_terms():
     z1, z2 = method.projector(method.encoder(VIEWS)).chunk(2)
     middle = (z1 + z2) / 2
     distance = ((z1 - middle).square().mean() + (z2 - middle).square().mean()) / 2
-    close(logs["invariance"], distance, 1e-5)
-    close(one_step(method).loss, 0.98 * logs["invariance"] + 0.02 * one_step(method).logs["sigreg"],
-          0.05)                                                 # directions are others each time
+    close(logs["invariance"], distance.detach(), 1e-5)
+    result = one_step(method)
+    by_hand = 0.98 * result.logs["invariance"] + 0.02 * result.logs["sigreg"]
+    close(result.loss.detach(), by_hand, 1e-5)
+    assert result.logs["sigreg"] != logs["sigreg"]              # directions are others each time
 
 
 def test_queues_and_prototypes_shrink(capsys):
@@ -618,7 +622,7 @@ def test_any_method_takes_added_terms(name):
     z = method.projector(with_terms.r)
     close(logs["w2_loss"], wasserstein_uniformity(z).detach(), 1e-4)
     by_hand = without.loss + 15 * logs["w2_loss"] + 0.2 * logs["lu_loss"] - 0.5 * logs["mi_loss"]
-    close(with_terms.loss, by_hand, 1e-5)
+    close(with_terms.loss.detach(), by_hand.detach(), 1e-5)
     close(weight_at("30:0", HALF), 15)
 
 
