@@ -117,8 +117,7 @@ class Queue(nn.Module):
 def at_most(wanted, available, what):
     """The smaller of the two numbers, with a note where that is not the wanted one."""
     if wanted > available:
-        print(f"note: {available:,} {what} in place of {wanted:,}: the training set has no more "
-              "images in an epoch")
+        print(f"note: {available:,} {what} in place of {wanted:,}: an epoch has no more images")
     return min(wanted, available)
 
 

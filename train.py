@@ -3,6 +3,7 @@
     python train.py --dataset cifar100 --beta 1e-4              the paper's main experiment
     python train.py --dataset cifar100 --alpha 1 --beta 0       SimCLR
     python train.py --dataset cifar100 --alpha 0 --beta 0       VICReg
+    python train.py --dataset cifar100 --method byol            another method (--methods)
     python train.py --dataset folder --data-dir my_images --arch resnet18 --epochs 100
     torchrun --nproc_per_node=8 train.py …                      the same on eight GPUs
 
@@ -12,8 +13,9 @@ line on stderr for bad input or a loss that is no longer finite; 130 or 143 when
 Ctrl-C or SIGTERM.
 
 From top to bottom: flags, learning rate, one step, and train(), the whole run as one function.
-The loss is in losses.py, the method that weighs it and sets α in methods.py, the online probe and
-the Learner, which trains it beside the method, in probe.py, LARS in optim.py.
+The loss is in losses.py, the method that weighs it and sets α in methods.py, the methods that it
+is compared with in baselines.py, the online probe and the Learner, which trains it beside the
+method, in probe.py, LARS in optim.py.
 """
 import math
 import sys
