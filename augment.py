@@ -25,9 +25,9 @@ class Jitter(NamedTuple):
 
 # scale: range of a crop's area, as a part of the image's. jitter_p, grey_p, blur_p, solarise_p:
 # how probable each change is, in view 1 and in view 2. blur_from: the smallest images, in pixels,
-# that are blurred. The values are those of solo-learn's recipes: of VICReg, of SimCLR, of BYOL's
-# asymmetric views, and ReSSL's strong and weak view. One difference: solo-learn crops with
-# bicubic interpolation, this file with bilinear.
+# that are blurred. The values are those of solo-learn's recipes: of VICReg, of SimCLR, of MoCo v2
+# and SimSiam (moco), of BYOL's asymmetric views, and ReSSL's strong and weak view. One difference:
+# solo-learn crops with bicubic interpolation, this file with bilinear.
 MILD = Jitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
 AUGMENTATIONS = {
     "vicreg": dict(
@@ -42,6 +42,15 @@ AUGMENTATIONS = {
     "simclr": dict(
         scale=(0.08, 1),
         jitter=Jitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2),
+        jitter_p=(0.8, 0.8),
+        grey_p=(0.2, 0.2),
+        blur_p=(0.5, 0.5),
+        blur_from=0,
+        solarise_p=(0, 0),
+    ),
+    "moco": dict(
+        scale=(0.08, 1),
+        jitter=Jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
         jitter_p=(0.8, 0.8),
         grey_p=(0.2, 0.2),
         blur_p=(0.5, 0.5),

@@ -28,11 +28,15 @@ class BadInput(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, without abbreviations of flags; what it does not understand is BadInput."""
+    """argparse's, without abbreviations of flags; what it does not understand is BadInput.
 
-    def __init__(self, program, description, **settings):
+    defaults: {flag: value}, which take the place of those that group() is given.
+    """
+
+    def __init__(self, program, description, defaults=None, **settings):
         super().__init__(prog=program, description=description, allow_abbrev=False,
                          formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        self.own_defaults = defaults or {}
 
     def error(self, message):
         raise BadInput(f"{message} (--help explains the flags)")
@@ -40,16 +44,21 @@ class Parser(argparse.ArgumentParser):
     def group(self, title):
         """A heading in --help, as a function that adds flags below it.
 
-        add(flag, default, kind, help, metavar). kind: bool for a flag without a value, an
-        argparse type, or the values that are allowed.
+        add(flag, default, kind, help, metavar). kind: bool for a flag without a value, list for
+        one that takes several words and may be repeated, an argparse type, or the values that are
+        allowed.
         """
         add_argument = self.add_argument_group(title).add_argument
 
         def add(flag, default, kind, text, metavar=None):
+            default = self.own_defaults.get(flag, default)
             if default not in (None, False):
                 text += f" (default: {default})"
             if kind is bool:
                 add_argument(flag, action="store_true", help=text)
+            elif kind is list:
+                add_argument(flag, default=default, action="extend", nargs="+", help=text,
+                             metavar=metavar)
             elif callable(kind):
                 add_argument(flag, default=default, type=kind, help=text, metavar=metavar)
             else:

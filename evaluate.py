@@ -34,13 +34,15 @@ import torch.nn.functional as F
 
 import cli
 import run
+from baselines import METHODS
 from cli import BadInput
 from data import load, pick
 from datasets import DATASETS
 from images import random_subset
 from metrics import (alignment, knn_accuracy, lidar, representation_metrics, standard_error,
                      top_k_accuracy)
-from models import mlp, resnet
+from methods import Method
+from models import resnet
 from probe import METRIC_IMAGES, VIEW_IMAGES, encode_images, encode_views   # as while training
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)     # learning rates that the probe tries
@@ -315,7 +317,8 @@ def load_run(folder):
             "flags": flags,
         }
         encoder, p = resnet(flags["--arch"], flags["--width"], facts["stem"])
-        projector = mlp(p, flags["--projector"])
+        method = METHODS.get(flags["--method"], Method)     # a method of one's own is not known
+        projector = method.make_projector(p, flags["--projector"])
         encoder.load_state_dict(below("method.encoder.", saved["learner"]))
         projector.load_state_dict(below("method.projector.", saved["learner"]))
     except Exception as error:      # whatever else a file may hold

@@ -89,6 +89,8 @@ SPELLED = ("--method", "--alpha", "--beta", "--mi-scale", "--alpha-from")
 # flags that tell no method from another
 NO_DIFFERENCE = ("--seed", "--out", "--data-dir", "--device", "--resident", "--compile",
                  "--tensorboard", "--resume", "--overwrite", "--classes")
+# flags whose defaults are the method's: between methods they tell nothing
+METHODS_OWN = ("--projector", "--augment", "--optimizer", "--lr", "--weight-decay")
 # flags that are without effect unless α is measured
 ONLY_WITH_ADA = ("--alpha-every", "--alpha-batches")
 
@@ -99,7 +101,7 @@ def label(flags):
     flags: those of config.json. Those that are not among SPELLED play no part.
     """
     if flags["--method"] != "adadim":
-        return flags["--method"]
+        return with_regulariser(flags["--method"], flags)
     if flags["--alpha"] == "ada":
         return measured_label(flags)
     return fixed_label(flags)
@@ -120,13 +122,18 @@ def measured_label(flags):
 def fixed_label(flags):
     """With α fixed or growing, and I(R;Z) where it has a part."""
     alpha = flags["--alpha"]
-    beta = flags["--beta"]
     name = {0: "VICReg", 1: "SimCLR"}.get(alpha, f"α {spelled(alpha)}")
-    if beta == 0:
+    if flags["--beta"] != 0 and flags["--mi-scale"] != "1":
+        return f"{name}, β {spelled(flags['--beta'])}"
+    return with_regulariser(name, flags)
+
+
+def with_regulariser(name, flags):
+    """The name, and the constant regulariser of [32], whose weight is 1e-4, where there is one."""
+    beta = flags["--beta"]
+    if beta == 0 or flags["--mi-scale"] != "1":
         return name
-    if flags["--mi-scale"] != "1":
-        return f"{name}, β {spelled(beta)}"
-    name = f"{name} + I(R;Z)"       # the constant regulariser of [32], whose weight is 1e-4
+    name = f"{name} + I(R;Z)"
     return name if beta == 1e-4 else f"{name}, β {spelled(beta)}"
 
 
@@ -154,8 +161,12 @@ def labels(all_flags):
     names = []
     for flags, other in zip(all_flags, others):
         words = [label(flags)]
+        of_its_method = [theirs for theirs, theirs_all in zip(others, all_flags)
+                         if theirs_all["--method"] == flags["--method"]]
         for flag, value in other.items():
-            shared = all(value == theirs[flag] for theirs in others if flag in theirs)
+            is_its_own = flag in METHODS_OWN or not flag.startswith("--")
+            compared = of_its_method if is_its_own else others
+            shared = all(value == theirs[flag] for theirs in compared if flag in theirs)
             if not shared:
                 words += spelled_flag(flag, value)
         names.append(", ".join(words))
@@ -163,12 +174,13 @@ def labels(all_flags):
 
 
 def other_flags(flags):
-    """The flags that may tell a run from another one with the same label."""
+    """The flags, and --set's settings, that may tell a run from another with the same label."""
     measured = flags["--method"] == "adadim" and flags["--alpha"] == "ada"
     without_effect = () if measured else ONLY_WITH_ADA
-    left_out = (*SPELLED, *NO_DIFFERENCE, *without_effect)
-    return {flag: value for flag, value in flags.items()
+    left_out = (*SPELLED, *NO_DIFFERENCE, *without_effect, "--set")
+    kept = {flag: value for flag, value in flags.items()
             if flag.startswith("--") and flag not in left_out}
+    return kept | (flags.get("--set") or {})
 
 
 def spelled_flag(flag, value):
@@ -369,8 +381,10 @@ def colours(names):
 
 
 def draw_run(log, png):
-    """A single run over its epochs: the four RUN_PANELS, as a PNG."""
-    draw_dynamics({"AdaDim": [log]}, png, RUN_PANELS)       # one run's name is not shown
+    """A single run over its epochs: the RUN_PANELS, α's for a method that has one, as a PNG."""
+    panels = {title: lines for title, lines in RUN_PANELS.items()
+              if "alpha" in log or "alpha" not in lines.values()}
+    draw_dynamics({"AdaDim": [log]}, png, panels)           # one run's name is not shown
 
 
 def draw_dynamics(runs, png, panels=PANELS):

@@ -16,17 +16,19 @@ before_epoch. train.py calls a method like this, and knows nothing else of it:
             method.after_step(result.kept, step, progress)
         method.after_epoch(epoch)
 
-A method of your own is a class in a file of your own: README.md, "A method of your own".
+The methods that AdaDim is compared with are in baselines.py. A method of your own is a class in
+a file of your own: README.md, "In your own code".
 """
+import argparse
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from cli import checked, matching
+from cli import BadInput, checked, matching
 from distributed import gather
-from losses import adadim, wasserstein_uniformity
+from losses import adadim, matrix_mutual_information, wasserstein_uniformity
 from metrics import effective_rank, uniformity
 from models import mlp
 
@@ -39,19 +41,40 @@ class StepResult(NamedTuple):
     kept: dict              # {name: detached tensor}: what after_step needs
 
 
+class Setting(NamedTuple):
+    """A setting of one method's own, which --set NAME=VALUE changes."""
+    default: Any
+    kind: Any               # an argparse type
+
+
 class Method(nn.Module):
     """The contract. A method sets `encoder` and `projector`, and overrides what it needs.
 
-    args: the flags of train.py. encoder: images → r (n × p). n_images: in the training set.
+    args: the flags of train.py; args.set: {name: value} of the method's own settings. encoder:
+    images → r (n × p). n_images: in the training set. Labels never reach a method.
+
     columns: the method's own columns of log.csv beside the loss, from `logs` and `schedule`.
-    Labels never reach a method.
+    defaults: {flag of train.py: value} where the method's differ from train.py's. settings:
+    {name: Setting}. uses: flags that mean nothing to most methods, and something to this one.
+    paper: where it was published.
     """
     columns = ()
+    defaults = {"--beta": 0.0, "--mi-scale": "1"}       # no regulariser unless it is asked for
+    settings = {}
+    uses = ()
+    paper = "your own"
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__()
         self.encoder = encoder
-        self.projector = mlp(p, args.projector)
+        self.projector = self.make_projector(p, args.projector)
+        self.added_terms = added_terms(args, self.columns)
+        self.columns = (*self.columns, *self.added_terms)
+
+    @staticmethod
+    def make_projector(p, sizes):
+        """r (n × p) → z (n × d). sizes: --projector's, such as "2048-2048-2048"."""
+        return mlp(p, sizes)
 
     def forward(self, views, index, progress):
         """One step's StepResult. Sets no attributes and no buffers but batch norms', so that
@@ -63,6 +86,22 @@ class Method(nn.Module):
         processes n counts this one's part; a loss over the whole batch gathers first.
         """
         raise NotImplementedError
+
+    def result(self, loss, logs, r, z_views, progress, kept=None):
+        """A forward pass's StepResult: adds to its loss what flags ask for, see added_terms.
+
+        r: 2n × p, of this process. z_views: (z1, z2), n × d each, of all processes.
+        """
+        logs = dict(logs)
+        for column, weight in self.added_terms.items():
+            z = torch.cat(z_views)                          # 2n × d
+            if column == "mi_loss":
+                term = matrix_mutual_information(torch.cat(both_views(r)), z)
+            else:
+                term = UNIFORMITIES[column](z)
+            loss = loss + weight_at(weight, progress) * term
+            logs[column] = term.detach()
+        return StepResult(loss, logs, r, kept or {})
 
     def schedule(self, progress):
         """{column: 0-dim tensor}: values that change in the course of training, as α does."""
@@ -84,6 +123,40 @@ class Method(nn.Module):
 
     def after_epoch(self, epoch):
         """All steps of the epoch are done."""
+
+
+def both_views(x):
+    """[first views, second views] (n × d each) of all processes, from x (2n × d) of this one."""
+    return [gather(view) for view in x.chunk(2)]
+
+
+# --- terms that flags add to any method's loss --------------------------------------------------
+
+# of both views' embeddings stacked, as the second paper's authors do
+UNIFORMITIES = {"w2_loss": wasserstein_uniformity, "lu_loss": uniformity}
+
+NUMBER = r"\d+(\.\d*)?(e[+-]?\d+)?"
+weight_type = matching(rf"{NUMBER}(:{NUMBER})?", "a weight such as 0.2, or two such as 30:0")
+
+
+def added_terms(args, columns):
+    """{column of log.csv: weight, as weight_at takes it} for --w2-weight, --lu-weight, --beta.
+
+    columns: the method's own. One that logs mi_loss weighs I(R;Z) itself, as AdaDim does.
+    """
+    weights = {"w2_loss": args.w2_weight, "lu_loss": args.lu_weight}
+    terms = {column: weight for column, weight in weights.items() if weight != "0"}
+    if args.beta != 0 and "mi_loss" not in columns:
+        terms["mi_loss"] = str(args.beta)
+    return terms
+
+
+def weight_at(text, progress):
+    """A weight at a step (0-dim): "0.2" throughout, or "30:0", from 30 to 0 over training."""
+    first, _, last = text.partition(":")
+    first = float(first)
+    last = float(last) if last else first
+    return (first + (last - first) * progress).float()
 
 
 # --- AdaDim --------------------------------------------------------------------------------------
@@ -114,21 +187,7 @@ def alpha_at(schedule, measured, progress):
     return torch.full((), schedule, dtype=torch.float32, device=progress.device)
 
 
-NUMBER = r"\d+(\.\d*)?(e[+-]?\d+)?"
 three_weights = matching(rf"{NUMBER},{NUMBER},{NUMBER}", "three weights such as 25,25,1")
-weight_type = matching(rf"{NUMBER}(:{NUMBER})?", "a weight such as 0.2, or two such as 30:0")
-
-# terms that may be added to a loss: of both views' embeddings stacked, as the second paper's
-# authors do
-UNIFORMITIES = {"w2_loss": wasserstein_uniformity, "lu_loss": uniformity}
-
-
-def weight_at(text, progress):
-    """A weight at a step (0-dim): "0.2" throughout, or "30:0", from 30 to 0 over training."""
-    first, _, last = text.partition(":")
-    first = float(first)
-    last = float(last) if last else first
-    return (first + (last - first) * progress).float()
 
 
 class AdaDim(Method):
@@ -142,15 +201,15 @@ class AdaDim(Method):
     measured on the first of the two views.
     """
     columns = ("alpha", "info_nce", "vicreg", "mi_loss")
+    defaults = {}                                           # train.py's are AdaDim's
+    uses = ("--alpha", "--alpha-every", "--alpha-batches", "--alpha-from", "--temperature",
+            "--vicreg-weights")
+    paper = "AdaDim, arXiv 2505.12576"
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
         self.args = args
         self.vicreg_weights = [float(weight) for weight in args.vicreg_weights.split(",")]
-        weights = {"w2_loss": args.w2_weight, "lu_loss": args.lu_weight}
-        self.uniformity_weights = {column: weight for column, weight in weights.items()
-                                   if weight != "0"}
-        self.columns = (*AdaDim.columns, *self.uniformity_weights)
         if args.alpha == "ada" and args.alpha_every >= args.epochs:
             print(f"note: α stays 0, for it is first measured after epoch {args.alpha_every}: a "
                   "lower --alpha-every changes that")
@@ -164,22 +223,19 @@ class AdaDim(Method):
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p
         z = self.projector(r)                               # 2n × d
-        r1, r2 = (gather(view) for view in r.chunk(2))      # n × p each, of all processes
-        z1, z2 = (gather(view) for view in z.chunk(2))      # n × d each
+        r1, r2 = both_views(r)                              # n × p each, of all processes
+        z1, z2 = both_views(z)                              # n × d each
 
         alpha = self.schedule(progress)["alpha"]
         m = 1.0 if self.args.mi_scale == "1" else None      # None: m = α, the published method
         loss, parts = adadim(r1, r2, z1, z2, alpha, self.args.beta, m, self.args.temperature,
                              self.vicreg_weights)
-        for column, weight in self.uniformity_weights.items():
-            term = UNIFORMITIES[column](torch.cat([z1, z2]))        # of 2n × d
-            loss = loss + weight_at(weight, progress) * term
-            parts[column] = term.detach()
 
         # §4 measures on "the embedding space", and two sentences later on "the representation
         # space": z is what the published α is, r is there to compare
         measured_on = z1 if self.args.alpha_from == "z" else r1
-        return StepResult(loss, parts, r, {"measured_on": measured_on.detach()})
+        return self.result(loss, parts, r, (z1, z2), progress,
+                           {"measured_on": measured_on.detach()})
 
     def get_extra_state(self):
         """What state_dict() holds beside parameters and buffers: read at every step, these
@@ -212,4 +268,39 @@ class AdaDim(Method):
             self.alpha.copy_(self.shares[:len(self.measured_steps)].mean())
 
 
-METHODS = {"adadim": AdaDim}
+# --- methods by their names ---------------------------------------------------------------------
+
+METHODS = {"adadim": AdaDim}        # baselines.py enters its own
+
+
+def read_settings(name, words):
+    """{setting: value} of the method of that name: its defaults, and what --set says.
+
+    words: such as ["queue=4096"], or None. Raises BadInput on an unknown setting or a bad value.
+    """
+    known = METHODS[name].settings
+    values = {setting: known[setting].default for setting in known}
+    for word in words or ():
+        setting, _, text = word.partition("=")
+        if setting not in known:
+            listed = ", ".join(known) or "none"
+            raise BadInput(f"--set {word}: the settings of {name}, as NAME=VALUE: {listed}")
+        try:
+            values[setting] = known[setting].kind(text)
+        except argparse.ArgumentTypeError as error:
+            raise BadInput(f"--set {setting} {error}") from error
+    return values
+
+
+def all_methods():
+    """What train.py --methods prints: each method's name, paper, defaults and settings."""
+    lines = []
+    for name, method in METHODS.items():
+        lines.append(f"{name}: {method.paper}")
+        defaults = [f"{flag} {value}" for flag, value in method.defaults.items()
+                    if flag not in Method.defaults]
+        if defaults:
+            lines.append(f"    {' '.join(defaults)}")
+        for setting, (default, _) in method.settings.items():
+            lines.append(f"    --set {setting}={default}")
+    return "\n".join(lines)

@@ -76,20 +76,26 @@ def memory_layout(device, precision, width):
     return torch.contiguous_format if onednn_crashes else torch.channels_last
 
 
-def mlp(width, sizes):
+def mlp(width, sizes, batch_norm=True, activation=None):
     """The projector: Linear-BN-ReLU for each size but the last, then Linear.
 
-    width: of its input. sizes: of its layers' outputs, such as "2048-2048-2048".
+    width: of its input. sizes: of its layers' outputs, such as "2048-2048-2048". batch_norm:
+    False leaves out the BN. activation: a module in place of the ReLU.
     Raises ValueError if sizes is not positive integers joined by hyphens.
     """
     if not all(size.isdecimal() and int(size) > 0 for size in sizes.split("-")):
         raise ValueError(
             f"a projector is its layers' sizes, such as 2048-2048-2048, not {sizes!r}")
     layers = []
-    for size in map(int, sizes.split("-")):
-        layers += [nn.Linear(width, size), nn.BatchNorm1d(size), nn.ReLU(inplace=True)]
+    *hidden, last = map(int, sizes.split("-"))
+    for size in hidden:
+        layers.append(nn.Linear(width, size))
+        if batch_norm:
+            layers.append(nn.BatchNorm1d(size))
+        layers.append(activation or nn.ReLU(inplace=True))
         width = size
-    return nn.Sequential(*layers[:-2])
+    layers.append(nn.Linear(width, last))
+    return nn.Sequential(*layers)
 
 
 @torch.no_grad()

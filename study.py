@@ -21,6 +21,7 @@ import threading
 from pathlib import Path
 
 import train
+from baselines import METHODS
 from cli import (SIGNALS, BadInput, Parser, device_name, one_line_errors, split_arguments,
                  whole_number)
 from run import read_config, read_log
@@ -30,6 +31,14 @@ FOUR_METHODS = {
     "SimCLR": "--alpha 1 --beta 0",
     "half": "--alpha 0.5 --beta 0",
     "AdaDim": "--alpha ada --beta 0.0001",
+}
+RIVALS = [name for name in METHODS if name != "adadim"]
+ONE_RECIPE = ("--projector 2048-2048-2048 --augment vicreg --optimizer lars --lr 0.4 "
+              "--weight-decay 0.0001")
+SECOND_PAPER = {            # the weights of its uniformity, for each method
+    "moco_v2": "1",
+    "byol": "0.2",
+    "barlow_twins": "30:0",
 }
 SIMCLR_SETTINGS = [         # learning rate, temperature and weight decay, as Table 18 lists them
     *((0.6, temperature, 1e-6) for temperature in (0.05, 0.07, 0.1, 0.2, 0.3, 0.4)),
@@ -102,19 +111,42 @@ STUDIES = {
         "runs": [f"{method} --optimizer {optimizer}" for optimizer in ("lars", "adam", "sgd")
                  for method in FOUR_METHODS.values()],
     },
+    "methods": {
+        "redoes": "Tables 12 and 15: every method with its own recipe",
+        "runs": [
+            "--alpha 0 --beta 0",                           # VICReg
+            "--alpha 1 --beta 0 --projector 2048-2048-128",     # SimCLR
+            "--alpha ada --beta 0.0001",                    # AdaDim
+            *each("--method {}", *RIVALS),
+        ],
+    },
+    "one-recipe": {
+        "redoes": "Tables 9 and 22: every method with AdaDim's projector, augmentation, optimiser",
+        "runs": [
+            *FOUR_METHODS.values(),
+            *each("--alpha {} --beta 0.0001 --mi-scale 1", "1", "0"),       # SimCLR, VICReg + [32]
+            *each("--method {} " + ONE_RECIPE, *RIVALS),
+        ],
+    },
     "random": {
-        "redoes": "Figure 5a, b, Table 18: 15 settings each of SimCLR and VICReg",
+        "redoes": "Figure 5a, b, Table 18: 15 settings each of SimCLR, VICReg and NNCLR",
         "runs": [
             *("--alpha 1 --beta 0 --lr {:g} --temperature {:g} --weight-decay {:g}".format(*setting)
               for setting in SIMCLR_SETTINGS),
             *each("--alpha 0 --beta 0 --lr 0.3 --weight-decay 1e-06 --vicreg-weights 25,25,{:g}",
                   *(nu / 10 for nu in range(3, 18))),
+            *("--method nnclr --lr {:g} --set temperature={:g} --weight-decay {:g}".format(*setting)
+              for setting in SIMCLR_SETTINGS),
         ],
     },
     "uniformity": {
-        "redoes": "the second paper's question, for AdaDim's family: plain, + L_U, + W2",
-        "runs": [f"{method}{term}" for method in FOUR_METHODS.values()
-                 for term in ("", " --lu-weight 1", " --w2-weight 1")],
+        "redoes": "the second paper's table, plain, + L_U, + W2; and the same of AdaDim's family",
+        "runs": [
+            *(f"--method {method}{term}" for method, weight in SECOND_PAPER.items()
+              for term in ("", f" --lu-weight {weight}", f" --w2-weight {weight}")),
+            *(f"{method}{term}" for method in FOUR_METHODS.values()
+              for term in ("", " --lu-weight 1", " --w2-weight 1")),
+        ],
     },
 }
 GIVEN_BY_THE_STUDY = ("--out", "--seed", "--device", "--resume", "--overwrite")

@@ -219,6 +219,9 @@ def test_unfinished_folders_are_left_out(tmp_path, capsys):
     ({"--alpha": 0.0, "--mi-scale": "1"}, "VICReg + I(R;Z)"),
     ({"--alpha": 0.0, "--beta": 0.01, "--mi-scale": "1"}, "VICReg + I(R;Z), β 0.01"),
     ({"--method": "byol"}, "byol"),
+    ({"--method": "byol", "--beta": 0.0, "--mi-scale": "1"}, "byol"),
+    ({"--method": "byol", "--mi-scale": "1"}, "byol + I(R;Z)"),
+    ({"--method": "byol", "--beta": -1.0, "--mi-scale": "1"}, "byol + I(R;Z), β −1"),
 ])
 def test_label(changes, expected):
     assert figures.label(FLAGS | changes) == expected
@@ -235,6 +238,19 @@ def test_labels_say_in_which_flags_runs_differ():
     assert figures.labels([FLAGS, often, VICREG]) == [
         "AdaDim, --alpha-every 20", "AdaDim, --alpha-every 5", "VICReg"]
     assert figures.labels([often, VICREG]) == ["AdaDim", "VICReg"]
+
+
+def test_methods_own_defaults_are_not_spelled():
+    """Between methods the name says it all; of one method, what differs is named."""
+    adadim = FLAGS | {"--lr": 0.4, "--set": None}
+    byol = FLAGS | {"--method": "byol", "--lr": 1.0, "--set": {"momentum": 0.99, "predictor": "8"}}
+    slow = byol | {"--lr": 0.5}
+    steady = byol | {"--set": {"momentum": 0.9, "predictor": "8"}}
+    assert figures.labels([adadim, byol]) == ["AdaDim", "byol"]
+    assert figures.labels([adadim, byol, slow]) == ["AdaDim", "byol, --lr 1", "byol, --lr 0.5"]
+    assert figures.labels([byol, steady]) == ["byol, momentum 0.99", "byol, momentum 0.9"]
+    assert figures.labels([adadim, byol | {"--width": 8}]) == [
+        "AdaDim, --width 64", "byol, --width 8"]
 
 
 def test_colours_stay_and_tell_methods_apart():

@@ -46,8 +46,9 @@ def test_every_run_of_every_study_is_one_that_train_takes(name):
 
 def test_random_settings_are_table_18s():
     chosen = study.runs(["random"], seeds=1)
-    assert len(chosen) == 30
+    assert len(chosen) == 45
     assert sum("--temperature" in flags for flags in chosen.values()) == 15
+    assert sum("nnclr" in flags for flags in chosen.values()) == 15
     assert any("25,25,0.3" in flags for flags in chosen.values())
     assert any("25,25,1.7" in flags for flags in chosen.values())
 

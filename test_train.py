@@ -646,13 +646,13 @@ def test_readmes_backbone_example_runs(tmp_path, monkeypatch):
 
 def test_readmes_own_method_trains(tmp_path):
     """The README's method, a file of its own, is trained from the command line and logged."""
-    (tmp_path / "barlow.py").write_text(readmes_python("class BarlowTwins"))
+    (tmp_path / "spectral.py").write_text(readmes_python("class Spectral"))
     out = tmp_path / "run"
     environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, tmp_path / "barlow.py", *TINY, "--method", "barlow_twins",
+    command = [sys.executable, tmp_path / "spectral.py", *TINY, "--method", "spectral",
                "--out", out]
     subprocess.run([str(word) for word in command], check=True, env=environment)
     log = read_log(out / "log.csv")
     assert log["loss"][-1] < log["loss"][0]
-    assert all(math.isfinite(value) for value in log["off_diagonal"])
-    assert json.loads((out / "config.json").read_text())["flags"]["--method"] == "barlow_twins"
+    assert all(math.isfinite(value) for value in log["repulsion"])
+    assert json.loads((out / "config.json").read_text())["flags"]["--method"] == "spectral"

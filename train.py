@@ -3,6 +3,7 @@
     python train.py --dataset cifar100 --beta 1e-4              the paper's main experiment
     python train.py --dataset cifar100 --alpha 1 --beta 0       SimCLR
     python train.py --dataset cifar100 --alpha 0 --beta 0       VICReg
+    python train.py --dataset cifar100 --method byol            another method (--methods)
     python train.py --dataset folder --data-dir my_images --arch resnet18 --epochs 100
     torchrun --nproc_per_node=8 train.py …                      the same on eight GPUs
 
@@ -12,8 +13,9 @@ line on stderr for bad input or a loss that is no longer finite; 129, 130 or 143
 SIGHUP, Ctrl-C or SIGTERM.
 
 From top to bottom: flags, learning rate, one step, and train(), the whole run as one function.
-The loss is in losses.py, the method that weighs it and sets α in methods.py, the online probe and
-the Learner, which trains it beside the method, in probe.py, LARS in optim.py.
+The loss is in losses.py, the method that weighs it and sets α in methods.py, the methods that it
+is compared with in baselines.py, the online probe and the Learner, which trains it beside the
+method, in probe.py, LARS in optim.py.
 """
 import math
 import sys
@@ -26,6 +28,7 @@ import distributed
 import probe
 import run
 from augment import AUGMENTATIONS, augment_with
+from baselines import METHODS
 from cli import (BadInput, Parser, device_name, fast_precision, layer_sizes, number, open_device,
                  show_progress, whole_number)
 from data import batches_of_views, epoch_order, fingerprint, load, to_device
@@ -33,7 +36,7 @@ from datasets import DATASETS
 from distributed import RANK, WORLD_SIZE
 from figures import draw_run
 from images import memory_for_images, mixed_seed
-from methods import METHODS, alpha_type, three_weights, weight_type
+from methods import all_methods, alpha_type, read_settings, three_weights, weight_type
 from models import RESNETS, memory_layout, resnet
 from optim import LEARNING_RATES, clip_gradient, make_optimizer
 from probe import Learner
@@ -49,7 +52,12 @@ MAY_DIFFER_ON_RESUME = ("--out", "--data-dir", "--classes", "--resident", "--dev
 # --- flags ------------------------------------------------------------------------------------
 
 def parse_args(argv):
-    parser = Parser("train.py", __doc__)
+    """The flags, with the defaults of the method that --method names."""
+    method = METHODS[chosen_method(argv)]
+    parser = Parser("train.py", __doc__, method.defaults)
+    # "version" is argparse's word for a flag that prints something, and ends with status 0
+    parser.add_argument("--methods", action="version", version=all_methods(),
+                        help="print every method: its paper, its defaults, its settings")
 
     add = parser.group("data")
     add("--dataset", "cifar100", DATASETS, "shapes is built in. folder: your own images, in "
@@ -70,7 +78,9 @@ def parse_args(argv):
     add("--projector", "2048-2048-2048", layer_sizes, "layer sizes", "SIZES")
 
     add = parser.group("method")
-    add("--method", "adadim", METHODS, "what to train with")
+    add("--method", "adadim", METHODS, "what to train with; --methods tells more")
+    add("--set", None, list, "the method's own settings, as in --set queue=4096 momentum=0.9",
+        "NAME=VALUE")
     add("--alpha", "ada", alpha_type, "weight of InfoNCE against VICReg: ada (measured: AdaDim), "
         "linear or cosine (from 0 to 1 over training), or from 0 (VICReg) to 1 (SimCLR)")
     add("--alpha-every", 20, whole_number(1), "with ada: set α after every Nth epoch", "N")
@@ -90,8 +100,8 @@ def parse_args(argv):
     add("--epochs", 400, whole_number(1), "how often all images are seen")
     add("--batch-size", 256, whole_number(2), "images per step, of all processes", "N")
     add("--optimizer", "lars", LEARNING_RATES, "for the encoder, the projector and the probe")
-    add("--lr", None, number(0, above=True), "learning rate, for a batch of 256 (default: 0.4 for "
-        "lars, 0.05 for sgd, 0.001 for adam and adamw)")
+    add("--lr", None, number(0, above=True), "learning rate, for a batch of 256 (default, but for "
+        "the method's own optimiser: 0.4 for lars, 0.05 for sgd, 0.001 for adam and adamw)")
     add("--weight-decay", 1e-4, number(0), "not on the probe", "W")
     add("--warmup-epochs", None, number(0), "linear warm-up before the cosine decay (default: "
         "10, or a fifth of a run of less than 50 epochs, but at least 200 steps)", "N")
@@ -113,9 +123,13 @@ def parse_args(argv):
     add("--overwrite", False, bool, "replace the run that is in --out")
 
     args = parser.parse_args(argv)
+    given = {word.partition("=")[0] for word in argv}
+    check_method_flags(parser, args, method, given)
+    args.set = read_settings(args.method, args.set) or None
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite exclude each other")
-    if args.lr is None:
+    own_optimizer = args.optimizer == parser.get_default("optimizer")
+    if args.lr is None or ("--lr" not in given and not own_optimizer):
         args.lr = LEARNING_RATES[args.optimizer]["encoder"]
     if args.warmup_epochs is not None and args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs:g} must be below "
@@ -126,6 +140,25 @@ def parse_args(argv):
             settings = args.method
         args.out = Path("runs") / f"{args.dataset}-{settings}-seed{args.seed}"
     return args
+
+
+def chosen_method(argv):
+    """--method's value, on which the other flags' defaults depend."""
+    parser = Parser("train.py", None, add_help=False)
+    parser.add_argument("--method", default="adadim", choices=tuple(METHODS))
+    args, _ = parser.parse_known_args(argv)
+    return args.method
+
+
+def check_method_flags(parser, args, method, given):
+    """Says which of the flags that were given the method has no use for."""
+    without_effect = set()
+    for other in METHODS.values():
+        without_effect |= given.intersection(other.uses).difference(method.uses)
+    if without_effect:
+        print(f"note: {args.method} has no use for {', '.join(sorted(without_effect))}")
+    if args.mi_scale == "alpha" and "--alpha" not in method.uses:
+        parser.error(f"--mi-scale alpha: {args.method} has no α, and 1 is its only m")
 
 
 # --- learning rate ----------------------------------------------------------------------------
