@@ -367,6 +367,7 @@ class Dino(Method):
     """
     paper = "Emerging Properties in Self-Supervised ViT, Caron et al. 2021, arXiv 2104.14294"
     columns = ("momentum", "teacher_temperature")
+    numbers = ("epoch",)
     defaults = Method.defaults | {
         "--projector": "2048-2048-256", "--augment": "byol", "--optimizer": "lars", "--lr": 0.3,
         "--weight-decay": 1e-6}
@@ -434,6 +435,7 @@ class Swav(Method):
     is without effect: the public code makes it 1 after each step instead.
     """
     paper = "Swapping Assignments between Views, Caron et al. 2020, arXiv 2006.09882"
+    numbers = ("epoch",)
     defaults = Method.defaults | {
         "--projector": "2048-128", "--augment": "simclr", "--optimizer": "lars", "--lr": 0.6,
         "--weight-decay": 1e-6}
@@ -446,7 +448,6 @@ class Swav(Method):
         super().__init__(args, encoder, p, n_images)
         self.chosen = args.set
         self.epoch = 1
-        self.queue_is_used = False
         d = width_of(self.projector)
         in_epoch = images_per_epoch(args, n_images)
         self.prototypes = Prototypes(at_most(args.set["prototypes"], in_epoch, "prototypes"), d)
@@ -469,13 +470,12 @@ class Swav(Method):
     def assign(self, scores, queue):
         """Each sample's shares of the prototypes, from scores; both n × K."""
         n = len(scores)
-        if self.queue_is_used:
+        if self.epoch >= self.chosen["queue_from_epoch"]:
             scores = torch.cat([scores, self.prototypes(queue.rows)])
         return sinkhorn(scores, self.chosen["epsilon"], self.chosen["iterations"])[:n]
 
     def before_epoch(self, epoch, steps, generator):
         self.epoch = epoch
-        self.queue_is_used = epoch >= self.chosen["queue_from_epoch"]
 
     def after_backward(self):
         if self.epoch <= self.chosen["frozen_epochs"]:

@@ -1,8 +1,8 @@
 """What a method of self-supervised learning is to the training loop; and AdaDim, the first one.
 
-A method is a torch module. All of its state that outlives a step is a parameter or a buffer, so
-a checkpoint of its state_dict is complete, whatever the method: momentum networks, queues,
-prototypes, AdaDim's α. A run goes on from one in the middle of an epoch too, without another
+A method is a torch module. All of its state that outlives a step is a parameter, a buffer or one
+of its `numbers`, so a checkpoint of its state_dict is complete, whatever the method: momentum
+networks, queues, prototypes, AdaDim's α. A run goes on from one in the middle of an epoch too, without another
 before_epoch. train.py calls a method like this, and knows nothing else of it:
 
     method = METHODS[name](args, encoder, p, n_images)
@@ -56,9 +56,11 @@ class Method(nn.Module):
     columns: the method's own columns of log.csv beside the loss, from `logs` and `schedule`.
     defaults: {flag of train.py: value} where the method's differ from train.py's. settings:
     {name: Setting}. uses: flags that mean nothing to most methods, and something to this one.
-    paper: where it was published.
+    paper: where it was published. numbers: names of attributes, whole numbers or lists of them,
+    that outlive a step: as buffers they would have to be fetched from a GPU at every step.
     """
     columns = ()
+    numbers = ()
     defaults = {"--beta": 0.0, "--mi-scale": "1"}       # no regulariser unless it is asked for
     settings = {}
     uses = ()
@@ -102,6 +104,14 @@ class Method(nn.Module):
             loss = loss + weight_at(weight, progress) * term
             logs[column] = term.detach()
         return StepResult(loss, logs, r, kept or {})
+
+    def get_extra_state(self):
+        """What state_dict() holds beside parameters and buffers; torch calls this."""
+        return {name: torch.tensor(getattr(self, name)) for name in self.numbers}
+
+    def set_extra_state(self, state):
+        for name in self.numbers:
+            setattr(self, name, state[name].tolist())
 
     def schedule(self, progress):
         """{column: 0-dim tensor}: values that change in the course of training, as α does."""
@@ -201,6 +211,7 @@ class AdaDim(Method):
     measured on the first of the two views.
     """
     columns = ("alpha", "info_nce", "vicreg", "mi_loss")
+    numbers = ("measured_steps",)
     defaults = {}                                           # train.py's are AdaDim's
     uses = ("--alpha", "--alpha-every", "--alpha-batches", "--alpha-from", "--temperature",
             "--vicreg-weights")
@@ -236,14 +247,6 @@ class AdaDim(Method):
         measured_on = z1 if self.args.alpha_from == "z" else r1
         return self.result(loss, parts, r, (z1, z2), progress,
                            {"measured_on": measured_on.detach()})
-
-    def get_extra_state(self):
-        """What state_dict() holds beside parameters and buffers: read at every step, these
-        numbers should not have to come from a GPU."""
-        return torch.tensor(self.measured_steps, dtype=torch.int64)
-
-    def set_extra_state(self, state):
-        self.measured_steps = state.tolist()
 
     def before_epoch(self, epoch, steps, generator):
         """Draws the batches on which α is measured: ones that are trained on anyway.

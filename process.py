@@ -183,8 +183,8 @@ def check_losses(step_logs, rows, steps, epoch, checkpoints):
 
 def check_weights(learner, epoch, checkpoints):
     """Ends the run where a weight is not finite: the last step's update can break them."""
-    finite = [value.isfinite().all().item() for value in learner.state_dict().values()]
-    if not all(finite):
+    weights = [value for value in learner.state_dict().values() if torch.is_tensor(value)]
+    if not all(weight.isfinite().all() for weight in weights):
         raise BadInput(f"a weight became NaN or infinite in epoch {epoch}: try a lower --lr or a "
                        f"longer --warmup-epochs, with --clip 2; {checkpoints}")
 

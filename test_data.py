@@ -34,7 +34,7 @@ import train
 from augment import DRAWS, augment_with, normalise, random_resized_crop
 from cli import BadInput
 from run import load_checkpoint, read_log
-from test_train import TINY, generator, run, save_images, start, wait_for_epoch
+from test_train import TINY, equal, generator, run, save_images, start, wait_for_epoch
 
 NARROW = ("--width", 8, "--precision", "fp32")
 
@@ -663,7 +663,7 @@ def test_a_streamed_run_resumes_exactly(small_photos, tmp_path):
     assert run(*flags, "--resident", "auto", "--out", tmp_path / "cut", "--resume") == 0
     whole = load_checkpoint(tmp_path / "whole" / "last.pt")["learner"]
     cut = load_checkpoint(tmp_path / "cut" / "last.pt")["learner"]
-    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    assert equal(whole, cut)
 
 
 def test_without_labels_probe_and_accuracies_are_left_out(tmp_path, capsys):

@@ -45,7 +45,13 @@ STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 1
 FLAGS = ("--dataset folder --device cpu --precision fp32 --arch resnet18 --width 2 --projector "
          "16-16 --batch-size 64 --epochs 3 --alpha-every 1 --alpha-batches 2 --eval-every 2 "
          "--warmup-epochs 1 --save-minutes 0.002").split()
-SETTINGS = (["--resident", "yes"], ["--resident", "no"])
+SETTINGS = [words.split() for words in (        # resident and streamed; every kind of state
+    "--resident yes",
+    "--resident no",
+    "--method moco_v2 --set queue=100",
+    "--method deepcluster_v2 --set prototypes=8",
+    "--method dino --set prototypes=8 frozen_epochs=2 --resident no",
+)]
 MAX_SECONDS = 120       # for one training; more is taken as hanging
 
 
