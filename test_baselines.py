@@ -634,12 +634,14 @@ def test_it_resumes_exactly(name, tmp_path, monkeypatch):
     evaluate.py reads the run, with the method's own projector."""
     monkeypatch.setattr(train.probe, "evaluate", lambda *arguments: {})
     flags = [*SMALL, *"--arch resnet18 --width 2 --projector 16-8 --limit-train 96 --batch-size 32 "
-             "--epochs 3 --warmup-epochs 0.5 --beta 0.1".split(), "--method", name, *settings(name)]
+             "--epochs 3 --warmup-epochs 0.5 --beta 0.1 --save-minutes 0".split(), "--method", name,
+             *settings(name)]
     assert run(*flags, "--out", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
         stop_at(patch, step=2 * 3 + 1)
         assert run(*flags, "--out", tmp_path / "cut") == 130
-    assert load_checkpoint(tmp_path / "cut" / "last.pt")["epoch"] == 2
+    saved = load_checkpoint(tmp_path / "cut" / "last.pt")
+    assert (saved["epoch"], saved["step"]) == (2, 1)
     assert run(*flags, "--out", tmp_path / "cut", "--resume") == 0
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     log = read_log(tmp_path / "cut" / "log.csv")

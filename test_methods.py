@@ -114,7 +114,8 @@ def test_any_method_resumes_exactly(method, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(patch, step=2 * 8 + 3)
         assert run(*flags, "--out", tmp_path / "cut") == 130
-    assert load_checkpoint(tmp_path / "cut" / "last.pt")["epoch"] == 2
+    saved = load_checkpoint(tmp_path / "cut" / "last.pt")
+    assert (saved["epoch"], saved["step"]) == (2, 3)
     assert run(*flags, "--out", tmp_path / "cut", "--resume") == 0
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     log = read_log(tmp_path / "cut" / "log.csv")
