@@ -242,7 +242,7 @@ def between_steps(learner, setup, epoch):
     rank = seconds({"rank": partial(effective_rank, z)}, setup.device, 3)["rank"]
     alpha_update = setup.settings.alpha_batches * rank
 
-    pieces = seconds(evaluation_pieces(learner, setup), setup.device, 3)
+    pieces = seconds(evaluation_pieces(learner, setup), setup.device, 1)     # each takes long
     views = 2 * probe.VIEW_IMAGES
     passes = (probe.METRIC_IMAGES + probe.BANK_IMAGES + views) / PASSED_IMAGES
     pieces["networks"] *= passes
