@@ -467,7 +467,7 @@ def show(found):
     evaluation_parts = ", ".join(f"{part} {share:.2%}" for part, share
                                  in f.evaluation_parts.items())
     figures |= {
-        "MFU": f"{f.mfu:.1%} of {f.peak_flops_per_s / 1e12:.1f} TFLOP/s; "
+        "MFU": f"{f.mfu:.1%} of {f.peak_flops_per_s / 1e12:.2g} TFLOP/s; "
                f"{f.flops_per_step / 1e12:.2f} TFLOP per step",
         "peak memory": f"{f.peak_memory_bytes / 1e9:.2f} GB",
         "α update": f"{f.alpha_update_s:.2f} s, {f.alpha_update_over_epoch:.2%} of an epoch of "
