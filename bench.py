@@ -241,7 +241,7 @@ def between_steps(learner, setup, epoch):
     rank = seconds({"rank": partial(effective_rank, z)}, setup.device, 3)["rank"]
     alpha_update = setup.settings.alpha_batches * rank
 
-    pieces = seconds(evaluation_pieces(learner, setup), setup.device, 3)
+    pieces = seconds(evaluation_pieces(learner, setup), setup.device, 1)     # each takes long
     views = 2 * probe.VIEW_IMAGES
     passes = (probe.METRIC_IMAGES + probe.BANK_IMAGES + views) / PASSED_IMAGES
     pieces["networks"] *= passes
@@ -466,7 +466,7 @@ def show(found):
     evaluation_parts = ", ".join(f"{part} {share:.2%}" for part, share
                                  in f.evaluation_parts.items())
     figures |= {
-        "MFU": f"{f.mfu:.1%} of {f.peak_flops_per_s / 1e12:.1f} TFLOP/s; "
+        "MFU": f"{f.mfu:.1%} of {f.peak_flops_per_s / 1e12:.2g} TFLOP/s; "
                f"{f.flops_per_step / 1e12:.2f} TFLOP per step",
         "peak memory": f"{f.peak_memory_bytes / 1e9:.2f} GB",
         "α update": f"{f.alpha_update_s:.2f} s, {f.alpha_update_over_epoch:.2%} of an epoch of "
