@@ -460,6 +460,40 @@ def test_directions_are_summed_or_averaged():
     close(one_step(method).loss.detach(), by_hand.detach(), 1e-5)
 
 
+@pytest.mark.parametrize("name", ["byol", "moco_v2", "moco_v3", "dino", "ressl"])
+def test_every_weight_of_a_teacher_follows(name):
+    """At the first step m is 0.9: each goes a tenth of the way to the student's."""
+    method = method_of(name)
+    result = one_step(method, progress=START)
+    before = [p.clone() for p in method.teacher.parameters()]
+    students = [method.encoder, method.projector]
+    if name == "dino":
+        students.append(method.prototypes)
+    wanted = [p for student in students for p in student.parameters()]
+    with torch.no_grad():
+        for p in wanted:
+            p.add_(1)
+    method.after_step(result.kept, 0, START)
+    assert len(before) == len(wanted)
+    for slow, old, new in zip(method.teacher.parameters(), before, wanted):
+        assert torch.allclose(slow, 0.9 * old + 0.1 * new, atol=1e-6)
+
+
+@pytest.mark.parametrize("name, queues", [("nnclr", ["z"]), ("moco_v2", ["k1", "k2"]),
+                                          ("swav", ["z1", "z2"]), ("ressl", ["weak"])])
+def test_every_queue_is_filled(name, queues):
+    """With the batch's own rows, in the queue of their view."""
+    method = method_of(name, n_images=96)
+    result = one_step(method)
+    method.after_step(result.kept, 0, HALF)
+    found = [module for module in method.modules() if isinstance(module, Queue)]
+    assert len(found) == len(queues)
+    for queue, kept in zip(found, queues):
+        assert len(queue.rows) == 96 and queue.place == 8
+        assert torch.equal(queue.rows[:8], result.kept[kept])
+        assert torch.allclose(queue.rows.norm(dim=1), torch.ones(96), atol=1e-5)
+
+
 def test_nnclrs_neighbours_come_from_its_queue():
     method = method_of("nnclr")
     z = randn(3, 6).float()
