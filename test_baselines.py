@@ -23,7 +23,7 @@ from metrics import effective_rank, knn_accuracy
 from run import load_checkpoint, read_log
 from test_losses import close, randn, shuffled
 from test_methods import stop_at
-from test_train import SMALL, assert_same_run, generator, run, torchrun
+from test_train import SMALL, assert_same_run, generator, run, shapes_folder, torchrun
 
 NAMES = [name for name in METHODS if name != "adadim"]
 # small networks: what each method has beside the encoder and the projector
@@ -662,13 +662,22 @@ def test_any_method_takes_added_terms(name):
 
 # --- whole runs -----------------------------------------------------------------------------------
 
+@pytest.fixture(scope="module")
+def few_images(tmp_path_factory):
+    """A folder of 96 drawn images of 16 pixels to train on, and 24 to test."""
+    folder = tmp_path_factory.mktemp("few")
+    shapes_folder(folder, ("disc", "cross", "bar"), 96, 24, 16)
+    return folder
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_it_resumes_exactly(name, tmp_path, monkeypatch):
+def test_it_resumes_exactly(name, few_images, tmp_path, monkeypatch):
     """Stopped in the third of three epochs and resumed, it ends as if it was left alone; and
     evaluate.py reads the run, with the method's own projector."""
     monkeypatch.setattr(train.probe, "evaluate", lambda *arguments: {})
-    flags = [*SMALL, *"--arch resnet18 --width 2 --projector 16-8 --limit-train 96 --batch-size 32 "
-             "--epochs 3 --warmup-epochs 0.5 --beta 0.1".split(), "--method", name, *settings(name)]
+    flags = [*SMALL, "--data-dir", few_images,
+             *"--arch resnet18 --width 2 --projector 16-8 --batch-size 32 --epochs 3 "
+             "--warmup-epochs 0.5 --beta 0.1".split(), "--method", name, *settings(name)]
     assert run(*flags, "--out", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
         stop_at(patch, step=2 * 3 + 1)
