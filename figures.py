@@ -403,8 +403,10 @@ def draw_dynamics(runs, png, panels=PANELS):
         axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)
         draw_panel(axis, runs, lines, colour)
-    for axis in axes[-1]:
+    lowest = axes.flat[max(0, len(panels) - across):len(panels)]     # of each column
+    for axis in lowest:
         axis.set_xlabel("epoch")
+        axis.tick_params(labelbottom=True)
     for axis in axes.flat[len(panels):]:
         axis.set_visible(False)
     if len(runs) > 1:

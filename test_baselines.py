@@ -23,7 +23,7 @@ from metrics import effective_rank, knn_accuracy
 from run import load_checkpoint, read_log
 from test_losses import close, randn, shuffled
 from test_methods import stop_at
-from test_train import SMALL, assert_same_run, generator, run, torchrun
+from test_train import SMALL, assert_same_run, generator, run, shapes_folder, torchrun
 
 NAMES = [name for name in METHODS if name != "adadim"]
 # small networks: what each method has beside the encoder and the projector
@@ -460,6 +460,40 @@ def test_directions_are_summed_or_averaged():
     close(one_step(method).loss.detach(), by_hand.detach(), 1e-5)
 
 
+@pytest.mark.parametrize("name", ["byol", "moco_v2", "moco_v3", "dino", "ressl"])
+def test_every_weight_of_a_teacher_follows(name):
+    """At the first step m is 0.9: each goes a tenth of the way to the student's."""
+    method = method_of(name)
+    result = one_step(method, progress=START)
+    before = [p.clone() for p in method.teacher.parameters()]
+    students = [method.encoder, method.projector]
+    if name == "dino":
+        students.append(method.prototypes)
+    wanted = [p for student in students for p in student.parameters()]
+    with torch.no_grad():
+        for p in wanted:
+            p.add_(1)
+    method.after_step(result.kept, 0, START)
+    assert len(before) == len(wanted)
+    for slow, old, new in zip(method.teacher.parameters(), before, wanted):
+        assert torch.allclose(slow, 0.9 * old + 0.1 * new, atol=1e-6)
+
+
+@pytest.mark.parametrize("name, queues", [("nnclr", ["z"]), ("moco_v2", ["k1", "k2"]),
+                                          ("swav", ["z1", "z2"]), ("ressl", ["weak"])])
+def test_every_queue_is_filled(name, queues):
+    """With the batch's own rows, in the queue of their view."""
+    method = method_of(name, n_images=96)
+    result = one_step(method)
+    method.after_step(result.kept, 0, HALF)
+    found = [module for module in method.modules() if isinstance(module, Queue)]
+    assert len(found) == len(queues)
+    for queue, kept in zip(found, queues):
+        assert len(queue.rows) == 96 and queue.place == 8
+        assert torch.equal(queue.rows[:8], result.kept[kept])
+        assert torch.allclose(queue.rows.norm(dim=1), torch.ones(96), atol=1e-5)
+
+
 def test_nnclrs_neighbours_come_from_its_queue():
     method = method_of("nnclr")
     z = randn(3, 6).float()
@@ -628,14 +662,22 @@ def test_any_method_takes_added_terms(name):
 
 # --- whole runs -----------------------------------------------------------------------------------
 
+@pytest.fixture(scope="module")
+def few_images(tmp_path_factory):
+    """A folder of 96 drawn images of 16 pixels to train on, and 24 to test."""
+    folder = tmp_path_factory.mktemp("few")
+    shapes_folder(folder, ("disc", "cross", "bar"), 96, 24, 16)
+    return folder
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_it_resumes_exactly(name, tmp_path, monkeypatch):
+def test_it_resumes_exactly(name, few_images, tmp_path, monkeypatch):
     """Stopped in the third of three epochs and resumed, it ends as if it was left alone; and
     evaluate.py reads the run, with the method's own projector."""
     monkeypatch.setattr(train.probe, "evaluate", lambda *arguments: {})
-    flags = [*SMALL, *"--arch resnet18 --width 2 --projector 16-8 --limit-train 96 --batch-size 32 "
-             "--epochs 3 --warmup-epochs 0.5 --beta 0.1 --save-minutes 0".split(), "--method", name,
-             *settings(name)]
+    flags = [*SMALL, "--data-dir", few_images,
+             *"--arch resnet18 --width 2 --projector 16-8 --batch-size 32 --epochs 3 "
+             "--warmup-epochs 0.5 --beta 0.1 --save-minutes 0".split(), "--method", name, *settings(name)]
     assert run(*flags, "--out", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
         stop_at(patch, step=2 * 3 + 1)
@@ -758,7 +800,8 @@ for name in test_baselines.NAMES:
         method.after_step(kept, 0, progress)
         logs.pop("probe_loss")
         found |= {f"{name} {column} {epoch}": value for column, value in logs.items()}
-    found |= {f"{name} {key}": value for key, value in method.state_dict().items()}
+    state = [*method.named_parameters(), *method.named_buffers()]
+    found |= {f"{name} {key}": value for key, value in state}
 torch.save(found, f"{sys.argv[1]}/{WORLD_SIZE}-{RANK}.pt")
 """
 
