@@ -52,7 +52,10 @@ def parallel(module, device):
         return module
     if device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+    # buffers are the same everywhere, but for batch norms' statistics, of which the first
+    # process's are evaluated and saved: sending them around at each step would be for nothing
+    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True,
+                                               broadcast_buffers=False)
 
 
 def smallest(number, device):

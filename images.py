@@ -95,13 +95,16 @@ def memory_for_images(device):
     return distributed.smallest(room, device)
 
 
+def core_count():
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):        # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def worker_count():
     """Worker processes: one per core, shared by the training processes that torchrun started."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    share = max(1, cores // distributed.LOCAL_WORLD_SIZE)
+    share = max(1, core_count() // distributed.LOCAL_WORLD_SIZE)
     return min(share, MAX_WORKERS)
 
 

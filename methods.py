@@ -2,8 +2,8 @@
 
 A method is a torch module. All of its state that outlives a step is a parameter, a buffer or one
 of its `numbers`, so a checkpoint of its state_dict is complete, whatever the method: momentum
-networks, queues, prototypes, AdaDim's α. A run goes on from one in the middle of an epoch too, without another
-before_epoch. train.py calls a method like this, and knows nothing else of it:
+networks, queues, prototypes, AdaDim's α. A run goes on from one in the middle of an epoch too,
+without another before_epoch. train.py calls a method like this, and knows nothing else of it:
 
     method = METHODS[name](args, encoder, p, n_images)
     for epoch in …:

@@ -109,6 +109,15 @@ def warn_of_few(n_test):
               f"of {standard_error(50, n_test):.0f} points")
 
 
+def note_of_precision(precision, device):
+    """A note, where a CPU lacks the instructions that a precision needs."""
+    supported = {"fp32": True, "bf16": torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+                 "fp16": torch.ops.mkldnn._is_mkldnn_fp16_supported()}
+    if device.type == "cpu" and not supported[precision]:
+        print(f"note: this CPU computes in {precision} ten times slower than in fp32, or worse: "
+              "--precision fp32")
+
+
 def note_of_threads(before, device):
     """A note, where a CPU's results will not be those of an uninterrupted run, bit for bit."""
     now = torch.get_num_threads()
@@ -260,7 +269,7 @@ def orderly_end(program, command, signals):
             sys.exit(128 + number)
         except (BadInput, OSError):
             if RANK > 0:        # what all have found out, the first has said, and torchrun ends
-                time.sleep(3)   # this one; who is still there has something of its own to say
+                time.sleep(10)  # this one; who is still there has something of its own to say
             raise
         except RuntimeError as error:
             message = str(error)

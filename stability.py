@@ -116,8 +116,11 @@ def read_rows(path):
     """The rows of an earlier call; none where there is no file."""
     if not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError):
+        rows = [()]
     if rows and tuple(rows[0]) != COLUMNS:
         raise BadInput(f"{path} is not a table of stability.py: choose another --out")
     return rows

@@ -24,6 +24,7 @@ import train
 from baselines import METHODS
 from cli import (SIGNALS, BadInput, Parser, device_name, one_line_errors, split_arguments,
                  whole_number)
+from images import core_count
 from run import read_config, read_log
 
 FOUR_METHODS = {
@@ -322,10 +323,10 @@ def train_all(chosen, common, devices, out):
     for run in chosen.items():
         waiting.put(run)
 
-    environment = dict(os.environ)
-    if len(devices) > 1:        # the runs share the machine's cores
-        cores = os.cpu_count() or 1
-        environment["OMP_NUM_THREADS"] = str(max(1, cores // len(devices)))
+    # the runs share the machine's cores; threads that wait by spinning would take them all
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    if len(devices) > 1 and "OMP_NUM_THREADS" not in os.environ:
+        environment["OMP_NUM_THREADS"] = str(max(1, core_count() // len(devices)))
     finished = []
     workers = []
     for device in devices:
@@ -381,8 +382,9 @@ def main(argv=None):
             print_studies()
             return
         chosen = runs(args.studies, args.seeds)
-        for flags in chosen.values():
-            train.parse_args([*common, *flags])     # refuses what is wrong, before the first run
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            for flags in chosen.values():
+                train.parse_args([*common, *flags])     # refuses what is wrong, before a run
         args.out.mkdir(parents=True, exist_ok=True)
         try:
             with children_end_with_it():

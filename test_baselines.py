@@ -677,7 +677,8 @@ def test_it_resumes_exactly(name, few_images, tmp_path, monkeypatch):
     monkeypatch.setattr(train.probe, "evaluate", lambda *arguments: {})
     flags = [*SMALL, "--data-dir", few_images,
              *"--arch resnet18 --width 2 --projector 16-8 --batch-size 32 --epochs 3 "
-             "--warmup-epochs 0.5 --beta 0.1 --save-minutes 0".split(), "--method", name, *settings(name)]
+             "--warmup-epochs 0.5 --beta 0.1 --save-minutes 0".split(),
+             "--method", name, *settings(name)]
     assert run(*flags, "--out", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
         stop_at(patch, step=2 * 3 + 1)

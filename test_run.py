@@ -135,6 +135,16 @@ def test_what_nohup_wants_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_slow_precision_is_said(capsys, monkeypatch):
+    cpu = torch.device("cpu")
+    process.note_of_precision("fp32", cpu)
+    assert capsys.readouterr().out == ""
+    for name in ("bf16", "fp16"):
+        monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda: False)
+        process.note_of_precision(name, cpu)
+        assert f"computes in {name} ten times slower" in capsys.readouterr().out
+
+
 def test_another_number_of_threads_is_said(capsys):
     threads = torch.get_num_threads()
     process.note_of_threads(threads, torch.device("cpu"))

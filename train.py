@@ -41,7 +41,8 @@ from models import RESNETS, memory_layout, resnet
 from optim import LEARNING_RATES, clip_gradient, make_optimizer
 from probe import Learner
 from process import (Signals, StatusLine, check_evaluation, check_losses, check_weights, describe,
-                     epoch_line, last_lines, note_of_threads, orderly_end, warn_of_few)
+                     epoch_line, last_lines, note_of_precision, note_of_threads, orderly_end,
+                     warn_of_few)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FOR_METHODS = 2     # sets random numbers of methods apart from those of views and crops
@@ -316,6 +317,7 @@ def train(args, command, signals):
 
     # the run's folder
     print(describe(args, data, method, device))
+    note_of_precision(args.precision, device)
     if data["classes"]:
         warn_of_few(len(data["test_x"]))
     columns = ("epoch", "step", "seconds", "samples_per_s", "lr", "clipped", "loss",
