@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from cli import BadInput, checked, matching
+from cli import BadInput, Parser, checked, matching
 from distributed import gather
 from losses import adadim, matrix_mutual_information, wasserstein_uniformity
 from metrics import effective_rank, uniformity
@@ -274,6 +274,25 @@ class AdaDim(Method):
 # --- methods by their names ---------------------------------------------------------------------
 
 METHODS = {"adadim": AdaDim}        # baselines.py enters its own
+
+
+def chosen_method(argv):
+    """--method's value, on which the other flags' defaults depend."""
+    parser = Parser("train.py", None, add_help=False)
+    parser.add_argument("--method", default="adadim", choices=tuple(METHODS))
+    args, _ = parser.parse_known_args(argv)
+    return args.method
+
+
+def check_method_flags(parser, args, method, given):
+    """Says which of the flags that were given the method has no use for."""
+    without_effect = set()
+    for other in METHODS.values():
+        without_effect |= given.intersection(other.uses).difference(method.uses)
+    if without_effect:
+        print(f"note: {args.method} has no use for {', '.join(sorted(without_effect))}")
+    if args.mi_scale == "alpha" and "--alpha" not in method.uses:
+        parser.error(f"--mi-scale alpha: {args.method} has no α, and 1 is its only m")
 
 
 def read_settings(name, words):

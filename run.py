@@ -306,6 +306,15 @@ class Checkpoints:
         return f"{self.path} holds {self.holds}"
 
 
+def facts_of(data, data_dir):
+    """What a checkpoint says of the images, for evaluate.py, and of this process."""
+    about_images = ("classes", "size", "image_size", "stem", "mean", "std", "streamed", "min_size")
+    facts = {key: data.get(key) for key in about_images}
+    facts["data_dir"] = str(Path(data_dir).absolute())
+    facts["threads"] = torch.get_num_threads()
+    return facts
+
+
 def check_same_flags(path, saved, flags, free):
     """Raises BadInput where the checkpoint was made with other flags; those in `free` may differ.
 

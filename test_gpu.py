@@ -243,7 +243,7 @@ def test_mixed_precision_learns_as_float32_does(device, precision):
     logs, learner = steps(device, 10, precision)
     assert logs[0]["loss"] == pytest.approx(expected[0]["loss"], rel=0.05)
     assert logs[-1]["loss"] < logs[0]["loss"]
-    for name, value in learner.state_dict().items():
+    for name, value in learner.named_parameters():
         assert value.isfinite().all(), name
 
 
@@ -375,5 +375,5 @@ def test_weights_of_a_gpu_are_read_by_a_cpu(device):
     """A copy that has gone to the device and back is the same bit for bit."""
     learner, _ = small_learner(CPU)
     there_and_back = copy.deepcopy(learner).to(device).to(CPU)
-    for name, value in learner.state_dict().items():
-        assert torch.equal(value, there_and_back.state_dict()[name]), name
+    for name, value in learner.named_parameters():
+        assert torch.equal(value, there_and_back.get_parameter(name)), name

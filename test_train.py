@@ -168,7 +168,7 @@ def test_labels_do_not_reach_the_encoder(tmp_path, monkeypatch):
     b = load_checkpoint(tmp_path / "b" / "last.pt")["learner"]
     for name in a:
         if not name.startswith("probe"):
-            assert torch.equal(a[name], b[name]), name
+            assert equal(a[name], b[name]), name
     assert not torch.equal(a["probe.linear.weight"], b["probe.linear.weight"])
 
 
@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     err = capsys.readouterr().err
     assert re.search(r"NaN or infinite in epoch 1, step \d of 4", err) and err.count("\n") == 1
     kept = load_checkpoint(tmp_path / "run" / "last.pt")["learner"]
-    assert all(value.isfinite().all() for value in kept.values())
+    assert all(value.isfinite().all() for value in kept.values() if torch.is_tensor(value))
 
 
 # --- a first run does not end in NaN ----------------------------------------------------------

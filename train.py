@@ -36,7 +36,8 @@ from datasets import DATASETS
 from distributed import RANK, WORLD_SIZE
 from figures import draw_run
 from images import memory_for_images, mixed_seed
-from methods import all_methods, alpha_type, read_settings, three_weights, weight_type
+from methods import (all_methods, alpha_type, check_method_flags, chosen_method, read_settings,
+                     three_weights, weight_type)
 from models import RESNETS, memory_layout, resnet
 from optim import LEARNING_RATES, clip_gradient, make_optimizer
 from probe import Learner
@@ -143,25 +144,6 @@ def parse_args(argv):
     return args
 
 
-def chosen_method(argv):
-    """--method's value, on which the other flags' defaults depend."""
-    parser = Parser("train.py", None, add_help=False)
-    parser.add_argument("--method", default="adadim", choices=tuple(METHODS))
-    args, _ = parser.parse_known_args(argv)
-    return args.method
-
-
-def check_method_flags(parser, args, method, given):
-    """Says which of the flags that were given the method has no use for."""
-    without_effect = set()
-    for other in METHODS.values():
-        without_effect |= given.intersection(other.uses).difference(method.uses)
-    if without_effect:
-        print(f"note: {args.method} has no use for {', '.join(sorted(without_effect))}")
-    if args.mi_scale == "alpha" and "--alpha" not in method.uses:
-        parser.error(f"--mi-scale alpha: {args.method} has no α, and 1 is its only m")
-
-
 # --- learning rate ----------------------------------------------------------------------------
 
 def warmup_steps(args, steps):
@@ -246,7 +228,7 @@ def train(args, command, signals):
     last = args.out / "last.pt"
     saved = run.load_checkpoint(last) if args.resume and last.exists() else None
     if args.precision == "auto":
-        args.precision = saved["config"]["--precision"] if saved else fast_precision(device)
+        args.precision = saved["config"].get("--precision") if saved else fast_precision(device)
     config = run.flags_of(args)
     run.check_same_flags(last, saved, config, MAY_DIFFER_ON_RESUME)
     if args.resume and not saved and RANK == 0:
@@ -254,7 +236,7 @@ def train(args, command, signals):
 
     # data: keep the images on the device if they fit, otherwise stream them
     if saved:       # go on as it began
-        args.resident = "no" if saved["facts"]["streamed"] else "yes"
+        args.resident = "no" if saved["facts"].get("streamed") else "yes"
     data = load(args.dataset, args.data_dir, args.limit_train, args.seed, args.classes,
                 args.resident, memory_for_images(device), args.min_size)
     n_images = len(data["train_x"])
@@ -295,16 +277,12 @@ def train(args, command, signals):
     def save(epoch, step, step_logs):
         """epoch: how many are complete. step, step_logs: of the next one, so far."""
         check_weights(learner, epoch + 1, checkpoints)
-        about_images = ("classes", "size", "image_size", "stem", "mean", "std", "streamed",
-                        "min_size")
-        facts = {key: data.get(key) for key in about_images}
-        facts["data_dir"] = str(Path(args.data_dir).absolute())
-        facts["threads"] = torch.get_num_threads()
         logs = torch.stack(step_logs) if step_logs else torch.empty(0)  # step × columns
         checkpoints.save(
             epoch, step, step_logs=logs, seconds=seconds_before + time.time() - started,
-            rows=rows, config=config, facts=facts, learner=learner.state_dict(),
-            optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
+            rows=rows, config=config, facts=run.facts_of(data, args.data_dir),
+            learner=learner.state_dict(), optimizer=optimizer.state_dict(),
+            scaler=scaler.state_dict())
 
     # several processes, compiling
     model = distributed.parallel(learner, device)
