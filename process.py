@@ -209,12 +209,15 @@ def check_evaluation(row, rows, checkpoints):
         print(f"note: the embeddings have collapsed: their effective rank is {row['erank_z']:.2f}")
 
 
+ALWAYS_HEARD = (signal.SIGINT, signal.SIGTERM)
+
+
 class Signals:
     """Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt: at once or, after hold(), at release().
 
     Training holds them until it has saved: raised inside DataLoader's handling of its workers,
-    the exception would be swallowed. The second signal raises it in any case. One that whoever
-    started the process wants ignored, as nohup does with SIGHUP, stays ignored.
+    the exception would be swallowed. The second signal raises it in any case. SIGHUP stays
+    ignored where it was, as nohup wants it.
     """
 
     def __init__(self):
@@ -224,8 +227,9 @@ class Signals:
     def __enter__(self):
         self.earlier = {}
         for number in SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                self.earlier[number] = signal.signal(number, self.receive)
+            self.earlier[number] = signal.getsignal(number)
+            if number in ALWAYS_HEARD or self.earlier[number] != signal.SIG_IGN:
+                signal.signal(number, self.receive)
         return self
 
     def __exit__(self, *exception):

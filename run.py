@@ -136,9 +136,10 @@ def remove_run(out):
             path.unlink()
 
 
-def write_whole(path, write):
+def write_whole(path, write, keep=None):
     """Calls write(file) on a temporary file that then takes path's place.
 
+    keep: a path by which the file that was there stays to be had, where the disk allows it.
     Raises OSError where the disk is full, or the file cannot be written for another reason.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -147,6 +148,10 @@ def write_whole(path, write):
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            with contextlib.suppress(OSError):      # some disks know no second names
+                keep.unlink(missing_ok=True)
+                os.link(path, keep)
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -232,7 +237,7 @@ def load_checkpoint(path):
     except FileNotFoundError as error:
         raise BadInput(f"{path} cannot be read: is {path.parent} the folder of a run of "
                        "train.py?") from error
-    except OSError:
+    except (PermissionError, IsADirectoryError):
         raise
     except Exception as error:      # a damaged file can raise anything
         raise BadInput(f"{path} is not a whole checkpoint of train.py ({type(error).__name__}): "
@@ -274,11 +279,7 @@ def save_checkpoint(path, checkpoint):
     """Writes last.pt; the one before stays as previous.pt, where the disk allows it."""
     checkpoint = {"format": CHECKPOINT_FORMAT, **checkpoint}
     previous = path.with_name("previous.pt")
-    with contextlib.suppress(OSError):      # some disks know no second names
-        if path.exists():
-            previous.unlink(missing_ok=True)
-            os.link(path, previous)
-    write_whole(path, lambda file: torch.save(checkpoint, file))
+    write_whole(path, lambda file: torch.save(checkpoint, file), keep=previous)
 
 
 class Checkpoints:

@@ -25,6 +25,7 @@ from baselines import METHODS
 from cli import (SIGNALS, BadInput, Parser, device_name, one_line_errors, split_arguments,
                  whole_number)
 from images import core_count
+from process import ALWAYS_HEARD
 from run import read_config, read_log
 
 FOUR_METHODS = {
@@ -263,7 +264,7 @@ def children_end_with_it():
     STOPPING.clear()
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
-        if handler != signal.SIG_IGN:       # nohup's SIGHUP stays ignored
+        if number in ALWAYS_HEARD or handler != signal.SIG_IGN:     # nohup's SIGHUP is not
             signal.signal(number, interrupt)
     try:
         yield

@@ -672,19 +672,19 @@ def few_images(tmp_path_factory):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_resumes_exactly(name, few_images, tmp_path, monkeypatch):
-    """Stopped in the third of three epochs and resumed, it ends as if it was left alone; and
+    """Stopped in the second of two epochs and resumed, it ends as if it was left alone; and
     evaluate.py reads the run, with the method's own projector."""
     monkeypatch.setattr(train.probe, "evaluate", lambda *arguments: {})
     flags = [*SMALL, "--data-dir", few_images,
-             *"--arch resnet18 --width 2 --projector 16-8 --batch-size 32 --epochs 3 "
+             *"--arch resnet18 --width 2 --projector 16-8 --batch-size 32 --epochs 2 "
              "--warmup-epochs 0.5 --beta 0.1 --save-minutes 0".split(),
              "--method", name, *settings(name)]
     assert run(*flags, "--out", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
-        stop_at(patch, step=2 * 3 + 1)
+        stop_at(patch, step=3 + 1)
         assert run(*flags, "--out", tmp_path / "cut") == 130
     saved = load_checkpoint(tmp_path / "cut" / "last.pt")
-    assert (saved["epoch"], saved["step"]) == (2, 1)
+    assert (saved["epoch"], saved["step"]) == (1, 1)
     assert run(*flags, "--out", tmp_path / "cut", "--resume") == 0
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     log = read_log(tmp_path / "cut" / "log.csv")

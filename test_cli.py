@@ -56,7 +56,7 @@ def outcome(main, words):
 
 @pytest.mark.parametrize("script", WORK)
 @given(data=st.data())
-@settings(REPEATABLE, max_examples=120)
+@settings(REPEATABLE, max_examples=60)
 def test_whatever_is_typed(script, data, tmp_path, monkeypatch):
     """Everything but the work itself: flags are read, checked, and refused in one line."""
     monkeypatch.chdir(tmp_path)
@@ -112,7 +112,7 @@ FEW_STEPS = "--arch resnet18 --width 1 --projector 4-4 --limit-train 64 --batch-
 
 
 @given(data=st.data())
-@settings(REPEATABLE, max_examples=25)
+@settings(REPEATABLE, max_examples=15)
 def test_whatever_is_trained(data, monkeypatch):
     """A training ends well, or in one line: of bad input, or a loss that is not finite."""
     monkeypatch.setattr(train, "draw_run", lambda log, png: None)

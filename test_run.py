@@ -44,6 +44,33 @@ def test_a_checkpoint_with_a_field_of_another_type_is_refused(field, value, tmp_
         load_checkpoint(path)
 
 
+def test_a_cut_off_checkpoint_is_refused_wherever_it_ends(tmp_path):
+    path = tmp_path / "last.pt"
+    run.save_checkpoint(path, WHOLE)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:length])
+        with pytest.raises(BadInput, match="is not a whole checkpoint"):
+            load_checkpoint(path)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_both_before_it(tmp_path, monkeypatch):
+    """As if the process was killed while it writes: last.pt and previous.pt are two files."""
+    path = tmp_path / "last.pt"
+    for epoch in (1, 2):
+        run.save_checkpoint(path, {**WHOLE, "epoch": epoch})
+
+    def killed(checkpoint, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.save_checkpoint(path, {**WHOLE, "epoch": 3})
+    assert load_checkpoint(path)["epoch"] == 2
+    assert load_checkpoint(tmp_path / "previous.pt")["epoch"] == 1
+
+
 def test_what_does_not_fit_is_blamed_on_the_checkpoint(tmp_path):
     net = torch.nn.Linear(2, 2)
     for weights in ({}, {"weight": torch.ones(3, 3), "bias": torch.ones(2)}, {"weight": 1}):
@@ -111,7 +138,8 @@ def test_who_comes_second_is_told_whose_the_folder_is(tmp_path):
 # --- signals ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_held_signal_waits_and_a_second_does_not(number):
+def test_a_held_signal_waits_and_a_second_does_not(number, monkeypatch):
+    monkeypatch.setattr(process, "ALWAYS_HEARD", (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     with process.Signals() as signals:
         signals.hold()
         os.kill(os.getpid(), number)
