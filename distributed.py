@@ -52,10 +52,7 @@ def parallel(module, device):
         return module
     if device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    # buffers are the same everywhere, but for batch norms' statistics, of which the first
-    # process's are evaluated and saved: sending them around at each step would be for nothing
-    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True,
-                                               broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
 
 
 def smallest(number, device):

@@ -265,10 +265,7 @@ def orderly_end(program, command, signals):
         try:
             yield
         except KeyboardInterrupt as interrupt:
-            show_progress("")
-            if RANK == 0:
-                print(f"train.py: stopped; go on with: {resume_command(command)}",
-                      file=sys.stderr)
+            say_how_to_go_on(command)
             number = interrupt.args[0] if interrupt.args else signal.SIGINT
             sys.exit(128 + number)
         except (BadInput, OSError):
@@ -278,8 +275,9 @@ def orderly_end(program, command, signals):
         except RuntimeError as error:
             message = str(error)
             network = re.search("gloo|nccl|peer|connection|socket", message, re.IGNORECASE)
-            if WORLD_SIZE > 1 and network and signals.received:
-                sys.exit(128 + signals.received)    # the first process has stopped
+            if WORLD_SIZE > 1 and network and signals.received:     # torchrun ends them all
+                say_how_to_go_on(command)
+                sys.exit(128 + signals.received)
             if WORLD_SIZE > 1 and network:
                 raise BadInput("another process of this run ended, see what it says; the same "
                                "command with --resume goes on") from error
@@ -287,6 +285,12 @@ def orderly_end(program, command, signals):
                 raise BadInput("a process that reads images was killed, probably for want of "
                                "memory; the same command with --resume goes on") from error
             raise
+
+
+def say_how_to_go_on(command):
+    show_progress("")
+    if RANK == 0:
+        print(f"train.py: stopped; go on with: {resume_command(command)}", file=sys.stderr)
 
 
 def resume_command(command):

@@ -370,11 +370,14 @@ def train(args, command, signals):
         check_evaluation(row, rows, checkpoints)
         rows.append(row)
         log.append(row)
-        if signals.stop_wanted() or checkpoints.due() or epoch == args.epochs:
+        stop = signals.stop_wanted()        # one that comes later waits for the next step
+        if stop or checkpoints.due() or epoch == args.epochs:
             save(epoch, 0, [])
         show_progress("")
         print(epoch_line(row, args, method.columns, status_line.seconds_left()), flush=True)
-        signals.release()
+        if stop:
+            signals.release()
+    signals.release()
 
     # what the run leaves
     distributed.finish()
@@ -391,7 +394,8 @@ def train(args, command, signals):
 
 def main(argv=None):
     command = sys.argv[1:] if argv is None else argv
-    with Signals() as signals, orderly_end("train.py", command, signals):
+    signals = Signals()
+    with orderly_end("train.py", command, signals), signals:
         args = parse_args(command)
         with run.reserved(args.out, args.resume, args.overwrite):
             train(args, command, signals)
