@@ -378,6 +378,21 @@ def test_a_stopped_run_says_how_to_go_on_and_resumes_exactly(tmp_path):
     assert 1 / 16 < alpha < 1       # of 16, the largest rank that z (64 × 16) can have
 
 
+def test_a_signal_at_an_epochs_end_loses_nothing(tmp_path, monkeypatch):
+    """It comes when the epoch's end has just been left unsaved, for no checkpoint was due."""
+    honest = train.epoch_line
+
+    def signalled(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return honest(*args)
+
+    monkeypatch.setattr(train, "epoch_line", signalled)
+    out = tmp_path / "run"
+    assert run(*TINY, "--save-minutes", 10, "--out", out) == 143
+    saved = load_checkpoint(out / "last.pt")
+    assert (saved["epoch"], saved["step"]) == (1, 1)
+
+
 def test_a_run_is_not_lost(tmp_path, capsys):
     out, flags = tmp_path / "run", [*TINY, "--epochs", "2"]
     assert run(*flags, "--out", out) == 0
