@@ -144,10 +144,11 @@ def write_whole(path, write, keep=None):
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+        file = open(part, "wb")     # without `with`: where torch.save is interrupted, it still
+        write(file)                 # writes something as it goes, and a closed file ends all
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
         if keep is not None and path.exists():
             with contextlib.suppress(OSError):      # some disks know no second names
                 keep.unlink(missing_ok=True)

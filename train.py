@@ -300,6 +300,7 @@ def train(args, command, signals):
         warn_of_few(len(data["test_x"]))
     columns = ("epoch", "step", "seconds", "samples_per_s", "lr", "clipped", "loss",
                *method.columns, *probe.COLUMNS)
+    signals.hold()      # from here on they wait for the end of a step: no file is left half written
     if RANK == 0:
         if args.overwrite:
             run.remove_run(args.out)
@@ -327,7 +328,6 @@ def train(args, command, signals):
         own_seed = mixed_seed(args.seed, epoch, RANK)
         batches = batches_of_views(data, order, own_seed, args.augment, layout, view_of, first)
         status_line.start_epoch(epoch, first)
-        signals.hold()
         for step, batch in enumerate(batches, first):
             # learning rate, forward, backward, step
             torch.manual_seed(mixed_seed(own_seed, step, FOR_METHODS))
@@ -377,13 +377,13 @@ def train(args, command, signals):
         print(epoch_line(row, args, method.columns, status_line.seconds_left()), flush=True)
         if stop:
             signals.release()
-    signals.release()
 
     # what the run leaves
     distributed.finish()
     if RANK > 0:
         return
     run.save_backbone(args.out / "backbone.pt", encoder)
+    signals.release()
     try:
         draw_run(run.read_log(log.path), args.out / "dynamics.png")
     except ImportError:
