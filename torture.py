@@ -142,6 +142,8 @@ class Training:
         raise Lost(f"it hung: {self.said()}")
 
     def said(self):
+        if not self.words.exists():     # it was killed at once
+            return ""
         return self.words.read_text(errors="replace").strip()
 
 
