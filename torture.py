@@ -232,16 +232,27 @@ def kill_pair(draw, flags, out, whole):
     for training in victims:
         training.send(number, to_group=False)
     time.sleep(0.3)
-    for training in trainings:      # torchrun ends those that are left
-        training.send(signal.SIGTERM, to_group=False)
+    end_as_torchrun_does(trainings)
     for training in trainings:
-        training.wait()
         expect("Traceback" not in training.said(), training.said())
     last = pair(flags, out)
     for training in last:
         status = training.wait()
         expect(status == 0, f"status {status} as it went on: {training.said()}")
     expect_whole(out, whole)
+
+
+def end_as_torchrun_does(trainings, seconds=15):
+    """SIGTERM to those that are left and, for torch may wait in C++ for one that is dead, SIGKILL
+    some time later; torchrun waits for 30 seconds."""
+    for training in trainings:
+        training.send(signal.SIGTERM, to_group=False)
+    deadline = time.time() + seconds
+    while time.time() < deadline and any(training.ended() is None for training in trainings):
+        time.sleep(0.01)
+    for training in trainings:
+        training.send(signal.SIGKILL, to_group=True)
+        training.wait()
 
 
 def pair(flags, out):
