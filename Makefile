@@ -33,11 +33,11 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --keep-going --jobs=2 test-runs test-rest
 
 test-runs: $(INSTALLED)
-	$(PYTHON) -m pytest -q test_train.py test_methods.py test_stability.py
+	$(PYTHON) -m pytest -q test_train.py test_methods.py test_stability.py test_study.py
 
 test-rest: $(INSTALLED)
 	$(PYTHON) -m pytest -q --ignore=test_train.py --ignore=test_methods.py \
-	    --ignore=test_stability.py
+	    --ignore=test_stability.py --ignore=test_study.py
 
 .venv/installed: requirements.txt
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
