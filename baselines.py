@@ -131,6 +131,44 @@ def unit_rows(x):
     return normalize_rows(x.detach().float())
 
 
+class MomentumMethod(Method):
+    """A method whose teacher is a momentum copy of the encoder and the projector.
+
+    Its settings momentum and last_momentum say how slow the teacher is.
+    """
+    columns = ("momentum",)
+
+    def __init__(self, args, encoder, p, n_images):
+        super().__init__(args, encoder, p, n_images)
+        self.teacher = MomentumCopy([encoder, self.projector], args.set["momentum"],
+                                    args.set["last_momentum"])
+
+    def schedule(self, progress):
+        return {"momentum": self.teacher.momentum(progress)}
+
+    def after_step(self, kept, step, progress):
+        self.teacher.follow([self.encoder, self.projector], progress)
+
+
+class PrototypeMethod(Method):
+    """A method with learnt prototypes, which stand still in its first frozen_epochs, a setting."""
+    numbers = ("epoch",)
+
+    def __init__(self, args, encoder, p, n_images):
+        super().__init__(args, encoder, p, n_images)
+        self.chosen = args.set
+        self.epoch = 1
+        count = at_most(args.set["prototypes"], images_per_epoch(args, n_images), "prototypes")
+        self.prototypes = Prototypes(count, width_of(self.projector))
+
+    def before_epoch(self, epoch, steps, generator):
+        self.epoch = epoch
+
+    def after_backward(self):
+        if self.epoch <= self.chosen["frozen_epochs"]:
+            self.prototypes.weight.grad = None
+
+
 # --- Barlow Twins -----------------------------------------------------------------------------
 
 class BarlowTwins(Method):
@@ -155,13 +193,12 @@ class BarlowTwins(Method):
 
 # --- BYOL ---------------------------------------------------------------------------------------
 
-class Byol(Method):
+class Byol(MomentumMethod):
     """A predictor guesses what a momentum network makes of the other view; no negatives.
 
     The loss is the sum of the two directions.
     """
     paper = "Bootstrap Your Own Latent, Grill et al. 2020, arXiv 2006.07733"
-    columns = ("momentum",)
     defaults = Method.defaults | {
         "--projector": "4096-256", "--augment": "byol", "--optimizer": "lars", "--lr": 1.0,
         "--weight-decay": 1e-5}
@@ -171,11 +208,6 @@ class Byol(Method):
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
         self.predictor = predictor(self.projector, args.set["predictor"])
-        self.teacher = MomentumCopy([encoder, self.projector], args.set["momentum"],
-                                    args.set["last_momentum"])
-
-    def schedule(self, progress):
-        return {"momentum": self.teacher.momentum(progress)}
 
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p
@@ -185,9 +217,6 @@ class Byol(Method):
         target1, target2 = both_views(self.teacher(views))  # n × d each
         loss = byol(p1, target2) + byol(p2, target1)
         return self.result(loss, {}, r, (z1, z2), progress)
-
-    def after_step(self, kept, step, progress):
-        self.teacher.follow([self.encoder, self.projector], progress)
 
 
 # --- SimSiam ------------------------------------------------------------------------------------
@@ -272,14 +301,13 @@ class Nnclr(Method):
 
 # --- MoCo v2 ------------------------------------------------------------------------------------
 
-class MocoV2(Method):
+class MocoV2(MomentumMethod):
     """Contrast with a queue of what a momentum network made of earlier images.
 
     In solo-learn's symmetric form: the loss is the mean of the two directions, and each view has
     a queue of its own. Keys are not shuffled between GPUs: their batch norms are the copy's own.
     """
     paper = "Momentum Contrast v2, Chen et al. 2020, arXiv 2003.04297"
-    columns = ("momentum",)
     defaults = Method.defaults | {
         "--projector": "2048-256", "--augment": "moco", "--optimizer": "sgd", "--lr": 0.3,
         "--weight-decay": 1e-4}
@@ -289,14 +317,9 @@ class MocoV2(Method):
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
         self.temperature = args.set["temperature"]
-        self.teacher = MomentumCopy([encoder, self.projector], args.set["momentum"],
-                                    args.set["last_momentum"])
         size = at_most(args.set["queue"], images_per_epoch(args, n_images), "queue entries")
         self.queue1 = Queue(size, width_of(self.projector))
         self.queue2 = Queue(size, width_of(self.projector))
-
-    def schedule(self, progress):
-        return {"momentum": self.teacher.momentum(progress)}
 
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p
@@ -309,21 +332,20 @@ class MocoV2(Method):
         return self.result(loss, {}, r, (q1, q2), progress, kept)
 
     def after_step(self, kept, step, progress):
-        self.teacher.follow([self.encoder, self.projector], progress)
+        super().after_step(kept, step, progress)
         self.queue1.push(kept["k1"])
         self.queue2.push(kept["k2"])
 
 
 # --- MoCo v3 ------------------------------------------------------------------------------------
 
-class MocoV3(Method):
+class MocoV3(MomentumMethod):
     """Contrast with what a momentum network makes of the batch: no queue, but a predictor.
 
     The loss is the sum of the two directions. The projector ends with a batch norm without
     weights, as in the paper.
     """
     paper = "An Empirical Study of Training Self-Supervised ViT, Chen et al. 2021, arXiv 2104.02057"
-    columns = ("momentum",)
     defaults = Method.defaults | {
         "--projector": "4096-256", "--augment": "byol", "--optimizer": "lars", "--lr": 0.3,
         "--weight-decay": 1e-6}
@@ -334,15 +356,10 @@ class MocoV3(Method):
         super().__init__(args, encoder, p, n_images)
         self.temperature = args.set["temperature"]
         self.predictor = predictor(self.projector, args.set["predictor"])
-        self.teacher = MomentumCopy([encoder, self.projector], args.set["momentum"],
-                                    args.set["last_momentum"])
 
     @staticmethod
     def make_projector(p, sizes):
         return with_last_norm(mlp(p, sizes), affine=False)
-
-    def schedule(self, progress):
-        return {"momentum": self.teacher.momentum(progress)}
 
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p
@@ -353,13 +370,10 @@ class MocoV3(Method):
         loss = moco_v3(q1, k2, self.temperature) + moco_v3(q2, k1, self.temperature)
         return self.result(loss, {}, r, (z1, z2), progress)
 
-    def after_step(self, kept, step, progress):
-        self.teacher.follow([self.encoder, self.projector], progress)
-
 
 # --- DINO ---------------------------------------------------------------------------------------
 
-class Dino(Method):
+class Dino(PrototypeMethod):
     """A student predicts a momentum teacher's distribution over prototypes, sharpened, centred.
 
     The loss is the mean of the two directions. The teacher's temperature grows over the first
@@ -367,7 +381,6 @@ class Dino(Method):
     """
     paper = "Emerging Properties in Self-Supervised ViT, Caron et al. 2021, arXiv 2104.14294"
     columns = ("momentum", "teacher_temperature")
-    numbers = ("epoch",)
     defaults = Method.defaults | {
         "--projector": "2048-2048-256", "--augment": "byol", "--optimizer": "lars", "--lr": 0.3,
         "--weight-decay": 1e-6}
@@ -380,12 +393,8 @@ class Dino(Method):
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
-        self.chosen = args.set
         self.epochs = args.epochs
-        self.epoch = 1
-        count = at_most(args.set["prototypes"], images_per_epoch(args, n_images), "prototypes")
-        self.prototypes = Prototypes(count, width_of(self.projector))
-        self.register_buffer("center", torch.zeros(count))
+        self.register_buffer("center", torch.zeros(len(self.prototypes.weight)))
         self.teacher = MomentumCopy([encoder, self.projector, self.prototypes],
                                     args.set["momentum"], args.set["last_momentum"])
 
@@ -413,13 +422,6 @@ class Dino(Method):
         mean_score = torch.cat([teacher1, teacher2]).mean(0)                # K
         return self.result(loss, {}, r, (z1, z2), progress, {"mean_score": mean_score})
 
-    def before_epoch(self, epoch, steps, generator):
-        self.epoch = epoch
-
-    def after_backward(self):
-        if self.epoch <= self.chosen["frozen_epochs"]:
-            self.prototypes.weight.grad = None
-
     def after_step(self, kept, step, progress):
         self.teacher.follow([self.encoder, self.projector, self.prototypes], progress)
         self.center.lerp_(kept["mean_score"], 1 - self.chosen["center_momentum"])
@@ -427,7 +429,7 @@ class Dino(Method):
 
 # --- SwAV ---------------------------------------------------------------------------------------
 
-class Swav(Method):
+class Swav(PrototypeMethod):
     """Predicts to which prototypes the other view is assigned, all prototypes equally often.
 
     The loss is the mean of the two directions. From an epoch on, earlier embeddings from a queue
@@ -435,7 +437,6 @@ class Swav(Method):
     is without effect: the public code makes it 1 after each step instead.
     """
     paper = "Swapping Assignments between Views, Caron et al. 2020, arXiv 2006.09882"
-    numbers = ("epoch",)
     defaults = Method.defaults | {
         "--projector": "2048-128", "--augment": "simclr", "--optimizer": "lars", "--lr": 0.6,
         "--weight-decay": 1e-6}
@@ -446,12 +447,8 @@ class Swav(Method):
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
-        self.chosen = args.set
-        self.epoch = 1
         d = width_of(self.projector)
-        in_epoch = images_per_epoch(args, n_images)
-        self.prototypes = Prototypes(at_most(args.set["prototypes"], in_epoch, "prototypes"), d)
-        size = at_most(args.set["queue"], in_epoch, "queue entries")
+        size = at_most(args.set["queue"], images_per_epoch(args, n_images), "queue entries")
         self.queue1, self.queue2 = Queue(size, d), Queue(size, d)
 
     def forward(self, views, index, progress):
@@ -473,13 +470,6 @@ class Swav(Method):
         if self.epoch >= self.chosen["queue_from_epoch"]:
             scores = torch.cat([scores, self.prototypes(queue.rows)])
         return sinkhorn(scores, self.chosen["epsilon"], self.chosen["iterations"])[:n]
-
-    def before_epoch(self, epoch, steps, generator):
-        self.epoch = epoch
-
-    def after_backward(self):
-        if self.epoch <= self.chosen["frozen_epochs"]:
-            self.prototypes.weight.grad = None
 
     def after_step(self, kept, step, progress):
         self.queue1.push(kept["z1"])
@@ -568,7 +558,7 @@ def k_means(x, k, iterations, generator):
 
 # --- ReSSL --------------------------------------------------------------------------------------
 
-class Ressl(Method):
+class Ressl(MomentumMethod):
     """Images should relate to a queue of others as a momentum teacher, shown a weak view, finds.
 
     The student learns from the first view, the strong one, and the teacher sees the second. The
@@ -576,7 +566,6 @@ class Ressl(Method):
     projector is without batch norm.
     """
     paper = "Relational Self-Supervised Learning, Zheng et al. 2021, arXiv 2107.09282"
-    columns = ("momentum",)
     defaults = Method.defaults | {
         "--projector": "4096-256", "--augment": "ressl", "--optimizer": "sgd", "--lr": 0.05,
         "--weight-decay": 1e-4}
@@ -587,17 +576,12 @@ class Ressl(Method):
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
         self.temperatures = (args.set["student_temperature"], args.set["teacher_temperature"])
-        self.teacher = MomentumCopy([encoder, self.projector], args.set["momentum"],
-                                    args.set["last_momentum"])
         size = at_most(args.set["queue"], images_per_epoch(args, n_images), "queue entries")
         self.queue = Queue(size, width_of(self.projector))
 
     @staticmethod
     def make_projector(p, sizes):
         return mlp(p, sizes, batch_norm=False)
-
-    def schedule(self, progress):
-        return {"momentum": self.teacher.momentum(progress)}
 
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p
@@ -609,7 +593,7 @@ class Ressl(Method):
         return self.result(loss, {}, r, (z1, z2), progress, {"weak": unit_rows(weak)})
 
     def after_step(self, kept, step, progress):
-        self.teacher.follow([self.encoder, self.projector], progress)
+        super().after_step(kept, step, progress)
         self.queue.push(kept["weak"])
 
 

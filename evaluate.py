@@ -42,7 +42,7 @@ from images import random_subset
 from metrics import (alignment, knn_accuracy, lidar, representation_metrics, standard_error,
                      top_k_accuracy)
 from methods import Method
-from models import resnet
+from models import all_finite, resnet
 from probe import METRIC_IMAGES, VIEW_IMAGES, encode_images, encode_views   # as while training
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)     # learning rates that the probe tries
@@ -470,7 +470,7 @@ def figures_of(args):
         encoder, projector, facts = load_run(args.run)
     else:
         encoder, projector, facts = load_weights(args.weights), None, None
-    if not all(value.isfinite().all() for value in encoder.state_dict().values()):
+    if not all_finite(encoder):
         raise BadInput(f"{args.run or args.weights}: the encoder's weights are not finite: there "
                        "is nothing to measure")
 

@@ -76,6 +76,11 @@ def memory_layout(device, precision, width):
     return torch.contiguous_format if onednn_crashes else torch.channels_last
 
 
+def all_finite(net):
+    """Whether no parameter and no buffer of a module is NaN or infinite."""
+    return all(value.isfinite().all() for value in (*net.parameters(), *net.buffers()))
+
+
 def mlp(width, sizes, batch_norm=True, activation=None):
     """The projector: Linear-BN-ReLU for each size but the last, then Linear.
 

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
-from cli import SIGNALS, BadInput, one_line_errors, show_progress
+from cli import SIGNALS, BadInput, is_fast, one_line_errors, show_progress
 from data import left_out
 from distributed import RANK, WORLD_SIZE
 from metrics import standard_error
+from models import all_finite
 
 
 # --- what is said ---------------------------------------------------------------------------
@@ -111,9 +112,7 @@ def warn_of_few(n_test):
 
 def note_of_precision(precision, device):
     """A note, where a CPU lacks the instructions that a precision needs."""
-    supported = {"fp32": True, "bf16": torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-                 "fp16": torch.ops.mkldnn._is_mkldnn_fp16_supported()}
-    if device.type == "cpu" and not supported[precision]:
+    if device.type == "cpu" and not is_fast(precision, device):
         print(f"note: this CPU computes in {precision} ten times slower than in fp32, or worse: "
               "--precision fp32")
 
@@ -192,8 +191,7 @@ def check_losses(step_logs, rows, steps, epoch, checkpoints):
 
 def check_weights(learner, epoch, checkpoints):
     """Ends the run where a weight is not finite: the last step's update can break them."""
-    weights = [value for value in learner.state_dict().values() if torch.is_tensor(value)]
-    if not all(weight.isfinite().all() for weight in weights):
+    if not all_finite(learner):
         raise BadInput(f"a weight became NaN or infinite in epoch {epoch}: try a lower --lr or a "
                        f"longer --warmup-epochs, with --clip 2; {checkpoints}")
 

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import train
 from baselines import METHODS
-from cli import (SIGNALS, BadInput, Parser, device_name, one_line_errors, split_arguments,
+from cli import (BadInput, Parser, device_name, one_line_errors, split_arguments,
                  whole_number)
 from images import core_count
-from process import ALWAYS_HEARD
+from process import Signals
 from run import read_config, read_log
 
 FOUR_METHODS = {
@@ -258,19 +258,11 @@ def end_with_parent():
 @contextlib.contextmanager
 def children_end_with_it():
     """However this block ends, by a signal too, the trainings end with it."""
-    def interrupt(number, frame):
-        raise KeyboardInterrupt(number)
-
     STOPPING.clear()
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number, handler in before.items():
-        if number in ALWAYS_HEARD or handler != signal.SIG_IGN:     # nohup's SIGHUP is not
-            signal.signal(number, interrupt)
     try:
-        yield
+        with Signals():
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         with STARTING:
             STOPPING.set()
             left = list(CHILDREN)

@@ -6,7 +6,6 @@ not; momentum networks, queues and k-means by hand; and every method trained by 
     python -m pytest -q test_baselines.py
 """
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -23,7 +22,8 @@ from metrics import effective_rank, knn_accuracy
 from run import load_checkpoint, read_log
 from test_losses import close, randn, shuffled
 from test_methods import stop_at
-from test_train import SMALL, assert_same_run, generator, run, shapes_folder, torchrun
+from test_train import (SMALL, assert_same_run, generator, run, shapes_folder,
+                        whole_and_halves)
 
 NAMES = [name for name in METHODS if name != "adadim"]
 # small networks: what each method has beside the encoder and the projector
@@ -809,17 +809,9 @@ torch.save(found, f"{sys.argv[1]}/{WORLD_SIZE}-{RANK}.pt")
 
 def test_two_processes_equal_one(tmp_path):
     """Every method's losses, weights, queues, centres, prototypes, memory, after three steps."""
-    script = tmp_path / "halves.py"
-    script.write_text(HALVES)
-    two = torchrun(script, tmp_path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [str(script), str(tmp_path)])
-        exec(HALVES, {})                # in this process, the only one
-    assert two.wait() == 0, two.stderr.read()
-    whole = torch.load(tmp_path / "1-0.pt")
+    whole, halves = whole_and_halves(HALVES, tmp_path)
     assert {key.split()[0] for key in whole} == set(NAMES)
-    for rank in (0, 1):
-        half = torch.load(tmp_path / f"2-{rank}.pt")
+    for half in halves:
         assert half.keys() == whole.keys()
         for key, value in whole.items():
             assert torch.allclose(value.float(), half[key].float(), rtol=1e-3, atol=1e-4), key

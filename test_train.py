@@ -493,19 +493,23 @@ def torchrun(*command, **settings):
                             **settings)
 
 
+def whole_and_halves(code, folder):
+    """What a script found as the only process, and on each of two; see HALVES."""
+    script = folder / "halves.py"
+    script.write_text(code)
+    two = torchrun(script, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(script), str(folder)])
+        exec(code, {})                  # in this process, the only one
+    assert two.wait() == 0, two.stderr.read()
+    return torch.load(folder / "1-0.pt"), [torch.load(folder / f"2-{rank}.pt") for rank in (0, 1)]
+
+
 def test_two_processes_equal_one(tmp_path):
     """Losses, the embeddings on which α is measured, and every gradient, to 1e-5."""
-    script = tmp_path / "halves.py"
-    script.write_text(HALVES)
-    two = torchrun(script, tmp_path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [str(script), str(tmp_path)])
-        exec(HALVES, {})                # in this process, the only one
-    assert two.wait() == 0, two.stderr.read()
-    whole = torch.load(tmp_path / "1-0.pt")
+    whole, halves = whole_and_halves(HALVES, tmp_path)
     assert len(whole) == 4 + 1 + 6
-    for rank in (0, 1):
-        half = torch.load(tmp_path / f"2-{rank}.pt")
+    for half in halves:
         for name, value in whole.items():
             assert value.abs().max() > 1e-3, name
             assert torch.allclose(value, half[name], rtol=1e-5, atol=1e-5), name

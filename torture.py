@@ -18,7 +18,6 @@ Exit status: 0 if all tries were survived, else 1; 2, with one line, on bad inpu
 and /proc, so Linux.
 """
 import contextlib
-import json
 import os
 import pickle
 import random
@@ -420,7 +419,7 @@ def torture(tries, kinds, seed=0):
             for number in range(max(1, round(SHARE[kind] * tries))):
                 setting = settings[number % len(settings)]
                 together = kind == "pairs"
-                key = json.dumps([setting, together])
+                key = (*setting, together)
                 if key not in wholes:
                     wholes[key] = leave_alone([*common, *setting], place / f"{len(wholes)}-whole",
                                               together)
