@@ -293,13 +293,8 @@ def peak_flops(dtype, device):
     """FLOP/s of a large square matrix product: what the device can do."""
     n = 8192 if device.type == "cuda" else 3072
     a, b = torch.randn(2, n, n, device=device, dtype=dtype)
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True        # as convolutions may
-    try:
-        times = seconds({"product": lambda: a @ b}, device, 10, calls_at_a_time(device))
-        return 2 * n ** 3 / times["product"]
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+    times = seconds({"product": lambda: a @ b}, device, 10, calls_at_a_time(device))
+    return 2 * n ** 3 / times["product"]
 
 
 # --- beside PIL, and with growing inputs --------------------------------------------------------

@@ -133,17 +133,24 @@ device_name = matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
 def open_device(name):
     """The torch.device that --device names; auto takes a GPU where there is one.
 
-    Raises BadInput where that device cannot be used.
+    A GPU has its number, and is the current one from here on: kernels and memory that name no
+    GPU are then on the same one. Raises BadInput where that device cannot be used.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda":
+            device = torch.device("cuda", device.index or 0)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"--device {name} cannot be used here ({reason}): "
                        "leave it out, or say cpu") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        # float32 is float32: convolutions would take TF32, with ten bits of mantissa, for it
+        torch.backends.cudnn.allow_tf32 = False
     return device
 
 
@@ -195,7 +202,8 @@ def out_of_memory(error):
     """Whether an exception says that memory ran out, on the device or in the machine."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
-    words = ("out of memory", "not enough memory", "can't allocate memory", "DefaultCPUAllocator")
+    words = ("out of memory", "not enough memory", "can't allocate memory",
+             "DefaultCPUAllocator", "STATUS_ALLOC_FAILED")      # the last is cuBLAS's and cuDNN's
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 

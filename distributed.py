@@ -6,6 +6,7 @@ Each process trains on its part of every batch. A loss over the whole batch gath
 first; DistributedDataParallel then averages the gradients.
 """
 import datetime
+import inspect
 import os
 
 import torch
@@ -32,9 +33,7 @@ def own_device(name):
 
 
 def start(device):
-    """Makes a GPU the current one, and joins the other processes of this run."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    """Joins the other processes of this run. device: this process's."""
     if WORLD_SIZE > 1:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(hours=2))
@@ -47,12 +46,21 @@ def finish():
 
 def parallel(module, device):
     """The module as it trains on several processes: gradients are averaged over them and, on
-    GPUs, batch norms see the whole batch. Of a single process, the module itself."""
+    GPUs, batch norms see the whole batch. Of a single process, the module itself.
+
+    torch's SyncBatchNorm makes the processor wait for its GPU once in every layer and step, in
+    case that some process has no rows. A small network on many GPUs feels it.
+    """
     if WORLD_SIZE == 1:
         return module
     if device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+    # buffers (queues, α, running statistics) follow from what is gathered and so are equal
+    # everywhere, but for a CPU's running statistics, of which the first process's are used
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True,
+                                               **{sync: False})
 
 
 def smallest(number, device):
@@ -101,3 +109,12 @@ def gather(x):
     if not dist.is_initialized():
         return x
     return Gather.apply(x.float())
+
+
+def gather_at_once(*parts):
+    """gather() of several tensors with n rows each, in one message between the processes."""
+    if not dist.is_initialized():
+        return parts
+    widths = [x.shape[1] for x in parts]
+    together = torch.cat([x.float() for x in parts], 1)     # n × the sum of the widths
+    return gather(together).split(widths, 1)

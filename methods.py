@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from cli import BadInput, Parser, checked, matching
-from distributed import gather
+from distributed import gather_at_once
 from losses import adadim, matrix_mutual_information, wasserstein_uniformity
 from metrics import effective_rank, uniformity
 from models import mlp
@@ -137,7 +137,7 @@ class Method(nn.Module):
 
 def both_views(x):
     """[first views, second views] (n × d each) of all processes, from x (2n × d) of this one."""
-    return [gather(view) for view in x.chunk(2)]
+    return gather_at_once(*x.chunk(2))
 
 
 # --- terms that flags add to any method's loss --------------------------------------------------
@@ -234,8 +234,7 @@ class AdaDim(Method):
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p
         z = self.projector(r)                               # 2n × d
-        r1, r2 = both_views(r)                              # n × p each, of all processes
-        z1, z2 = both_views(z)                              # n × d each
+        r1, r2, z1, z2 = gather_at_once(*r.chunk(2), *z.chunk(2))   # of all processes
 
         alpha = self.schedule(progress)["alpha"]
         m = 1.0 if self.args.mi_scale == "1" else None      # None: m = α, the published method

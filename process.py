@@ -277,8 +277,9 @@ def orderly_end(program, command, signals):
                 say_how_to_go_on(command)
                 sys.exit(128 + signals.received)
             if WORLD_SIZE > 1 and network:
-                raise BadInput("another process of this run ended, see what it says; the same "
-                               "command with --resume goes on") from error
+                reason = message.splitlines()[0]
+                raise BadInput(f"another process of this run ended, see what it says ({reason}); "
+                               "the same command with --resume goes on") from error
             if "DataLoader worker" in message:
                 raise BadInput("a process that reads images was killed, probably for want of "
                                "memory; the same command with --resume goes on") from error

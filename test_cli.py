@@ -9,9 +9,11 @@ import re
 import tempfile
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import cli
 import train
 from baselines import METHODS
 from test_train import SMALL
@@ -133,3 +135,28 @@ def test_every_flag_of_train_is_tried_above():
                  "--device", "--methods", "--nproc", "--out", "--set"}
     named = set(flags_of("train")) - elsewhere
     assert named == set(TRAINED)
+
+
+@pytest.mark.parametrize("name, index", [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
+def test_a_gpu_becomes_the_current_one(monkeypatch, name, index):
+    """torch refuses to make a GPU without a number the current one; no GPU is needed to see it."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *shape, device: None)
+    monkeypatch.setattr(torch.cuda, "set_device",
+                        lambda device: chosen.append(torch.cuda._utils._get_device_index(device)))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert cli.open_device(name) == torch.device("cuda", index)
+    assert chosen == [index]
+    assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("message, is_memory", [
+    ("CUDA out of memory. Tried to allocate 2.00 GiB", True),
+    ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+    ("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory", True),
+    ("CUDA error: an illegal memory access was encountered", False),
+    ("NCCL error: unhandled cuda error", False),
+])
+def test_only_what_is_out_of_memory_is_said_to_be(message, is_memory):
+    assert cli.out_of_memory(RuntimeError(message)) == is_memory

@@ -108,8 +108,8 @@ def parse_args(argv):
     add("--warmup-epochs", None, number(0), "linear warm-up before the cosine decay (default: "
         "10, or a fifth of a run of less than 50 epochs, but at least 200 steps)", "N")
     add("--clip", 2.0, number(0), "clip gradients to N times their mean norm; 0: never", "N")
-    add("--precision", "auto", ("auto", *DTYPES), "of the networks; losses and metrics use fp32. "
-        "auto: bf16 where the device is fast at it, fp32 elsewhere")
+    add("--precision", "auto", ("auto", *DTYPES), "of the networks; losses and metrics use fp32, "
+        "which is never TF32. auto: bf16 where the device is fast at it, fp32 elsewhere")
     add("--compile", False, bool, "use torch.compile: slow to start, then faster on a GPU")
     add("--device", "auto", device_name, "cpu, cuda, cuda:1 …; auto takes a GPU if there is one")
     add("--seed", 0, whole_number(0, 2 ** 31 - 1), "of weights, order and augmentation")
