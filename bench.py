@@ -18,9 +18,11 @@ parts           what each takes by itself, not compiled, as a share of the whole
 memory          the peak: of the step on a GPU, of this process so far on a CPU
 evaluation      what one takes beside an epoch: its networks' passes, its metrics and k-NN
 one core        augmentation of a batch, beside torchvision's PIL transforms, image by image
-streamed        JPEGs of 500 pixels to two crops of 224 pixels each, in worker processes
+streamed        JPEGs to two crops of 224 pixels each, in worker processes: of 375 × 500 pixels,
+                and as data.py --resize 256 stores them
 losses          time of value and gradient, bytes kept for the gradient, as batch and width grow
 """
+import contextlib
 import copy
 import json
 import statistics
@@ -42,7 +44,7 @@ import cli
 import probe
 import train
 from augment import AUGMENTATIONS, augment, augment_with, normalise
-from data import batches_of_views
+from data import batches_of_views, plan_batches
 from images import stream_crops, worker_count
 from losses import adadim, info_nce, matrix_mutual_information, vicreg
 from methods import AdaDim, Method, StepResult
@@ -53,6 +55,7 @@ CPU = torch.device("cpu")
 IMAGES = 4096               # random ones, on the device, that batches are of
 PASSED_IMAGES = 512         # whose passes through the networks are timed for an evaluation
 EPOCH_IMAGES = 50_000       # of the epoch with which α updates and evaluations are compared
+STORED = (375, 256)          # shorter sides of JPEGs that are streamed: ImageNet's, and resized
 NORMALISATION = {"mean": [0.5] * 3, "std": [0.25] * 3}
 LOSSES = {                  # of r (2n × p) and z (2n × d), both views stacked
     "info_nce": lambda r, z: info_nce(*z.chunk(2)),
@@ -143,10 +146,8 @@ def endless_batches(args, device, layout):
             "train_y": torch.randint(10, (IMAGES,)).to(device),
             "image_size": args.image_size, "streamed": False, **NORMALISATION}
     view_of = torch.compile(augment_with) if args.compile else augment_with
-    steps = IMAGES // args.batch_size
-    order = torch.randperm(IMAGES, device=device)[:steps * args.batch_size].view(steps, -1)
-    while True:
-        yield from batches_of_views(data, order, 0, "vicreg", layout, view_of)
+    plan = plan_batches(IMAGES, args.batch_size, seed=0, epochs=1_000_000)
+    return batches_of_views(data, plan, "vicreg", layout, view_of)
 
 
 def make_learner(kind, setup):
@@ -328,33 +329,39 @@ def augmentation_on_one_core(image_size, n=256):
             "augment_over_pil": times["pil"] / times["ours"]}
 
 
-def streaming(n=1536, size=500, crop=224):
-    """Images per second, two crops of each, of stream_crops on n JPEGs, and of PIL on one core."""
+def streaming(stored, crop=224, batch_size=64, batches=24):
+    """Images per second, two crops of each, of stream_crops on JPEGs whose shorter side has
+    `stored` pixels, and of PIL on one core. batches: that each worker reads while time counts."""
     crop_and_flip = transforms.Compose([
         transforms.RandomResizedCrop(crop, AUGMENTATIONS["vicreg"]["scale"]),
         transforms.RandomHorizontalFlip(),
         transforms.PILToTensor(),
     ])
-    smooth, = interpolate(torch.rand(1, 3, 40, 40), (size * 3 // 4, size), mode="bicubic")
+    smooth, = interpolate(torch.rand(1, 3, 40, 40), (stored, stored * 4 // 3), mode="bicubic")
     noisy = smooth + 0.03 * torch.randn_like(smooth)
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/photo.jpg"            # one file, but decoded anew each time
         to_pil_image(noisy.clamp(0, 1)).save(path, quality=90)
 
-        def ours():
-            for _ in stream_crops([path] * n, torch.arange(n).view(-1, 64), 0, "vicreg", crop):
-                pass
+        plan = plan_batches(batch_size, batch_size, seed=0, epochs=1_000_000)
+        with contextlib.closing(stream_crops([path] * batch_size, plan, "vicreg", crop)) as crops:
+            for _ in range(4 * worker_count()):     # all workers have started, none is ahead
+                next(crops)
+            start = time.perf_counter()
+            for _ in range(batches * worker_count()):
+                next(crops)
+            ours = (time.perf_counter() - start) / (batches * worker_count() * batch_size)
 
         def pil():
-            for _ in range(64):
+            for _ in range(batch_size):
                 with Image.open(path) as image:
                     image = image.convert("RGB")
                     crop_and_flip(image)
                     crop_and_flip(image)
 
-        times = seconds({"ours": ours, "pil": pil}, CPU, 3)
-    return {"images_per_s": n / times["ours"], "workers": worker_count(),
-            "pil_images_per_s_one_core": 64 / times["pil"]}
+        by_pil = seconds({"pil": pil}, CPU, 3)["pil"] / batch_size
+    return {"images_per_s": 1 / ours, "workers": worker_count(),
+            "pil_images_per_s_one_core": 1 / by_pil}
 
 
 def growth(device, batches=(256, 256, 256, 1024, 4096), widths=(512, 2048, 8192, 2048, 2048)):
@@ -400,7 +407,8 @@ def measure(args, device):
     found |= measure_step(set_up(args, device))
     if not args.step_only:
         found |= augmentation_on_one_core(args.image_size)
-        found |= {"streamed": streaming(), "losses": growth(device)}
+        found["streamed"] = {stored: streaming(stored) for stored in STORED}
+        found["losses"] = growth(device)
     return found
 
 
@@ -475,14 +483,17 @@ def show(found):
     for part, share in f.parts.items():
         print(f"  {part:40}{share:7.1%}")
     if "losses" in found:
-        show_the_rest(f, SimpleNamespace(**f.streamed))
+        show_the_rest(f)
 
 
-def show_the_rest(f, streamed):
+def show_the_rest(f):
     print(f"\naugmentation, one core  {f.augment_views_per_s:,.0f} views/s; "
           f"PIL {f.pil_views_per_s:,.0f}: {f.augment_over_pil:.1f} times as many")
-    print(f"streamed JPEGs          {streamed.images_per_s:,.0f} images/s, two crops each, with "
-          f"{streamed.workers} workers; PIL, one core: {streamed.pil_images_per_s_one_core:,.0f}")
+    for stored, speed in f.streamed.items():
+        name = f"JPEGs of {stored} pixels"
+        print(f"{name:24}{speed['images_per_s']:,.0f} images/s, two crops each, with "
+              f"{speed['workers']} workers; PIL, one core: "
+              f"{speed['pil_images_per_s_one_core']:,.0f}")
     print("\nlosses: ms with gradient / MB kept for it")
     print("  batch  width" + "".join(f"{name:>18}" for name in LOSSES))
     for row in f.losses:

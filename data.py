@@ -2,6 +2,8 @@
 
     python data.py cifar100     downloads and checks it, prints its splits, and draws
                                 figures/cifar100.png: images, and two views of each
+    python data.py folder --data-dir photos --resize 256 small      a copy of smaller images,
+                                which decodes in less time: train with --data-dir small
     data = load("cifar100", "data")                         # a dict, see load()
     views = augment(data["train_x"][:256], "vicreg")        # from augment.py
 
@@ -9,7 +11,9 @@ A training set that fits stays on the device as one tensor, and a batch is an in
 that does not stays a list of files, and worker processes decode and crop what is needed.
 batches_of_views() hides the difference.
 """
+import argparse
 import contextlib
+import itertools
 import os
 import zlib
 from pathlib import Path
@@ -22,7 +26,8 @@ from augment import AUGMENTATIONS, DRAWS, augment, augment_with, normalise
 from cli import BadInput, Parser, one_line_errors, whole_number
 from datasets import DATASETS, fit, read_dataset
 from distributed import RANK, WORLD_SIZE
-from images import decode_all, machine_memory, mixed_seed, random_subset, stream_crops
+from images import (PlannedBatch, decode_all, list_images, machine_memory, mixed_seed,
+                    random_subset, resize_files, stream_crops)
 
 STATISTICS_IMAGES = 2048        # of a list of files, for mean and standard deviation
 
@@ -162,41 +167,51 @@ def to_device(data, device):
         data["train_x"] = data["train_x"].to(device)        # n × 3 × size × size, uint8
 
 
-def epoch_order(n_images, batch_size, generator):
+def epoch_order(n_images, batch_size, seed):
     """A random order of the images, as the batches of an epoch: steps × this process's images.
 
-    The generator, in the same state on every process, gives all of them the same order; each
-    takes its part of every batch. An incomplete last batch is dropped.
+    The same seed gives all processes the same order; each takes its part of every batch. An
+    incomplete last batch is dropped.
     """
     steps = n_images // batch_size
-    order = torch.randperm(n_images, generator=generator, device=generator.device)
+    order = torch.randperm(n_images, generator=torch.Generator().manual_seed(seed))
     order = order[:steps * batch_size].view(steps, WORLD_SIZE, -1)
     return order[:, RANK]
 
 
-def batches_of_views(data, order, seed, recipe, layout=torch.channels_last,
-                     view_of=augment_with, first=0):
-    """Yields, for each row of `order`, (views, index, labels), from tensors or from files.
+def plan_batches(n_images, batch_size, seed, epochs, first_epoch=1, first_step=0):
+    """Yields this process's PlannedBatch of each step of a run, to the end of its last epoch.
+
+    All of a step's randomness follows from seed, epoch, process and step. So a run can go on at
+    any of them: first_epoch counts from 1, first_step from 0.
+    """
+    for epoch in range(first_epoch, epochs + 1):
+        order = epoch_order(n_images, batch_size, mixed_seed(seed, epoch))  # steps × batch
+        own_seed = mixed_seed(seed, epoch, RANK)
+        for step in range(first_step, len(order)):
+            yield PlannedBatch(own_seed, step, order[step])
+        first_step = 0
+
+
+def batches_of_views(data, plan, recipe, layout=torch.channels_last, view_of=augment_with):
+    """Yields, for each PlannedBatch, (views, index, labels), from tensors or from files.
 
     views: float32, 2·batch × 3 × image_size × image_size, normalised, in the memory format
-    `layout`; view 1's rows above view 2's. index: the row, int64. labels: train_y[index], batch.
-    All three are on the device of `order`.
+    `layout`; view 1's rows above view 2's. index: the images', int64. labels: train_y[index],
+    batch. All three are on the device of data["train_y"].
 
-    data: from load(), its tensors on the device. order: int64, steps × batch, indices into
-    train_x, on the device. seed: an int; with it a row's number fixes all that is drawn for its
-    batch. recipe: a key of AUGMENTATIONS. view_of: augment_with, or what torch.compile makes of
-    it. first: the row to begin with, where a run goes on in the middle of an epoch.
+    data: from load(), its tensors on the device. plan: an iterable, see plan_batches(). recipe: a
+    key of AUGMENTATIONS. view_of: augment_with, or what torch.compile makes of it.
     Worker processes, where there are any, end when this generator is closed.
     """
-    device = order.device
+    device = data["train_y"].device
     generator = torch.Generator(device)
     streamed = data["streamed"]
     mean = torch.tensor(data["mean"]).to(device)
     std = torch.tensor(data["std"]).to(device)
-    with contextlib.closing(image_pairs(data, order, seed, recipe, first)) as pairs:
-        for step, images in enumerate(pairs, first):
-            index = order[step]                             # batch
-            generator.manual_seed(mixed_seed(seed, step))
+    with contextlib.closing(image_pairs(data, plan, recipe, device)) as pairs:
+        for planned, index, images in pairs:
+            generator.manual_seed(mixed_seed(planned.seed, planned.step))
             # both views' numbers at once, so that view_of is free of random draws
             draws = torch.rand(2, len(index), DRAWS, generator=generator, device=device)
             views = torch.cat([
@@ -206,20 +221,24 @@ def batches_of_views(data, order, seed, recipe, layout=torch.channels_last,
             yield views, index, data["train_y"][index]
 
 
-def image_pairs(data, order, seed, recipe, first):
-    """Yields each batch's images twice, to become two views: uint8, 2 × batch × 3 × s × s.
+def image_pairs(data, plan, recipe, device):
+    """Yields (planned batch, its index on the device, its images twice, to become two views).
 
-    They are whole if they come from a tensor; from files, they are random crops already.
+    The images are uint8, 2 × batch × 3 × s × s: whole if they come from a tensor; from files,
+    they are random crops already.
     """
     if data["streamed"]:
-        crops = stream_crops(data["train_x"], order.cpu(), seed, recipe, data["image_size"],
-                             pin=order.is_cuda, first=first)
+        plan, ahead = itertools.tee(plan)       # the workers' place in it is ahead of ours
+        crops = stream_crops(data["train_x"], ahead, recipe, data["image_size"],
+                             pin=device.type == "cuda")
         with contextlib.closing(crops):
-            for pair in crops:
-                yield pair.to(order.device, non_blocking=True)
+            for planned, pair in zip(plan, crops):
+                index = planned.index.to(device, non_blocking=True)
+                yield planned, index, pair.to(device, non_blocking=True)
     else:
-        for index in order[first:]:
-            yield data["train_x"][index].expand(2, -1, -1, -1, -1)
+        for planned in plan:
+            index = planned.index.to(device, non_blocking=True)
+            yield planned, index, data["train_x"][index].expand(2, -1, -1, -1, -1)
 
 
 # --- a first look -----------------------------------------------------------------------------
@@ -234,7 +253,8 @@ def contact_sheet(data, recipe, columns=16):
     size = data["image_size"]
     streamed = data["streamed"]
     if streamed:
-        pair = next(stream_crops(data["train_x"], [index], 0, recipe, size))
+        plan = [PlannedBatch(seed=0, step=0, index=index)]
+        pair = next(stream_crops(data["train_x"], plan, recipe, size))
     else:
         pair = data["train_x"][index].expand(2, -1, -1, -1, -1)
     generator = torch.Generator().manual_seed(0)
@@ -310,16 +330,41 @@ def parse_args(argv):
                         help="of the views (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="PNG",
                         help="the contact sheet (default: figures/NAME.png)")
+    parser.add_argument("--resize", nargs=2, metavar=("PIXELS", "DIR"),
+                        help="do nothing but copy the images to DIR, their shorter sides of so "
+                        "many pixels; goes on where such a copy was cut off")
     args = parser.parse_args(argv)
+    if args.resize:
+        check_resize(parser, args)
     args.out = args.out or Path("figures") / f"{args.name}.png"
     if args.out.suffix.lower() != ".png" or args.out.is_dir():
         raise BadInput(f"--out must be a PNG file, not {args.out}")
     return args
 
 
+def check_resize(parser, args):
+    """Turns --resize's two words into a number and a path, or says what is wrong with them."""
+    pixels, out = args.resize
+    try:
+        args.resize = whole_number(1)(pixels), Path(out)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"--resize: PIXELS {error}")
+    if DATASETS[args.name]["layout"] not in ("classes", "folder"):
+        parser.error(f"--resize copies image files, and {args.name} has none")
+    if Path(args.data_dir).resolve() in (Path(out).resolve(), *Path(out).resolve().parents):
+        parser.error(f"--resize: {out} must be outside of {args.data_dir}, which it is a copy of")
+    if not list_images(args.data_dir):
+        parser.error(f"--resize: there are no images in {args.data_dir} (--data-dir)")
+
+
 def main(argv=None):
     with one_line_errors("data.py"):
         args = parse_args(argv)
+        if args.resize:
+            size, out = args.resize
+            count = resize_files(args.data_dir, out, size)
+            print(f"{count:,} images are in {out}: train with --data-dir {out}")
+            return
         data = load(args.name, args.data_dir, classes=args.classes, min_size=args.min_size)
         describe(args.name, data)
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,8 @@
 
     paths = list_images("my_images")
     x = decode_all(paths, size=256, crop=224)       # uint8, n × 3 × 224 × 224
-    for views in stream_crops(paths, batches, seed=0, recipe="vicreg", size=224):
+    plan = [PlannedBatch(seed=0, step=0, index=torch.arange(64))]
+    for views in stream_crops(paths, plan, recipe="vicreg", size=224):
         ...                                         # uint8, 2 × batch × 3 × 224 × 224
 
 Worker processes do the decoding. What a worker cannot read it returns as a text, because that
@@ -11,15 +12,17 @@ names the file.
 """
 import contextlib
 import functools
+import itertools
 import math
 import os
+import shutil
 import signal
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps         # comes with torchvision
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 import distributed
 from augment import AUGMENTATIONS, random_boxes
@@ -28,6 +31,7 @@ from cli import SIGNALS, show_progress
 BATCH = 64              # files that a worker process decodes at a time
 FEW_FILES = 2000        # up to so many are decoded here: starting workers would take longer
 MAX_WORKERS = 16
+SHARED_MEMORY = "/dev/shm"     # where Linux keeps what processes share
 EXIF_ORIENTATION = 0x0112
 CROPS = 1               # sets the crops' random numbers apart from an augmentation's others
 
@@ -218,13 +222,60 @@ def broken(path, error):
     return f"{path} is not a readable image ({reason}): mend or remove it"
 
 
+# --- smaller copies -----------------------------------------------------------------------------
+
+def resize_files(folder, out, size):
+    """Copies a folder's images to `out`, their shorter sides `size` pixels; returns how many.
+
+    What is no larger is copied as it is; a file that is there already stays, so that a copy that
+    was cut off goes on. JPEGs become JPEGs of quality 95, upright; the others PNG as they were.
+    Raises OSError for a file that cannot be read or written.
+    """
+    paths = list_images(folder)
+    work = functools.partial(resize_some, folder=folder, out=out, size=size)
+    return sum(len(part) for part in in_parallel(work, paths, "resizing images"))
+
+
+def resize_some(paths, folder, out, size):
+    """What a worker of resize_files does: the paths of the copies; or what went wrong."""
+    copies = []
+    for path in paths:
+        copy = os.path.join(out, os.path.relpath(path, folder))
+        copies.append(copy)
+        if os.path.exists(copy):
+            continue
+        try:
+            os.makedirs(os.path.dirname(copy), exist_ok=True)
+            save_smaller(path, copy, size)
+        except Exception as error:
+            return f"{path} could not be copied: {error or type(error).__name__}"
+    return copies
+
+
+def save_smaller(path, copy, size):
+    """A copy of one image file, its shorter side `size` pixels or less; whole or not at all."""
+    unfinished = copy + ".part"
+    kind = "PNG" if path.lower().endswith(".png") else "JPEG"
+    with Image.open(path) as image:
+        if min(image.size) <= size:
+            shutil.copyfile(path, unfinished)
+        else:
+            image.draft("RGB", (2 * size, 2 * size))
+            image = to_rgb(image)
+            ratio = size / min(image.size)
+            shape = [max(size, round(length * ratio)) for length in image.size]
+            image = image.resize(shape, Image.Resampling.BICUBIC)
+            image.save(unfinished, kind, quality=95)
+    os.replace(unfinished, copy)
+
+
 # --- random crops of files --------------------------------------------------------------------
 
-class CropTask(NamedTuple):
-    """One batch of stream_crops. Seed and step together fix what is drawn."""
+class PlannedBatch(NamedTuple):
+    """Which images a step will see. Seed and step together fix all that is drawn for it."""
     seed: int
-    step: int
-    index: torch.Tensor     # n, into the paths
+    step: int               # of its epoch, from 0
+    index: torch.Tensor     # n, int64, on the CPU: places in the training set
 
 
 class Box(NamedTuple):
@@ -236,24 +287,26 @@ class Box(NamedTuple):
     flip: float             # 1 to mirror it, else 0
 
 
-def stream_crops(paths, batches, seed, recipe, size, pin=False, first=0):
-    """Yields, for each batch of indices into paths, both views' random crops.
+def stream_crops(paths, plan, recipe, size, pin=False):
+    """Yields, for each PlannedBatch of the plan, both views' random crops of its paths.
 
     Each is uint8, 2 × n × 3 × size × size. Worker processes, a few batches ahead, decode each
     file once, and crop and mirror it twice; the rest of an augmentation is
-    augment(…, cropped=True). batches: m × n, on the CPU. seed: an int of 0 or more. recipe: a
-    key of AUGMENTATIONS. pin: whether into pinned memory, for faster copies to a GPU. first:
-    the batch to begin with; it and the others get the crops that they would have got.
+    augment(…, cropped=True). plan: an iterable, which is read as far ahead as the workers are;
+    with a whole run's, they are busy between epochs too. recipe: a key of AUGMENTATIONS. pin:
+    whether into pinned memory, for faster copies to a GPU.
     Raises OSError for a file that cannot be read. The workers end with the generator.
     """
+    plan = iter(plan)
+    first = next(plan)
+    workers, ahead = workers_and_batches_ahead(2 * len(first.index) * 3 * size ** 2)
     scale = AUGMENTATIONS[recipe]["scale"]
-    tasks = [CropTask(seed, step, batches[step]) for step in range(first, len(batches))]
     loader = DataLoader(
-        tasks,
-        batch_size=None,            # a task is a batch already
-        collate_fn=functools.partial(crop_batch, paths=paths, scale=scale, size=size),
-        num_workers=worker_count(),
-        prefetch_factor=3,
+        Crops(paths, scale, size),
+        sampler=itertools.chain([first], plan),     # what Crops is asked for, item by item
+        batch_size=None,                            # each is a batch already
+        num_workers=workers,
+        prefetch_factor=ahead,
         pin_memory=pin,
     )
     with signals_blocked():
@@ -264,13 +317,39 @@ def stream_crops(paths, batches, seed, recipe, size, pin=False, first=0):
         yield views
 
 
-def crop_batch(task, paths, scale, size):
+def workers_and_batches_ahead(batch_bytes):
+    """How many worker processes, and how many finished batches of so many bytes for each.
+
+    Together they take an eighth of the machine's memory at most, and half of what is free where
+    processes share memory: containers often have little there.
+    """
+    room = machine_memory() / 8
+    if os.path.isdir(SHARED_MEMORY):
+        room = min(room, shutil.disk_usage(SHARED_MEMORY).free / 2)
+    fitting = int(room / distributed.LOCAL_WORLD_SIZE / batch_bytes)
+    workers = max(1, min(worker_count(), fitting // 2))
+    return workers, max(1, min(3, fitting // workers))
+
+
+class Crops(Dataset):
+    """crops[planned batch]: the crops, or broken()'s text; DataLoader's workers ask for them."""
+
+    def __init__(self, paths, scale, size):
+        self.paths = paths
+        self.scale = scale
+        self.size = size
+
+    def __getitem__(self, planned):
+        return crop_batch(planned, self.paths, self.scale, self.size)
+
+
+def crop_batch(planned, paths, scale, size):
     """What a worker of stream_crops does for one batch: the crops; or broken()'s text."""
-    generator = torch.Generator().manual_seed(mixed_seed(task.seed, task.step, CROPS))
+    generator = torch.Generator().manual_seed(mixed_seed(planned.seed, planned.step, CROPS))
     rand = functools.partial(torch.rand, generator=generator)
 
-    crops = np.empty((2, len(task.index), size, size, 3), np.uint8)
-    for i, file in enumerate(task.index.tolist()):
+    crops = np.empty((2, len(planned.index), size, size, 3), np.uint8)
+    for i, file in enumerate(planned.index.tolist()):
         path = paths[file]
         try:
             image, boxes = open_for_crops(path, scale, size, rand)

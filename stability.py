@@ -25,7 +25,7 @@ import process
 import train
 from cli import (BadInput, Parser, device_name, fast_precision, number, one_line_errors,
                  open_device, split_arguments, whole_number)
-from data import batches_of_views, epoch_order, load, pick, to_device
+from data import batches_of_views, load, pick, plan_batches, to_device
 from datasets import DATASETS
 from images import mixed_seed, random_subset
 from models import memory_layout
@@ -69,16 +69,15 @@ def short_training(args, images, device, most_steps, most_seconds):
 
     # the steps
     started = time.time()
+    plan = plan_batches(len(keep), args.batch_size, args.seed, args.epochs)
+    batches = batches_of_views(data, plan, args.augment, layout)
     generator = torch.Generator(device)
     all_logs, clipped, wrong = [], 0.0, None
     for step in range(min(most_steps, total_steps)):
         epoch, step_of_epoch = 1 + step // steps, step % steps
         if step_of_epoch == 0:
-            seed = mixed_seed(args.seed, epoch)
-            generator.manual_seed(seed)
-            order = epoch_order(len(keep), args.batch_size, generator)
+            generator.manual_seed(mixed_seed(args.seed, epoch, 0, train.FOR_METHODS))
             method.before_epoch(epoch, steps, generator)
-            batches = batches_of_views(data, order, seed, args.augment, layout)
         progress = torch.tensor(step / max(1, total_steps - 1), dtype=torch.float64)
         train.set_learning_rates(optimizer, step, warmup, total_steps)
         logs, kept = train.training_step(learner, learner, optimizer, scaler, autocast,

@@ -74,7 +74,7 @@ def test_what_does_not_concern_the_step(capsys):
     finally:
         torch.set_num_threads(threads)
     assert one_core["augment_views_per_s"] > 0 and one_core["pil_views_per_s"] > 0
-    streamed = bench.streaming(n=64, size=60, crop=16)
+    streamed = bench.streaming(stored=60, crop=16, batch_size=8, batches=2)
     assert streamed["images_per_s"] > 0 and streamed["pil_images_per_s_one_core"] > 0
 
     narrow, wide = bench.growth(CPU, batches=(8, 8), widths=(16, 64))
@@ -82,8 +82,8 @@ def test_what_does_not_concern_the_step(capsys):
         assert narrow[f"{name}_ms"] > 0
     for name in ("info_nce", "vicreg", "adadim"):
         assert 8 * 16 * 4 <= narrow[f"{name}_bytes"] < wide[f"{name}_bytes"]
-    found = {**one_core, "losses": [narrow, wide]}
-    bench.show_the_rest(bench.SimpleNamespace(**found), bench.SimpleNamespace(**streamed))
+    found = {**one_core, "streamed": {60: streamed}, "losses": [narrow, wide]}
+    bench.show_the_rest(bench.SimpleNamespace(**found))
     assert len(capsys.readouterr().out.splitlines()) == 1 + 2 + 1 + 2 + 2
 
 

@@ -492,22 +492,28 @@ def test_images_are_resident_where_there_is_room(photos):
     assert isinstance(data.load("folder", photos, room=1e6)["train_x"], list)
 
 
+def plan(seed, steps, batch, order=None):
+    """The images 0, 1, 2, … or those of an order, in batches."""
+    order = torch.arange(steps * batch) if order is None else order
+    return [images.PlannedBatch(seed, step, index)
+            for step, index in enumerate(order.view(steps, batch))]
+
+
 def test_streamed_crops_follow_from_the_seed(photos):
     paths = data.load("folder", photos, resident="no")["train_x"]
-    batches = torch.arange(48).view(3, 16)
-    views = list(images.stream_crops(paths, batches, 7, "vicreg", 64))
+    views = list(images.stream_crops(paths, plan(7, 3, 16), "vicreg", 64))
     assert len(views) == 3
     assert views[0].shape == (2, 16, 3, 64, 64) and views[0].dtype == torch.uint8
     assert not torch.equal(views[0][0], views[0][1])
-    again = list(images.stream_crops(paths, batches, 7, "vicreg", 64))
+    again = list(images.stream_crops(paths, plan(7, 3, 16), "vicreg", 64))
     assert torch.equal(torch.stack(views), torch.stack(again))
-    other = next(images.stream_crops(paths, batches, 8, "vicreg", 64))
+    other = next(images.stream_crops(paths, plan(8, 3, 16), "vicreg", 64))
     assert not torch.equal(views[0], other)
 
 
 def test_streamed_crops_are_like_resident_ones(photos):
     paths = data.load("folder", photos, resident="no")["train_x"]
-    views = images.stream_crops(paths, torch.arange(48).view(3, 16), 7, "vicreg", 64)
+    views = images.stream_crops(paths, plan(7, 3, 16), "vicreg", 64)
     streamed = torch.cat(list(views), 1).flatten(0, 1).float() / 255
     x = data.load("folder", photos, resident="yes")["train_x"].float() / 255
     rand = functools.partial(torch.rand, generator=generator())
@@ -518,8 +524,8 @@ def test_streamed_crops_are_like_resident_ones(photos):
 
 def crops_of(path, n, size, seed=0):
     """n pairs of crops of one file: 2n × 3 × size × size, float."""
-    task = images.CropTask(seed, 0, torch.zeros(n, dtype=torch.long))
-    return images.crop_batch(task, [str(path)], (0.2, 1), size).float().flatten(0, 1)
+    planned = images.PlannedBatch(seed, 0, torch.zeros(n, dtype=torch.long))
+    return images.crop_batch(planned, [str(path)], (0.2, 1), size).float().flatten(0, 1)
 
 
 def test_streamed_crops_are_where_they_should_be(tmp_path):
@@ -557,6 +563,52 @@ def test_a_camera_held_upright(tmp_path):
     assert (upright - turned).abs().mean() < 2
 
 
+def test_smaller_copies(tmp_path, capsys):
+    """Large ones are resized, upright; small ones stay byte for byte; what is there is kept."""
+    folder, out = tmp_path / "photos", tmp_path / "small"
+    picture = to_pil(smooth_picture(noise(1, 8)[0], 120, 90))           # 90 × 120 pixels
+    (folder / "train" / "a").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6        # turn it by 90° clockwise to see it
+    on_its_side = picture.transpose(Image.Transpose.ROTATE_90)
+    on_its_side.save(folder / "train" / "a" / "turned.jpg", exif=exif, quality=95)
+    picture.save(folder / "train" / "a" / "large.png")
+    picture.resize((20, 25)).save(folder / "tiny.jpg")
+
+    data.main(["folder", "--data-dir", str(folder), "--resize", "45", str(out)])
+    assert "3 images are in" in capsys.readouterr().out
+    assert (out / "tiny.jpg").read_bytes() == (folder / "tiny.jpg").read_bytes()
+    expected = np.asarray(picture.resize((45, 60), Image.Resampling.BICUBIC), float)
+    for name in ("turned.jpg", "large.png"):
+        with Image.open(out / "train" / "a" / name) as copy:
+            assert copy.size == (45, 60) and copy.getexif().get(0x0112) is None
+            assert abs(np.asarray(copy, float) - expected).mean() < 6     # on its side: 60
+
+    (out / "tiny.jpg").write_bytes(b"mine")
+    (out / "train" / "a" / "large.png").unlink()
+    data.main(["folder", "--data-dir", str(folder), "--resize", "45", str(out)])
+    assert (out / "tiny.jpg").read_bytes() == b"mine"
+    assert (out / "train" / "a" / "large.png").exists()
+    assert not list(out.rglob("*.part"))
+
+
+@pytest.mark.parametrize("words, said", [
+    ("cifar10 --resize 16 OUT", "copies image files"),
+    ("folder --data-dir IN --resize 16 IN/small", "outside"),
+    ("folder --data-dir IN --resize 0 OUT", "whole number from 1"),
+    ("folder --data-dir IN --resize 16 OUT", "bad.jpg could not be copied"),
+    ("folder --data-dir IN/none --resize 16 OUT", "no images"),
+])
+def test_copies_that_cannot_be_made(tmp_path, capsys, words, said):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"no image")
+    words = words.replace("IN", str(tmp_path / "in")).replace("OUT", str(tmp_path / "out"))
+    with pytest.raises(SystemExit) as ended:
+        data.main(words.split())
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 # --- batches of views -------------------------------------------------------------------------
 
 def both_views_by_hand(pair, draws, recipe, d, cropped):
@@ -573,11 +625,12 @@ def test_batches_are_what_augment_makes_of_the_images(photos, resident):
     d = data.load("folder", photos, resident=resident)
     d["image_size"] = 32
     order = torch.randperm(48, generator=generator(1))[:24].view(3, 8)
+    planned = plan(5, 3, 8, order)
     if resident == "yes":
         pairs = [d["train_x"][index].expand(2, -1, -1, -1, -1) for index in order]
     else:
-        pairs = list(images.stream_crops(d["train_x"], order, 5, "byol", 32))
-    batches = list(data.batches_of_views(d, order, 5, "byol"))
+        pairs = list(images.stream_crops(d["train_x"], planned, "byol", 32))
+    batches = list(data.batches_of_views(d, planned, "byol"))
     assert len(batches) == 3
     for step, (row, pair, (views, index, labels)) in enumerate(zip(order, pairs, batches)):
         draws = torch.rand(2, 8, DRAWS, generator=generator(images.mixed_seed(5, step)))
@@ -586,16 +639,16 @@ def test_batches_are_what_augment_makes_of_the_images(photos, resident):
         assert views.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(index, row)
         assert torch.equal(labels, d["train_y"][row])
-    last, = data.batches_of_views(d, order, 5, "byol", first=2)
+    last, = data.batches_of_views(d, planned[2:], "byol")
     assert torch.equal(last[0], batches[2][0])      # as if the others had been drawn before
 
 
 def test_batches_of_tensors_and_of_files_go_through_the_same_images(photos):
-    order = torch.randperm(48, generator=generator(1)).view(4, 12)
+    planned = list(data.plan_batches(48, 12, seed=1, epochs=1))
     seen = {}
     for resident in ("yes", "no"):
         d = data.load("folder", photos, resident=resident)
-        batches = list(data.batches_of_views(d, order, 0, "vicreg"))
+        batches = list(data.batches_of_views(d, planned, "vicreg"))
         seen[resident] = {
             "index": torch.stack([index for _, index, _ in batches]),
             "labels": torch.stack([labels for _, _, labels in batches]),
@@ -607,14 +660,13 @@ def test_batches_of_tensors_and_of_files_go_through_the_same_images(photos):
 def test_the_layout_and_the_function_of_the_views_can_be_chosen():
     d = {"train_x": noise(8, 16), "train_y": torch.arange(8), "image_size": 16,
          "streamed": False, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
-    order = torch.arange(8).view(1, 8)
     calls = []
 
     def plain(draws, x, recipe, view, size, cropped):
         calls.append(view)
         return x.float() / 255
 
-    batches = data.batches_of_views(d, order, 0, "vicreg", torch.contiguous_format, plain)
+    batches = data.batches_of_views(d, plan(0, 1, 8), "vicreg", torch.contiguous_format, plain)
     views, _, _ = next(batches)
     assert calls == [0, 1]
     assert views.is_contiguous()
@@ -624,12 +676,62 @@ def test_the_layout_and_the_function_of_the_views_can_be_chosen():
 
 def test_workers_end_with_the_batches(photos):
     d = data.load("folder", photos, resident="no")
-    order = torch.arange(48).view(12, 4)
-    batches = data.batches_of_views(d, order, 0, "vicreg")
+    batches = data.batches_of_views(d, plan(0, 12, 4), "vicreg")
     next(batches)
     assert multiprocessing.active_children()
     batches.close()
     assert not multiprocessing.active_children()
+
+
+def test_a_plan_goes_on_at_any_step():
+    """Each epoch sees every image once, in its own order; the rest of a plan is as if whole."""
+    whole = list(data.plan_batches(50, 8, seed=3, epochs=3))
+    assert [planned.step for planned in whole] == 3 * [0, 1, 2, 3, 4, 5]
+    epochs = [torch.cat([planned.index for planned in whole[start:start + 6]])
+              for start in (0, 6, 12)]
+    for order in epochs:
+        assert len(order.unique()) == 48
+    assert not torch.equal(epochs[0], epochs[1])
+    assert len({planned.seed for planned in whole}) == 3
+
+    rest = list(data.plan_batches(50, 8, seed=3, epochs=3, first_epoch=2, first_step=4))
+    assert len(rest) == 8
+    for expected, planned in zip(whole[10:], rest):
+        assert planned[:2] == expected[:2] and torch.equal(planned.index, expected.index)
+
+
+def test_workers_go_on_between_epochs(photos, monkeypatch):
+    """The same processes read the second epoch, and begin before it is asked for."""
+    monkeypatch.setattr(images, "worker_count", lambda: 1)
+    d = data.load("folder", photos, resident="no")
+    asked = []
+
+    def noted(plan):
+        for planned in plan:
+            asked.append(planned)
+            yield planned
+
+    batches = data.batches_of_views(d, noted(data.plan_batches(48, 24, 0, epochs=2)), "vicreg")
+    next(batches)
+    workers = [process.pid for process in multiprocessing.active_children()]
+    next(batches)
+    assert len(asked) > 2               # the first epoch is over, and nobody asked for the next
+    next(batches)
+    assert [process.pid for process in multiprocessing.active_children()] == workers
+    batches.close()
+
+
+@pytest.mark.parametrize("batch_bytes, memory, wanted", [
+    (77e6, 64e9, (16, 3)),              # 256 images of 224 pixels: 48 batches, 3.7 GB of 8
+    (77e6, 8e9, (6, 2)),                # 1 GB has room for 12
+    (77e6, 1e9, (1, 1)),
+    (2e9, 8e9, (1, 1)),
+])
+def test_batches_ahead_fit_into_memory(monkeypatch, batch_bytes, memory, wanted):
+    monkeypatch.setattr(images, "machine_memory", lambda: memory)
+    monkeypatch.setattr(images, "worker_count", lambda: 16)
+    monkeypatch.setattr(images, "SHARED_MEMORY", "/no/such/place")
+    assert images.workers_and_batches_ahead(batch_bytes) == wanted
 
 
 # --- training on them -------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from augment import AUGMENTATIONS, augment_with
 from baselines import METHODS
 from cli import (BadInput, Parser, device_name, fast_precision, layer_sizes, number, open_device,
                  show_progress, whole_number)
-from data import batches_of_views, epoch_order, fingerprint, load, to_device
+from data import batches_of_views, fingerprint, load, plan_batches, to_device
 from datasets import DATASETS
 from distributed import RANK, WORLD_SIZE
 from figures import draw_run
@@ -309,28 +309,30 @@ def train(args, command, signals):
             save(0, 0, [])
         log = run.Log(args.out, columns, rows, args.tensorboard)
 
+    # all batches to come; processes that read files go on while an epoch is evaluated
+    plan = plan_batches(n_images, args.batch_size, args.seed, args.epochs, epochs_done + 1,
+                        steps_done)
+    batches = batches_of_views(data, plan, args.augment, layout, view_of)
+
     generator = torch.Generator(device)
     status_line = StatusLine(args, steps, epochs_done * steps + steps_done)
     for epoch in range(epochs_done + 1, args.epochs + 1):
 
-        # the epoch's order, the same on every process; each takes its part of every batch
-        generator.manual_seed(mixed_seed(args.seed, epoch))
-        order = epoch_order(n_images, args.batch_size, generator)       # steps × part of a batch
-        first = steps_done if epoch == epochs_done + 1 else 0   # a run can go on in the middle
+        # a run can go on in the middle of an epoch
+        first = steps_done if epoch == epochs_done + 1 else 0
         step_logs = list(logs_done) if first else []
         if first == 0:
+            generator.manual_seed(mixed_seed(args.seed, epoch, 0, FOR_METHODS))
             method.before_epoch(epoch, steps, generator)
         first_step = (epoch - 1) * steps
         progress = torch.arange(first_step, first_step + steps, dtype=torch.float64)
         progress = (progress / max(1, total_steps - 1)).to(device)      # steps
 
-        # all of a step's randomness follows from seed, epoch, process and step
-        own_seed = mixed_seed(args.seed, epoch, RANK)
-        batches = batches_of_views(data, order, own_seed, args.augment, layout, view_of, first)
         status_line.start_epoch(epoch, first)
-        for step, batch in enumerate(batches, first):
+        for step in range(first, steps):
             # learning rate, forward, backward, step
-            torch.manual_seed(mixed_seed(own_seed, step, FOR_METHODS))
+            batch = next(batches)
+            torch.manual_seed(mixed_seed(args.seed, epoch, RANK, step, FOR_METHODS))
             set_learning_rates(optimizer, first_step + step, warmup, total_steps)
             logs, kept = training_step(model, learner, optimizer, scaler, autocast, args.clip,
                                        batch, progress[step])
@@ -376,9 +378,11 @@ def train(args, command, signals):
         show_progress("")
         print(epoch_line(row, args, method.columns, status_line.seconds_left()), flush=True)
         if stop:
+            batches.close()
             signals.release()
 
     # what the run leaves
+    batches.close()
     distributed.finish()
     if RANK > 0:
         return
