@@ -65,7 +65,7 @@ class StatusLine:
         steps_done = (self.epoch - 1) * self.steps + step
         if self.second_step is None:
             self.second_step = {"time": now, "steps_done": steps_done}
-            if self.compiled:
+            if self.compiled == "yes":
                 print(f"compiling, with the first step, took {duration(now - self.started)}",
                       flush=True)
         elif not self.estimated and steps_done - self.second_step["steps_done"] >= 3:

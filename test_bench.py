@@ -2,8 +2,10 @@
 
     python -m pytest -q test_bench.py
 """
+import copy
 import json
 import shutil
+import time
 
 import pytest
 import torch
@@ -11,11 +13,13 @@ from torch import nn
 
 import bench
 import cli
+import compiling
 import probe
 import train
 from augment import DRAWS, augment_with
 from losses import info_nce, vicreg
 from methods import AdaDim
+from test_train import equal
 
 CPU = torch.device("cpu")
 SMALL = ("--width 2 --projector 16-8 --batch-size 8 --image-size 16 --steps 1 --device cpu "
@@ -162,6 +166,47 @@ def test_the_compiled_step_equals_the_plain_one():
     for name, value in plain.items():
         assert torch.allclose(value, compiled[name], rtol=1e-4, atol=1e-5), name
         assert value.abs().max() > 0, name
+
+
+def slower(learner):
+    """Stands for a torch.compile that makes a step 50 ms slower."""
+    honest = learner.forward
+
+    def forward(*batch):
+        time.sleep(0.05)
+        return honest(*batch)
+
+    learner.forward = forward
+
+
+def faster(learner):
+    """Stands for one that leaves nothing to compute but a sum."""
+    weight = learner.method.projector.weight
+    learner.forward = lambda *batch: (weight.sum(), {}, {})
+
+
+def broken(learner):
+    raise RuntimeError("no C++ compiler\nmore words")
+
+
+@pytest.mark.parametrize("compile_networks, steps_left, worth_it, said", [
+    (faster, 1, False, "too short"),
+    (faster, 10 ** 9, True, "compiled: a step takes 0."),
+    (slower, 10 ** 9, False, "not compiled: a step takes "),
+    (broken, 10 ** 9, False, "does not work here (no C++ compiler)"),
+])
+def test_compiling_must_earn_back_its_time(monkeypatch, capsys, compile_networks, steps_left,
+                                           worth_it, said):
+    """A run of a billion steps can, and one of a single step cannot; the learner stays as it is."""
+    monkeypatch.setattr(compiling, "compile_networks", compile_networks)
+    learner = dense_learner()
+    before = copy.deepcopy(learner.state_dict())
+    found = compiling.is_worth_it(learner, 16, 4, torch.contiguous_format, CPU,
+                                  torch.autocast("cpu", enabled=False), steps_left)
+    assert found == worth_it
+    assert said in capsys.readouterr().out
+    assert equal(learner.state_dict(), before)
+    assert all(p.grad is None for p in learner.parameters())
 
 
 # --- bad input --------------------------------------------------------------------------------

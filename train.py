@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+import compiling
 import distributed
 import probe
 import run
@@ -110,7 +111,8 @@ def parse_args(argv):
     add("--clip", 2.0, number(0), "clip gradients to N times their mean norm; 0: never", "N")
     add("--precision", "auto", ("auto", *DTYPES), "of the networks; losses and metrics use fp32, "
         "which is never TF32. auto: bf16 where the device is fast at it, fp32 elsewhere")
-    add("--compile", False, bool, "use torch.compile: slow to start, then faster on a GPU")
+    add("--compile", "no", ("auto", "yes", "no"), "use torch.compile: slow to start, then faster "
+        "on some machines; auto: try whether the run is long enough to gain by it")
     add("--device", "auto", device_name, "cpu, cuda, cuda:1 …; auto takes a GPU if there is one")
     add("--seed", 0, whole_number(0, 2 ** 31 - 1), "of weights, order and augmentation")
 
@@ -229,6 +231,8 @@ def train(args, command, signals):
     saved = run.load_checkpoint(last) if args.resume and last.exists() else None
     if args.precision == "auto":
         args.precision = saved["config"].get("--precision") if saved else fast_precision(device)
+    if args.compile == "auto" and saved:
+        args.compile = saved["config"].get("--compile")
     config = run.flags_of(args)
     run.check_same_flags(last, saved, config, MAY_DIFFER_ON_RESUME)
     if args.resume and not saved and RANK == 0:
@@ -284,20 +288,25 @@ def train(args, command, signals):
             learner=learner.state_dict(), optimizer=optimizer.state_dict(),
             scaler=scaler.state_dict())
 
-    # several processes, compiling
+    # several processes, and what is said of them all
     model = distributed.parallel(learner, device)
-    view_of = augment_with
-    if args.compile:
-        view_of = torch.compile(augment_with)
-        # with several processes the networks alone: what they say to each other stays out
-        for module in [learner] if WORLD_SIZE == 1 else [encoder, method.projector]:
-            module.compile()
-
-    # the run's folder
     print(describe(args, data, method, device))
     note_of_precision(args.precision, device)
     if data["classes"]:
         warn_of_few(len(data["test_x"]))
+
+    # compiling
+    view_of = augment_with
+    if args.compile == "auto":
+        worth_it = compiling.is_worth_it(
+            learner, args.batch_size // WORLD_SIZE, data["image_size"], layout, device, autocast,
+            total_steps - epochs_done * steps - steps_done)
+        args.compile = config["--compile"] = "yes" if worth_it else "no"
+    if args.compile == "yes":
+        view_of = torch.compile(augment_with)
+        compiling.compile_networks(learner)
+
+    # the run's folder
     columns = ("epoch", "step", "seconds", "samples_per_s", "lr", "clipped", "loss",
                *method.columns, *probe.COLUMNS)
     signals.hold()      # from here on they wait for the end of a step: no file is left half written
