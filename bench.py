@@ -7,6 +7,7 @@
 Times are medians of many steps after warming up; what is compared takes turns, so that a machine
 that slows down does so for all. Nothing is checked against a bound: machines differ.
 
+captured        the whole step as a CUDA graph; on a GPU alone
 whole           train.py's step: two views of each image, networks, losses, backward pass, LARS
 bare            the same networks on random input that is on the device already, with a mean as
                 the loss and torch's SGD: what the step would cost if all else were free
@@ -44,6 +45,7 @@ import cli
 import probe
 import train
 from augment import AUGMENTATIONS, augment, augment_with, normalise
+from capture import CapturedStep
 from data import batches_of_views, plan_batches
 from images import stream_crops, worker_count
 from losses import adadim, info_nce, matrix_mutual_information, vicreg
@@ -175,6 +177,15 @@ def training_step(learner, setup):
         train.training_step(learner, learner, optimizer, setup.scaler, setup.autocast,
                             setup.settings.clip, next(setup.batches), progress)
     return step
+
+
+def captured_step(learner, setup):
+    """The same as a CUDA graph, as a function without arguments."""
+    optimizer = make_optimizer(learner, setup)
+    progress = torch.tensor(0.5, dtype=torch.float64, device=setup.device)
+    step = CapturedStep(partial(train.training_step, learner, learner, optimizer, setup.scaler,
+                                setup.autocast, setup.settings.clip), optimizer, setup.device)
+    return lambda: step(next(setup.batches), progress)
 
 
 def bare_networks(learner, views):
@@ -432,11 +443,15 @@ def measure_step(setup):
     if not args.compile:
         for name, kind in RIVALS.items():
             steps[name] = training_step(make_learner(kind, setup), setup)
+        if device.type == "cuda" and args.precision != "fp16":
+            steps["captured"] = captured_step(make_learner(AdaDim, setup), setup)
     block = calls_at_a_time(device)
     times = seconds(steps, device, args.steps, block)
     step = times["whole"]
     found |= {"step_s": step, "samples_per_s": args.batch_size / step,
               "bare_s": times["bare"], "step_over_bare": step / times["bare"]}
+    if "captured" in times:
+        found["captured_over_step"] = times["captured"] / step
     for name in RIVALS.keys() & times.keys():
         found[f"adadim_over_{name}"] = step / times[name]
 
@@ -466,6 +481,8 @@ def show(found):
     if not f.compile:
         figures["beside SimCLR, VICReg"] = (f"{f.adadim_over_simclr:.3f} and "
                                             f"{f.adadim_over_vicreg:.3f} of their steps")
+    if "captured_over_step" in found:
+        figures["captured step"] = f"{f.captured_over_step:.3f} of the whole one's time"
     evaluation_parts = ", ".join(f"{part} {share:.2%}" for part, share
                                  in f.evaluation_parts.items())
     figures |= {

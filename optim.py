@@ -52,18 +52,21 @@ class LARS(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
+            # as a tensor, which a step that is captured as a CUDA graph reads anew each time
+            first = group["params"][0]
+            lr = torch.zeros((), dtype=first.dtype, device=first.device) + group["lr"]
             for w in group["params"]:
                 if w.grad is not None:
-                    self.update(w, group)
+                    self.update(w, lr, group)
 
-    def update(self, w, group):
+    def update(self, w, lr, group):
         g = w.grad
         if w.ndim > 1:
             decay = group["weight_decay"]
             w_norm, g_norm = w.norm(), g.norm()
             trust_ratio = group["eta"] * w_norm / (g_norm + decay * w_norm + 1e-8)
             if group["clip_lr"]:
-                trust_ratio = (trust_ratio / group["lr"]).clamp(max=1)
+                trust_ratio = (trust_ratio / lr).clamp(max=1)
             trust_ratio = torch.where(w_norm > 0, trust_ratio, 1)
             g = trust_ratio * g.add(w, alpha=decay)
 
@@ -71,7 +74,7 @@ class LARS(torch.optim.Optimizer):
             self.state[w]["momentum_buffer"] = torch.zeros_like(w)
         v = self.state[w]["momentum_buffer"]
         v.mul_(group["momentum"]).add_(g)
-        w.add_(v, alpha=-group["lr"])
+        w.addcmul_(v, -lr)
 
 
 @torch.no_grad()

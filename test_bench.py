@@ -3,6 +3,7 @@
     python -m pytest -q test_bench.py
 """
 import copy
+import functools
 import json
 import shutil
 import time
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 import bench
+import capture
 import cli
 import compiling
 import probe
@@ -166,6 +168,42 @@ def test_the_compiled_step_equals_the_plain_one():
     for name, value in plain.items():
         assert torch.allclose(value, compiled[name], rtol=1e-4, atol=1e-5), name
         assert value.abs().max() > 0, name
+
+
+def losses_of_steps(captured):
+    """Of eight steps with other batches and other learning rates each, and the weights after."""
+    learner = dense_learner()
+    settings = train.parse_args(["--dataset", "shapes"])
+    optimizer = train.make_optimizer("lars", learner.param_groups(settings))
+    autocast, scaler = train.mixed_precision("fp32", CPU)
+    step = functools.partial(train.training_step, learner, learner, optimizer, scaler, autocast,
+                             settings.clip)
+    if captured:
+        step = capture.CapturedStep(step, optimizer, CPU)
+    views, index, labels, progress = dense_batch()
+    losses = []
+    for number in range(8):
+        train.set_learning_rates(optimizer, number, warmup=4, total=8)
+        logs, _ = step((views + number, index, labels), progress * number / 8)
+        losses.append(logs["loss"].item())
+    return losses, dict(learner.named_parameters())
+
+
+def test_all_that_changes_in_a_captured_step_is_in_tensors(monkeypatch):
+    """Without a GPU: a step is not replayed but done again, with what it was recorded with."""
+    def record(function):
+        result = ({}, {})
+
+        def replay():
+            for place, found in zip(result, function()):
+                place.update(found)
+        return result, replay
+
+    monkeypatch.setattr(capture, "record", record)
+    losses, weights = losses_of_steps(captured=False)
+    captured_losses, captured_weights = losses_of_steps(captured=True)
+    assert len(set(losses)) == 8 and captured_losses == losses
+    assert equal(captured_weights, weights)
 
 
 def slower(learner):

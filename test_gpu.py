@@ -7,6 +7,7 @@ gradient; each tolerance stands where it is used. ADADIM_TEST_DEVICE=cpu runs th
 with the CPU on both sides: a check of this file where no GPU is at hand, not of any GPU.
 """
 import copy
+import functools
 import math
 import os
 import shutil
@@ -18,6 +19,7 @@ import pytest
 import torch
 from torch import nn
 
+import capture
 import losses
 import metrics
 import probe
@@ -185,7 +187,7 @@ def small_batch(device):
     return views, index, index % 10
 
 
-def steps(device, count, precision="fp32", compiled=False):
+def steps(device, count, precision="fp32", compiled=False, captured=False):
     """That many steps of train.py on one batch: the logs of each, and the learner."""
     learner, args = small_learner(device)
     optimizer = train.make_optimizer("lars", learner.param_groups(args))
@@ -194,9 +196,13 @@ def steps(device, count, precision="fp32", compiled=False):
         learner.compile()
     progress = torch.tensor(0.5, dtype=torch.float64, device=device)
     all_logs = []
-    for _ in range(count):
-        logs, _ = train.training_step(learner, learner, optimizer, scaler, autocast, args.clip,
-                                      small_batch(device), progress)
+    step = functools.partial(train.training_step, learner, learner, optimizer, scaler, autocast,
+                             args.clip)
+    if captured:
+        step = capture.CapturedStep(step, optimizer, device)
+    for number in range(count):
+        train.set_learning_rates(optimizer, number, warmup=2, total=count)
+        logs, _ = step(small_batch(device), progress)
         all_logs.append({name: float(value) for name, value in logs.items()})
     return all_logs, learner
 
@@ -234,6 +240,34 @@ def test_compiled_steps(device):
     compiled, _ = steps(device, 3, compiled=True)
     for logs, expected in zip(compiled, plain):
         assert logs == pytest.approx(expected, rel=1e-2, abs=1e-3)
+
+
+def test_captured_steps(device, monkeypatch):
+    """Eight steps, of which five are replayed, to 1e-3: the first ones are the plain ones.
+
+    On a CPU a step is not recorded but done again, which shows that all that changes is in
+    tensors.
+    """
+    if device.type == "cpu":
+        monkeypatch.setattr(capture, "record", done_again)
+    plain, expected = steps(device, 8)
+    captured, learner = steps(device, 8, captured=True)
+    for logs, expected_logs in zip(captured, plain):
+        assert logs == pytest.approx(expected_logs, rel=1e-3, abs=1e-4)
+    for name, p in expected.named_parameters():
+        agree(learner.get_parameter(name), p, 1e-2, name)
+
+
+def done_again(function):
+    """capture.record without a GPU: the results' places are filled by doing it all again."""
+    result = ({}, {})
+
+    def replay():
+        logs, kept = function()
+        result[0].update(logs)
+        result[1].update(kept)
+
+    return result, replay
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -167,8 +167,13 @@ def learning_rate(step, base, warmup, total):
 def set_learning_rates(optimizer, step, warmup, total):
     """Each group's, but for those that a method keeps constant."""
     for group in optimizer.param_groups:
-        if not group.get("constant"):
-            group["lr"] = learning_rate(step, group["base_lr"], warmup, total)
+        rate = learning_rate(step, group["base_lr"], warmup, total)
+        if group.get("constant"):
+            continue
+        if torch.is_tensor(group["lr"]):        # see capture.py
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 # --- the networks, and one step of their training ---------------------------------------------
