@@ -3,6 +3,7 @@
     python bench.py                     ResNet-18 and batches of 256 CIFAR-sized images
     python bench.py --arch resnet50 --compile --json bench.json
     python bench.py --width 16 --projector 512-512-512          what a CPU trains in minutes
+    python bench.py --methods           every method's step, and its memory
 
 Times are medians of many steps after warming up; what is compared takes turns, so that a machine
 that slows down does so for all. Nothing is checked against a bound: machines differ.
@@ -26,6 +27,7 @@ losses          time of value and gradient, bytes kept for the gradient, as batc
 import contextlib
 import copy
 import json
+import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -45,6 +47,7 @@ import cli
 import probe
 import train
 from augment import AUGMENTATIONS, augment, augment_with, normalise
+from baselines import METHODS
 from capture import CapturedStep
 from data import batches_of_views, plan_batches
 from images import stream_crops, worker_count
@@ -174,8 +177,9 @@ def training_step(learner, setup):
     progress = torch.tensor(0.5, dtype=torch.float64, device=setup.device)
 
     def step():
-        train.training_step(learner, learner, optimizer, setup.scaler, setup.autocast,
-                            setup.settings.clip, next(setup.batches), progress)
+        _, kept = train.training_step(learner, learner, optimizer, setup.scaler, setup.autocast,
+                                      setup.settings.clip, next(setup.batches), progress)
+        learner.method.after_step(kept, 0, progress)
     return step
 
 
@@ -207,6 +211,44 @@ def bare_step(learner, setup):
         loss.backward()
         sgd.step()
     return step
+
+
+# --- all methods ------------------------------------------------------------------------------
+
+def step_of_method(name, args, device):
+    """A step of one of baselines.METHODS, with args.projector and else with its own settings."""
+    setup = set_up(args, device)
+    setup.settings = train.parse_args([
+        f"--method={name}", f"--projector={args.projector}", "--lr=1e-9",
+        f"--batch-size={args.batch_size}"])
+    return training_step(make_learner(METHODS[name], setup), setup)
+
+
+def memory_of_method(name, args, device):
+    """Bytes, the peak of two steps; on a CPU, of the whole process, which should be a new one."""
+    step = step_of_method(name, args, device)
+    step()
+    return peak_memory(step, device)
+
+
+def measure_methods(args, device):
+    """{method: {"step_s", "over_adadim", "peak_memory_bytes"}}."""
+    # memory first, in a process for each: a peak is never forgotten, and even inherited
+    peaks = {}
+    for name in METHODS:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            peaks[name] = pool.apply(memory_of_method, (name, args, device))
+    steps = {name: step_of_method(name, args, device) for name in METHODS}
+    times = seconds(steps, device, args.steps, calls_at_a_time(device))
+    return {name: {"step_s": times[name], "over_adadim": times[name] / times["adadim"],
+                   "peak_memory_bytes": peaks[name]} for name in METHODS}
+
+
+def show_methods(found):
+    print("\nmethods, with one projector   ms per step   over AdaDim's   peak memory, GB")
+    for name, f in found.items():
+        print(f"  {name:24}{1e3 * f['step_s']:14.1f}{f['over_adadim']:16.3f}"
+              f"{f['peak_memory_bytes'] / 1e9:18.2f}")
 
 
 # --- what a step takes, and what an epoch takes beside its steps --------------------------------
@@ -415,6 +457,8 @@ def measure(args, device):
     for flag in ("arch", "width", "projector", "image_size", "batch_size", "precision", "compile"):
         found[flag] = getattr(args, flag)
 
+    if args.methods:
+        return found | {"methods": measure_methods(args, device)}
     found |= measure_step(set_up(args, device))
     if not args.step_only:
         found |= augmentation_on_one_core(args.image_size)
@@ -473,6 +517,9 @@ def show(found):
     compiled = ", compiled" if f.compile else ""
     print(f"{f.device}, PyTorch {f.torch}: {f.arch} of width {f.width}, projector {f.projector}, "
           f"batch {f.batch_size}, {f.image_size} pixels, {f.precision}{compiled}\n")
+    if "methods" in found:
+        show_methods(f.methods)
+        return
     figures = {
         "whole step": f"{1e3 * f.step_s:.1f} ms, {f.samples_per_s:,.0f} samples/s "
                       f"(the first, with all that it builds: {f.first_step_s:.1f} s)",
@@ -528,6 +575,7 @@ def parse_args(argv):
     add("--image-size", 32, cli.whole_number(1), "in pixels", "N")
     add("--precision", "auto", ("auto", *train.DTYPES), "auto: as train.py chooses it")
     add("--compile", False, bool, "networks and losses with torch.compile, in the bare step too")
+    add("--methods", False, bool, "nothing but a step of every method, in time and memory")
     add("--step-only", False, bool, "leave out what does not concern the step")
     add = parser.group("how")
     add("--steps", 15, cli.whole_number(1), "that medians are of; ten times as many on a GPU", "N")

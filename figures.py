@@ -3,10 +3,10 @@
     python figures.py runs/a runs/b … --out figures
 
 writes dynamics.png, all that was logged over the epochs; plane.png, where the runs end in the
-plane of effective rank and I(R;Z); entropy.png, Figure 8; summary.csv, the last values of each
-method; correlations.csv, Table 3, with every other measure of metrics.py beside the paper's. A
-run may still be going on. What evaluate.py wrote to evaluation.json in a run's folder joins its
-log. In your own code:
+plane of effective rank and I(R;Z); accuracy.png, Figure 5d; entropy.png, Figure 8; summary.csv,
+the last values of each method; correlations.csv, Table 3, with every other measure of metrics.py
+beside the paper's. A run may still be going on. What evaluate.py wrote to evaluation.json in a
+run's folder joins its log. In your own code:
 
     from figures import draw_dynamics, read_runs
     runs = read_runs([Path("runs/a"), Path("runs/b")])      # {method: [log of a run, …]}
@@ -494,19 +494,44 @@ def draw_entropy(runs, png):
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     colour = colours(runs)
     for axis, letter in zip(figure.subplots(1, 2), "rz"):
-        ranks, entropies = [], []
-        for name, logs in runs.items():
-            x = [last_value(log, f"erank_{letter}") for log in logs]
-            y = [last_value(log, f"h2_{letter}") for log in logs]
-            axis.scatter(x, y, color=colour[name], s=30)
-            ranks += x
-            entropies += y
-        r = pearson(ranks, entropies).item() if len(ranks) > 2 else math.nan
-        axis.set(title=f"{letter.upper()}: Pearson's r {r:.2f} over {len(ranks)} runs",
-                 xlabel="effective rank", ylabel="H₂ (nats)")
-        axis.grid(alpha=0.3)
+        draw_relation(axis, runs, f"erank_{letter}", f"h2_{letter}", colour)
+        axis.set(xlabel=f"effective rank of {letter.upper()}", ylabel="H₂ (nats)")
     name_methods(figure, colour)
     save(figure, png)
+
+
+def draw_accuracy(runs, png):
+    """Accuracy against effective rank and I(R;Z) where runs end, as a PNG [Figure 5d]."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(9.5, 8), layout="constrained")
+    colour = colours(runs)
+    measures = {
+        "erank_r": "effective rank of R",
+        "erank_z": "effective rank of Z",
+        "mi": "I(R;Z) (nats)",
+        "mi_features": "I(R;Z) on the features' kernels (nats)",
+    }
+    for axis, (column, name) in zip(figure.subplots(2, 2, sharey=True).flat, measures.items()):
+        draw_relation(axis, runs, column, "probe_top1", colour)
+        axis.set(xlabel=name, ylabel="probe accuracy (%)")
+    name_methods(figure, colour)
+    save(figure, png)
+
+
+def draw_relation(axis, runs, x_column, y_column, colour):
+    """A point for each run's end, and Pearson's r with its interval as the title."""
+    xs, ys = [], []
+    for name, logs in runs.items():
+        for log in logs:
+            x, y = last_value(log, x_column), last_value(log, y_column)
+            if math.isfinite(x) and math.isfinite(y):
+                axis.scatter(x, y, color=colour[name], s=30)
+                xs.append(x)
+                ys.append(y)
+    r = pearson(xs, ys).item() if len(xs) > 2 else math.nan
+    low, high = interval(r, len(xs))
+    axis.set_title(f"Pearson's r {r:.2f} ({low:.2f} … {high:.2f}), {len(xs)} runs", fontsize=11)
+    axis.grid(alpha=0.3)
 
 
 def save(figure, png):
@@ -534,6 +559,7 @@ def main(argv=None):
             draw_dynamics(runs, args.out / "dynamics.png")
             draw_plane(runs, args.out / "plane.png")
             draw_entropy(runs, args.out / "entropy.png")
+            draw_accuracy(runs, args.out / "accuracy.png")
         except ImportError:
             print("the figures were left out: they need matplotlib (pip install matplotlib)")
 

@@ -19,7 +19,7 @@ from models import encode
 from optim import LEARNING_RATES
 
 METRIC_IMAGES = 10_000      # fixed random test images that the metrics are of, at most
-BANK_IMAGES = 4096          # fixed random training images that k-NN searches
+BANK_IMAGES = 2048          # fixed random training images that k-NN searches
 VIEW_IMAGES = 1000          # fixed random test images whose views' alignment is measured
 COLUMNS = (                 # of log.csv
     "probe_loss", "probe_top1", "probe_top5", "knn_top1", "erank_r", "erank_z", "h2_r", "h2_z",

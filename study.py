@@ -316,10 +316,11 @@ def train_all(chosen, common, devices, out):
     for run in chosen.items():
         waiting.put(run)
 
-    # the runs share the machine's cores; threads that wait by spinning would take them all
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
-    if len(devices) > 1 and "OMP_NUM_THREADS" not in os.environ:
-        environment["OMP_NUM_THREADS"] = str(max(1, core_count() // len(devices)))
+    environment = dict(os.environ)
+    if len(devices) > 1:
+        # they share the machine's cores, and threads that wait by spinning would take them all
+        environment.setdefault("OMP_WAIT_POLICY", "passive")
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, core_count() // len(devices))))
     finished = []
     workers = []
     for device in devices:

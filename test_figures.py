@@ -8,6 +8,7 @@ import math
 import sys
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 import figures
@@ -68,7 +69,7 @@ def read_table(path, key):
 @pytest.fixture
 def tables_alone(monkeypatch):
     """Drawing takes seconds: here only the tables are looked at."""
-    for name in ("draw_dynamics", "draw_plane", "draw_entropy"):
+    for name in ("draw_dynamics", "draw_plane", "draw_entropy", "draw_accuracy"):
         monkeypatch.setattr(figures, name, lambda runs, png: None)
 
 
@@ -155,10 +156,20 @@ def test_figures_show_something(four_runs, tmp_path):
     assert run_figures(*four_runs, "--out", tmp_path) == 0
     log = figures.read_log(four_runs[0] / "log.csv")
     figures.draw_run(log, tmp_path / "run.png")
-    for name in ("dynamics.png", "plane.png", "entropy.png", "run.png"):
+    for name in ("dynamics.png", "plane.png", "entropy.png", "accuracy.png", "run.png"):
         with Image.open(tmp_path / name) as image:
             assert image.width > 500
             assert len(image.convert("L").getcolors(256)) > 20
+
+
+def test_a_relation_says_its_correlation(four_runs):
+    """Accuracy is 10 + 2·rank in the made runs; one that lacks the column is left out."""
+    runs = figures.read_runs(four_runs)
+    del runs["SimCLR"][0]["erank_r"]
+    axis = Figure().subplots()
+    figures.draw_relation(axis, runs, "erank_r", "probe_top1", figures.colours(runs))
+    assert "r 1.00" in axis.get_title() and "3 runs" in axis.get_title()
+    assert len(axis.collections) == 3
 
 
 def test_logs_of_other_lengths_and_columns(tmp_path):
