@@ -79,7 +79,7 @@ COLOURS = {
     "α cosine": "#cc79a7",
 }
 FREE_COLOURS = ("#332288", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499",
-                "#661100", "#888888", "#000000")
+                "#661100", "#888888", "#000000", "#44aa99")
 
 
 # --- what a run is called -----------------------------------------------------------------------
@@ -532,6 +532,7 @@ def draw_relation(axis, runs, x_column, y_column, colour):
     low, high = interval(r, len(xs))
     axis.set_title(f"Pearson's r {r:.2f} ({low:.2f} … {high:.2f}), {len(xs)} runs", fontsize=11)
     axis.grid(alpha=0.3)
+    axis.set_axisbelow(True)
 
 
 def save(figure, png):
