@@ -32,6 +32,8 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,7 +52,7 @@ from augment import AUGMENTATIONS, augment, augment_with, normalise
 from baselines import METHODS
 from capture import CapturedStep
 from data import batches_of_views, plan_batches
-from images import stream_crops, worker_count
+from images import stream_crops, workers_and_batches_ahead
 from losses import adadim, info_nce, matrix_mutual_information, vicreg
 from methods import AdaDim, Method, StepResult
 from metrics import effective_rank, knn_accuracy, representation_metrics
@@ -215,20 +217,28 @@ def bare_step(learner, setup):
 
 # --- all methods ------------------------------------------------------------------------------
 
-def step_of_method(name, args, device):
-    """A step of one of baselines.METHODS, with args.projector and else with its own settings."""
-    setup = set_up(args, device)
+def step_of_method(name, shared):
+    """A step of one of baselines.METHODS, with shared.args' projector and else its own settings."""
+    args = shared.args
+    setup = SimpleNamespace(**vars(shared))
     setup.settings = train.parse_args([
         f"--method={name}", f"--projector={args.projector}", "--lr=1e-9",
         f"--batch-size={args.batch_size}"])
     return training_step(make_learner(METHODS[name], setup), setup)
 
 
-def memory_of_method(name, args, device):
+def memory_of_method(name, args, device_name):
     """Bytes, the peak of two steps; on a CPU, of the whole process, which should be a new one."""
-    step = step_of_method(name, args, device)
+    device = open_device(device_name)
+    step = step_of_method(name, set_up(args, device))
     step()
     return peak_memory(step, device)
+
+
+def open_device(name):
+    """cli.open_device; and the fastest of cuDNN's convolutions, as in training."""
+    torch.backends.cudnn.benchmark = True
+    return cli.open_device(name)
 
 
 def measure_methods(args, device):
@@ -236,9 +246,14 @@ def measure_methods(args, device):
     # memory first, in a process for each: a peak is never forgotten, and even inherited
     peaks = {}
     for name in METHODS:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            peaks[name] = pool.apply(memory_of_method, (name, args, device))
-    steps = {name: step_of_method(name, args, device) for name in METHODS}
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            try:
+                peaks[name] = pool.submit(memory_of_method, name, args, str(device)).result()
+            except BrokenProcessPool as error:
+                raise cli.BadInput(f"{name} was killed, probably for want of memory: try a smaller "
+                                   "--batch-size") from error
+    shared = set_up(args, device)
+    steps = {name: step_of_method(name, shared) for name in METHODS}
     times = seconds(steps, device, args.steps, calls_at_a_time(device))
     return {name: {"step_s": times[name], "over_adadim": times[name] / times["adadim"],
                    "peak_memory_bytes": peaks[name]} for name in METHODS}
@@ -397,13 +412,14 @@ def streaming(stored, crop=224, batch_size=64, batches=24):
         to_pil_image(noisy.clamp(0, 1)).save(path, quality=90)
 
         plan = plan_batches(batch_size, batch_size, seed=0, epochs=1_000_000)
+        workers, _ = workers_and_batches_ahead(2 * batch_size * 3 * crop ** 2)
         with contextlib.closing(stream_crops([path] * batch_size, plan, "vicreg", crop)) as crops:
-            for _ in range(4 * worker_count()):     # all workers have started, none is ahead
+            for _ in range(4 * workers):            # all have started, none is ahead
                 next(crops)
             start = time.perf_counter()
-            for _ in range(batches * worker_count()):
+            for _ in range(batches * workers):
                 next(crops)
-            ours = (time.perf_counter() - start) / (batches * worker_count() * batch_size)
+            ours = (time.perf_counter() - start) / (batches * workers * batch_size)
 
         def pil():
             for _ in range(batch_size):
@@ -413,7 +429,7 @@ def streaming(stored, crop=224, batch_size=64, batches=24):
                     crop_and_flip(image)
 
         by_pil = seconds({"pil": pil}, CPU, 3)["pil"] / batch_size
-    return {"images_per_s": 1 / ours, "workers": worker_count(),
+    return {"images_per_s": 1 / ours, "workers": workers,
             "pil_images_per_s_one_core": 1 / by_pil}
 
 
@@ -487,8 +503,8 @@ def measure_step(setup):
     if not args.compile:
         for name, kind in RIVALS.items():
             steps[name] = training_step(make_learner(kind, setup), setup)
-        if device.type == "cuda" and args.precision != "fp16":
-            steps["captured"] = captured_step(make_learner(AdaDim, setup), setup)
+    if device.type == "cuda" and args.precision != "fp16" and not args.compile:
+        steps["captured"] = captured_step(make_learner(AdaDim, setup), setup)
     block = calls_at_a_time(device)
     times = seconds(steps, device, args.steps, block)
     step = times["whole"]
@@ -588,10 +604,9 @@ def main(argv=None):
     with cli.one_line_errors("bench.py"):
         args = parse_args(argv)
         cli.check_output_file(args.json, "--json")
-        device = cli.open_device(args.device)
+        device = open_device(args.device)
         if args.precision == "auto":
             args.precision = cli.fast_precision(device)
-        torch.backends.cudnn.benchmark = True
         found = measure(args, device)
         show(found)
         if args.json:

@@ -11,8 +11,10 @@ to step has to be the content of a tensor: batch, progress, α and, from here on
 learning rates. bench.py times it and test_gpu.py checks it; train.py does not use it as long as
 no GPU has shown what it gains.
 
-Not for fp16, whose scaler looks at gradients, nor for other optimisers than LARS, nor for methods
-that take other ways at some steps, as DINO does while its prototypes are frozen.
+Not for fp16, whose scaler looks at gradients, nor for other optimisers than LARS, nor with
+--w2-weight, whose eigenvalues wait for the device, nor for methods that take other ways at some
+steps, as DINO does while its prototypes are frozen; and with images on the device, for a thread
+that pins memory meanwhile would break the recording.
 """
 import torch
 

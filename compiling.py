@@ -4,6 +4,7 @@ Compiling takes from half a minute to minutes, and then saves a tenth to a third
 nothing at all: it depends on the machine. --compile auto tries it on copies of the networks.
 """
 import copy
+import gc
 import statistics
 import time
 
@@ -27,11 +28,33 @@ def compile_networks(learner):
         module.compile()
 
 
+def works_here(device):
+    """Whether torch.compile works, on every process; without a C++ compiler, for one, it cannot."""
+    try:
+        torch.compile(torch.sin)(torch.ones(8, device=device))
+        works = True
+    except Exception as error:      # torch raises many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        print(f"not compiled: torch.compile does not work here ({reason})")
+        works = False
+    return distributed.smallest(works, device) == 1
+
+
+def decide(*trial):
+    """"yes" or "no": see is_worth_it. Leaves no memory behind."""
+    worth_it = is_worth_it(*trial)
+    gc.collect()        # a compiled module refers to itself
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return "yes" if worth_it else "no"
+
+
 def is_worth_it(learner, batch_size, image_size, layout, device, autocast, steps_left):
     """Whether compiling earns back its time in the steps that a run still has; says why.
 
     batch_size: of this process. All processes come to the same answer. The learner stays as it
-    is: the trial has its own copy, and random images.
+    is: the trial has its own copy, and random images. So it does not see where a run waits for
+    its files, and could not gain.
     """
     size = (2 * batch_size, 3, image_size, image_size)
     views = torch.randn(size, device=device).contiguous(memory_format=layout)
@@ -59,14 +82,11 @@ def is_worth_it(learner, batch_size, image_size, layout, device, autocast, steps
         print(f"not compiled: {duration(plain * steps_left)} of training are too short for it")
         return False
 
-    try:
-        compile_networks(trial)
-        cost = distributed.smallest(step(), device)
-        compiled = usual_time()
-    except Exception as error:      # no C++ compiler, for one; torch raises many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        print(f"not compiled: torch.compile does not work here ({reason})")
+    if not works_here(device):
         return False
+    compile_networks(trial)
+    cost = distributed.smallest(step(), device)
+    compiled = usual_time()
     gain = (plain - compiled) * steps_left
     verdict = "compiled" if gain > cost else "not compiled"
     print(f"{verdict}: a step takes {compiled / plain:.2f} of its time when compiled, which takes "

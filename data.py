@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from torchvision.utils import make_grid
 
 from augment import AUGMENTATIONS, DRAWS, augment, augment_with, normalise
-from cli import BadInput, Parser, one_line_errors, whole_number
+from cli import BadInput, Parser, make_output_folder, one_line_errors, whole_number
 from datasets import DATASETS, fit, read_dataset
 from distributed import RANK, WORLD_SIZE
 from images import (PlannedBatch, decode_all, list_images, machine_memory, mixed_seed,
@@ -351,10 +351,35 @@ def check_resize(parser, args):
         parser.error(f"--resize: PIXELS {error}")
     if DATASETS[args.name]["layout"] not in ("classes", "folder"):
         parser.error(f"--resize copies image files, and {args.name} has none")
-    if Path(args.data_dir).resolve() in (Path(out).resolve(), *Path(out).resolve().parents):
-        parser.error(f"--resize: {out} must be outside of {args.data_dir}, which it is a copy of")
-    if not list_images(args.data_dir):
-        parser.error(f"--resize: there are no images in {args.data_dir} (--data-dir)")
+    if args.classes:
+        parser.error("--resize copies all images: leave out --classes")
+    if not out or is_inside(out, args.data_dir) or is_inside(args.data_dir, out):
+        parser.error(f"--resize: {out!r} must be a folder outside of {args.data_dir}, which it is "
+                     "a copy of")
+
+
+def is_inside(path, folder):
+    """Whether a path is the folder, or below it, whatever links lead there."""
+    path, folder = os.path.realpath(path), os.path.realpath(folder)
+    return os.path.join(path, "").startswith(os.path.join(folder, ""))
+
+
+def resize(folder, out, size):
+    """Copies the folder's images to `out`, see images.resize_files, and says so.
+
+    A file in `out` remembers the size: another one is refused, for what is there would stay.
+    """
+    paths = [path for path in list_images(folder) if not is_inside(path, out)]
+    if not paths:
+        raise BadInput(f"--resize: there are no images in {folder} (--data-dir)")
+    make_output_folder(out)
+    note = out / "shorter-sides.txt"
+    if note.exists() and note.read_text() != f"{size}\n":
+        raise BadInput(f"--resize: {out} holds copies of another size, see {note}: choose another "
+                       "folder")
+    note.write_text(f"{size}\n")
+    count = resize_files(paths, folder, out, size)
+    print(f"{count:,} images are in {out}: train with --data-dir {out}")
 
 
 def main(argv=None):
@@ -362,8 +387,7 @@ def main(argv=None):
         args = parse_args(argv)
         if args.resize:
             size, out = args.resize
-            count = resize_files(args.data_dir, out, size)
-            print(f"{count:,} images are in {out}: train with --data-dir {out}")
+            resize(args.data_dir, out, size)
             return
         data = load(args.name, args.data_dir, classes=args.classes, min_size=args.min_size)
         describe(args.name, data)

@@ -224,14 +224,13 @@ def broken(path, error):
 
 # --- smaller copies -----------------------------------------------------------------------------
 
-def resize_files(folder, out, size):
-    """Copies a folder's images to `out`, their shorter sides `size` pixels; returns how many.
+def resize_files(paths, folder, out, size):
+    """Copies images below `folder` to `out`, their shorter sides `size` pixels; returns how many.
 
     What is no larger is copied as it is; a file that is there already stays, so that a copy that
-    was cut off goes on. JPEGs become JPEGs of quality 95, upright; the others PNG as they were.
-    Raises OSError for a file that cannot be read or written.
+    was cut off goes on. What is larger becomes RGB, upright: a JPEG of quality 95, or PNG where
+    the name ends so. Raises OSError for a file that cannot be read or written.
     """
-    paths = list_images(folder)
     work = functools.partial(resize_some, folder=folder, out=out, size=size)
     return sum(len(part) for part in in_parallel(work, paths, "resizing images"))
 
@@ -248,25 +247,32 @@ def resize_some(paths, folder, out, size):
             os.makedirs(os.path.dirname(copy), exist_ok=True)
             save_smaller(path, copy, size)
         except Exception as error:
-            return f"{path} could not be copied: {error or type(error).__name__}"
+            return f"{path} could not be copied: {str(error) or type(error).__name__}"
     return copies
 
 
 def save_smaller(path, copy, size):
     """A copy of one image file, its shorter side `size` pixels or less; whole or not at all."""
-    unfinished = copy + ".part"
+    unfinished = os.path.join(os.path.dirname(copy), f"unfinished-{os.getpid()}")
     kind = "PNG" if path.lower().endswith(".png") else "JPEG"
-    with Image.open(path) as image:
-        if min(image.size) <= size:
-            shutil.copyfile(path, unfinished)
-        else:
-            image.draft("RGB", (2 * size, 2 * size))
-            image = to_rgb(image)
-            ratio = size / min(image.size)
-            shape = [max(size, round(length * ratio)) for length in image.size]
-            image = image.resize(shape, Image.Resampling.BICUBIC)
-            image.save(unfinished, kind, quality=95)
-    os.replace(unfinished, copy)
+    try:
+        with Image.open(path) as image:
+            if min(image.size) <= size:
+                shutil.copyfile(path, unfinished)
+            else:
+                image.draft("RGB", (2 * size, 2 * size))
+                smaller(to_rgb(image), size).save(unfinished, kind, quality=95)
+        os.replace(unfinished, copy)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(unfinished)
+
+
+def smaller(image, size):
+    """A PIL image with its shorter side resized to `size` pixels."""
+    ratio = size / min(image.size)
+    shape = [max(size, round(length * ratio)) for length in image.size]
+    return image.resize(shape, Image.Resampling.BICUBIC)
 
 
 # --- random crops of files --------------------------------------------------------------------
@@ -298,12 +304,14 @@ def stream_crops(paths, plan, recipe, size, pin=False):
     Raises OSError for a file that cannot be read. The workers end with the generator.
     """
     plan = iter(plan)
-    first = next(plan)
+    first = next(plan, None)
+    if first is None:
+        return
     workers, ahead = workers_and_batches_ahead(2 * len(first.index) * 3 * size ** 2)
     scale = AUGMENTATIONS[recipe]["scale"]
     loader = DataLoader(
         Crops(paths, scale, size),
-        sampler=itertools.chain([first], plan),     # what Crops is asked for, item by item
+        sampler=map(plain, itertools.chain([first], plan)),     # what Crops is asked for
         batch_size=None,                            # each is a batch already
         num_workers=workers,
         prefetch_factor=ahead,
@@ -332,15 +340,23 @@ def workers_and_batches_ahead(batch_bytes):
 
 
 class Crops(Dataset):
-    """crops[planned batch]: the crops, or broken()'s text; DataLoader's workers ask for them."""
+    """crops[plain(planned batch)]: the crops, or broken()'s text; DataLoader's workers ask."""
 
     def __init__(self, paths, scale, size):
         self.paths = paths
         self.scale = scale
         self.size = size
 
-    def __getitem__(self, planned):
+    def __getitem__(self, numbers):
+        seed, step, index = numbers
+        planned = PlannedBatch(seed, step, torch.tensor(index))
         return crop_batch(planned, self.paths, self.scale, self.size)
+
+
+def plain(planned):
+    """A PlannedBatch as numbers: of a tensor that is a part of a larger one, processes would be
+    sent all of it, through shared memory."""
+    return planned.seed, planned.step, planned.index.tolist()
 
 
 def crop_batch(planned, paths, scale, size):

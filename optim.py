@@ -52,15 +52,13 @@ class LARS(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            # as a tensor, which a step that is captured as a CUDA graph reads anew each time
-            first = group["params"][0]
-            lr = torch.zeros((), dtype=first.dtype, device=first.device) + group["lr"]
             for w in group["params"]:
                 if w.grad is not None:
-                    self.update(w, lr, group)
+                    self.update(w, group)
 
-    def update(self, w, lr, group):
+    def update(self, w, group):
         g = w.grad
+        lr = group["lr"]        # a number, or 0-dim on w's device, as a captured step needs it
         if w.ndim > 1:
             decay = group["weight_decay"]
             w_norm, g_norm = w.norm(), g.norm()
@@ -74,7 +72,10 @@ class LARS(torch.optim.Optimizer):
             self.state[w]["momentum_buffer"] = torch.zeros_like(w)
         v = self.state[w]["momentum_buffer"]
         v.mul_(group["momentum"]).add_(g)
-        w.addcmul_(v, -lr)
+        if torch.is_tensor(lr):
+            w.addcmul_(v, -lr)
+        else:
+            w.add_(v, alpha=-lr)
 
 
 @torch.no_grad()

@@ -38,8 +38,8 @@ from distributed import RANK, WORLD_SIZE
 
 LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "previous.pt", "backbone.pt", "dynamics.png",
                "evaluation.json", "events.out.*")
-CHECKPOINT_FORMAT = 4       # 1: before methods.py; 2: before metrics of the whole test set;
-                            # 3: before checkpoints in the middle of an epoch
+CHECKPOINT_FORMAT = 5       # 1: before methods.py; 2: before metrics of the whole test set;
+                            # 3: before checkpoints in the middle of an epoch; 4: other draws
 CHECKPOINT_TYPES = {        # what a checkpoint holds
     "epoch": int,           # how many are complete
     "step": int,            # steps done of the next one

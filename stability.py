@@ -12,6 +12,7 @@ first. --out has a row for each; the same command goes on where the last one sto
 Exit status: 0; 1 if a training with the defaults became NaN or exploded; 2, with one line, on
 bad input.
 """
+import contextlib
 import csv
 import itertools
 import random
@@ -73,24 +74,25 @@ def short_training(args, images, device, most_steps, most_seconds):
     batches = batches_of_views(data, plan, args.augment, layout)
     generator = torch.Generator(device)
     all_logs, clipped, wrong = [], 0.0, None
-    for step in range(min(most_steps, total_steps)):
-        epoch, step_of_epoch = 1 + step // steps, step % steps
-        if step_of_epoch == 0:
-            generator.manual_seed(mixed_seed(args.seed, epoch, 0, train.FOR_METHODS))
-            method.before_epoch(epoch, steps, generator)
-        progress = torch.tensor(step / max(1, total_steps - 1), dtype=torch.float64)
-        train.set_learning_rates(optimizer, step, warmup, total_steps)
-        logs, kept = train.training_step(learner, learner, optimizer, scaler, autocast,
-                                         args.clip, next(batches), progress.to(device))
-        method.after_step(kept, step_of_epoch, progress)
-        if step_of_epoch == steps - 1:
-            method.after_epoch(epoch)
+    with contextlib.closing(batches):       # ends processes that read files
+        for step in range(min(most_steps, total_steps)):
+            epoch, step_of_epoch = 1 + step // steps, step % steps
+            if step_of_epoch == 0:
+                generator.manual_seed(mixed_seed(args.seed, epoch, 0, train.FOR_METHODS))
+                method.before_epoch(epoch, steps, generator)
+            progress = torch.tensor(step / max(1, total_steps - 1), dtype=torch.float64)
+            train.set_learning_rates(optimizer, step, warmup, total_steps)
+            logs, kept = train.training_step(learner, learner, optimizer, scaler, autocast,
+                                             args.clip, next(batches), progress.to(device))
+            method.after_step(kept, step_of_epoch, progress)
+            if step_of_epoch == steps - 1:
+                method.after_epoch(epoch)
 
-        clipped += logs["clipped"].item()
-        all_logs.append(torch.stack([logs["loss"]]))
-        wrong = process.what_went_wrong(torch.stack(all_logs))
-        if wrong or time.time() - started > most_seconds:
-            break
+            clipped += logs["clipped"].item()
+            all_logs.append(torch.stack([logs["loss"]]))
+            wrong = process.what_went_wrong(torch.stack(all_logs))
+            if wrong or time.time() - started > most_seconds:
+                break
 
     losses = torch.cat(all_logs)                            # steps
     return {

@@ -223,24 +223,26 @@ def faster(learner):
     learner.forward = lambda *batch: (weight.sum(), {}, {})
 
 
-def broken(learner):
+def broken(function):
     raise RuntimeError("no C++ compiler\nmore words")
 
 
 @pytest.mark.parametrize("compile_networks, steps_left, worth_it, said", [
-    (faster, 1, False, "too short"),
-    (faster, 10 ** 9, True, "compiled: a step takes 0."),
-    (slower, 10 ** 9, False, "not compiled: a step takes "),
-    (broken, 10 ** 9, False, "does not work here (no C++ compiler)"),
+    (faster, 1, "no", "too short"),
+    (faster, 10 ** 9, "yes", "compiled: a step takes 0."),
+    (slower, 10 ** 9, "no", "not compiled: a step takes "),
+    (None, 10 ** 9, "no", "does not work here (no C++ compiler)"),
 ])
 def test_compiling_must_earn_back_its_time(monkeypatch, capsys, compile_networks, steps_left,
                                            worth_it, said):
     """A run of a billion steps can, and one of a single step cannot; the learner stays as it is."""
     monkeypatch.setattr(compiling, "compile_networks", compile_networks)
+    torch_compile = broken if compile_networks is None else lambda function: function
+    monkeypatch.setattr(torch, "compile", torch_compile)
     learner = dense_learner()
     before = copy.deepcopy(learner.state_dict())
-    found = compiling.is_worth_it(learner, 16, 4, torch.contiguous_format, CPU,
-                                  torch.autocast("cpu", enabled=False), steps_left)
+    found = compiling.decide(learner, 16, 4, torch.contiguous_format, CPU,
+                             torch.autocast("cpu", enabled=False), steps_left)
     assert found == worth_it
     assert said in capsys.readouterr().out
     assert equal(learner.state_dict(), before)

@@ -14,6 +14,8 @@ import pickle
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -589,7 +591,11 @@ def test_smaller_copies(tmp_path, capsys):
     data.main(["folder", "--data-dir", str(folder), "--resize", "45", str(out)])
     assert (out / "tiny.jpg").read_bytes() == b"mine"
     assert (out / "train" / "a" / "large.png").exists()
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob("unfinished*"))
+
+    with pytest.raises(SystemExit):         # what is there would stay
+        data.main(["folder", "--data-dir", str(folder), "--resize", "30", str(out)])
+    assert "another size" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words, said", [
@@ -598,11 +604,17 @@ def test_smaller_copies(tmp_path, capsys):
     ("folder --data-dir IN --resize 0 OUT", "whole number from 1"),
     ("folder --data-dir IN --resize 16 OUT", "bad.jpg could not be copied"),
     ("folder --data-dir IN/none --resize 16 OUT", "no images"),
+    ("folder --data-dir IN/small --resize 16 IN", "outside"),
+    ("folder --data-dir IN --resize 16 IN/bad.jpg", "outside"),
+    ("folder --data-dir IN --resize 16 OUT --classes x", "leave out --classes"),
+    ("folder --data-dir LOOP --resize 16 OUT", "no images"),
 ])
 def test_copies_that_cannot_be_made(tmp_path, capsys, words, said):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "bad.jpg").write_bytes(b"no image")
-    words = words.replace("IN", str(tmp_path / "in")).replace("OUT", str(tmp_path / "out"))
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("in", "out", "loop"):
+        words = words.replace(name.upper(), str(tmp_path / name))
     with pytest.raises(SystemExit) as ended:
         data.main(words.split())
     assert ended.value.code == 2
@@ -698,6 +710,31 @@ def test_a_plan_goes_on_at_any_step():
     assert len(rest) == 8
     for expected, planned in zip(whole[10:], rest):
         assert planned[:2] == expected[:2] and torch.equal(planned.index, expected.index)
+
+
+def test_an_unexpected_exception_ends_a_streamed_run(small_photos, tmp_path):
+    """With its processes: they do not hear the signal with which Python would end them."""
+    script = tmp_path / "broken.py"
+    script.write_text("import sys, train\n"
+                      "def evaluate(*arguments):\n    raise RuntimeError('a mistake')\n"
+                      "train.probe.evaluate = evaluate\ntrain.main(sys.argv[1:])\n")
+    command = [sys.executable, script, *STREAMED, "--data-dir", small_photos, "--batch-size", "12",
+               "--epochs", "3", "--eval-every", "1", "--out", tmp_path / "run"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parent)}
+    ended = subprocess.run([str(word) for word in command], env=environment, capture_output=True,
+                           text=True, timeout=120)
+    assert ended.returncode == 1 and "a mistake" in ended.stderr
+
+
+def test_workers_are_sent_numbers_alone(photos, monkeypatch):
+    """Of an order's rows, shared memory would hold the whole order."""
+    planned = list(data.plan_batches(48, 24, seed=0, epochs=1))[1]
+    sent = images.plain(planned)
+    assert sent == (planned.seed, 1, planned.index.tolist())
+    d = data.load("folder", photos, resident="no")
+    crops = images.Crops(d["train_x"], (0.2, 1), 32)[sent]
+    assert torch.equal(crops, images.crop_batch(planned, d["train_x"], (0.2, 1), 32))
+    assert list(images.stream_crops(d["train_x"], [], "vicreg", 32)) == []
 
 
 def test_workers_go_on_between_epochs(photos, monkeypatch):

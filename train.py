@@ -20,6 +20,7 @@ method, in probe.py, LARS in optim.py.
 import math
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -167,9 +168,9 @@ def learning_rate(step, base, warmup, total):
 def set_learning_rates(optimizer, step, warmup, total):
     """Each group's, but for those that a method keeps constant."""
     for group in optimizer.param_groups:
-        rate = learning_rate(step, group["base_lr"], warmup, total)
         if group.get("constant"):
             continue
+        rate = learning_rate(step, group["base_lr"], warmup, total)
         if torch.is_tensor(group["lr"]):        # see capture.py
             group["lr"].fill_(rate)
         else:
@@ -223,7 +224,8 @@ def training_step(model, learner, optimizer, scaler, autocast, clip, batch, prog
 
 # --- the run ----------------------------------------------------------------------------------
 
-def train(args, command, signals):
+def train(args, command, signals, at_end):
+    """One run. at_end: an ExitStack, for what has to end with it, however it ends."""
     # fail fast: check everything before anything is loaded or written
     if args.batch_size % WORLD_SIZE:
         raise BadInput(f"--batch-size {args.batch_size} cannot be shared by "
@@ -303,10 +305,9 @@ def train(args, command, signals):
     # compiling
     view_of = augment_with
     if args.compile == "auto":
-        worth_it = compiling.is_worth_it(
+        args.compile = config["--compile"] = compiling.decide(
             learner, args.batch_size // WORLD_SIZE, data["image_size"], layout, device, autocast,
             total_steps - epochs_done * steps - steps_done)
-        args.compile = config["--compile"] = "yes" if worth_it else "no"
     if args.compile == "yes":
         view_of = torch.compile(augment_with)
         compiling.compile_networks(learner)
@@ -327,6 +328,7 @@ def train(args, command, signals):
     plan = plan_batches(n_images, args.batch_size, args.seed, args.epochs, epochs_done + 1,
                         steps_done)
     batches = batches_of_views(data, plan, args.augment, layout, view_of)
+    at_end.callback(batches.close)      # or processes that read files would outlive an exception
 
     generator = torch.Generator(device)
     status_line = StatusLine(args, steps, epochs_done * steps + steps_done)
@@ -415,8 +417,8 @@ def main(argv=None):
     signals = Signals()
     with orderly_end("train.py", command, signals), signals:
         args = parse_args(command)
-        with run.reserved(args.out, args.resume, args.overwrite):
-            train(args, command, signals)
+        with run.reserved(args.out, args.resume, args.overwrite), ExitStack() as at_end:
+            train(args, command, signals, at_end)
 
 
 if __name__ == "__main__":
