@@ -1,7 +1,7 @@
 """torch.compile: what of a run it compiles, and whether it is worth its time there.
 
-Compiling takes from half a minute to minutes, and then saves a tenth to a third of each step, or
-nothing at all: it depends on the machine. --compile auto tries it on copies of the networks.
+Compiling takes from half a minute to minutes, and then saves a tenth of each step, or a sixth, or
+nothing at all: it depends on machine and network. --compile auto tries it on copies of them.
 """
 import copy
 import gc
