@@ -134,11 +134,15 @@ def assert_same_run(one, other):
 # --- does it learn, and may it be trusted? ----------------------------------------------------
 
 def test_training_learns(tmp_path, capsys):
-    """AdaDim in full: accuracy rises, and beats the same probe on the untrained encoder."""
-    out = tmp_path / "run"
+    """AdaDim in full: accuracy rises, and beats the same probe on the untrained encoder.
+
+    Of two classes, so that a minute shows it: seeds 0, 1 and 2 gained 29, 9 and 17 points.
+    """
+    out, images = tmp_path / "run", tmp_path / "images"
+    shapes_folder(images, ("disc", "bar"), 2400, 1000, 16)
     flags = ("--arch resnet18 --width 4 --projector 128-128 --batch-size 64 --epochs 9 "
              "--alpha-every 2 --baseline").split()
-    assert run(*SMALL, *flags, "--out", out, figure=True) == 0
+    assert run(*SMALL, "--data-dir", images, *flags, "--out", out, figure=True) == 0
 
     log = read_log(out / "log.csv")
     alpha, accuracy = log["alpha"], log["probe_top1"]
@@ -146,7 +150,7 @@ def test_training_learns(tmp_path, capsys):
     assert all(0.02 < value < 0.98 for value in alpha[2:])
     assert alpha[2] == alpha[3] != alpha[4]
     untrained = float(re.search(r"untrained encoder: ([\d.]+) %", capsys.readouterr().out)[1])
-    assert 20 < untrained < 40
+    assert 40 < untrained < 65
     assert accuracy[-1] > accuracy[0] + 5 and accuracy[-1] > untrained + 5
     with Image.open(out / "dynamics.png") as figure:
         assert len(figure.convert("L").getcolors(256)) > 20     # something is drawn
