@@ -173,25 +173,20 @@ def make_optimizer(learner, setup):
     return train.make_optimizer(setup.settings.optimizer, learner.param_groups(setup.settings))
 
 
-def training_step(learner, setup):
-    """train.py's step on random images, as a function without arguments."""
+def training_step(learner, setup, captured=False):
+    """train.py's step on random images, as a function without arguments. captured: as a CUDA
+    graph."""
     optimizer = make_optimizer(learner, setup)
     progress = torch.tensor(0.5, dtype=torch.float64, device=setup.device)
+    of_batch = partial(train.training_step, learner, learner, optimizer, setup.scaler,
+                       setup.autocast, setup.settings.clip)
+    if captured:
+        of_batch = CapturedStep(of_batch, optimizer, setup.device)
 
     def step():
-        _, kept = train.training_step(learner, learner, optimizer, setup.scaler, setup.autocast,
-                                      setup.settings.clip, next(setup.batches), progress)
+        _, kept = of_batch(next(setup.batches), progress)
         learner.method.after_step(kept, 0, progress)
     return step
-
-
-def captured_step(learner, setup):
-    """The same as a CUDA graph, as a function without arguments."""
-    optimizer = make_optimizer(learner, setup)
-    progress = torch.tensor(0.5, dtype=torch.float64, device=setup.device)
-    step = CapturedStep(partial(train.training_step, learner, learner, optimizer, setup.scaler,
-                                setup.autocast, setup.settings.clip), optimizer, setup.device)
-    return lambda: step(next(setup.batches), progress)
 
 
 def bare_networks(learner, views):
@@ -504,7 +499,7 @@ def measure_step(setup):
         for name, kind in RIVALS.items():
             steps[name] = training_step(make_learner(kind, setup), setup)
     if device.type == "cuda" and args.precision != "fp16" and not args.compile:
-        steps["captured"] = captured_step(make_learner(AdaDim, setup), setup)
+        steps["captured"] = training_step(make_learner(AdaDim, setup), setup, captured=True)
     block = calls_at_a_time(device)
     times = seconds(steps, device, args.steps, block)
     step = times["whole"]

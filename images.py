@@ -194,13 +194,19 @@ def decode(paths, size, crop):
 
 def central_square(image, size, crop):
     """Of a PIL image: its shorter side resized to `size`, then crop × crop from the middle."""
+    image = with_shorter_side(image, size, Image.Resampling.BILINEAR)
+    left = (image.width - crop) // 2
+    top = (image.height - crop) // 2
+    return np.asarray(image.crop((left, top, left + crop, top + crop)))
+
+
+def with_shorter_side(image, size, resampling):
+    """A PIL image, its shorter side resized to `size` pixels."""
     ratio = size / min(image.size)
     width, height = (max(size, round(length * ratio)) for length in image.size)
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left = (width - crop) // 2
-    top = (height - crop) // 2
-    return np.asarray(image.crop((left, top, left + crop, top + crop)))
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), resampling)
 
 
 def to_rgb(image):
@@ -261,18 +267,12 @@ def save_smaller(path, copy, size):
                 shutil.copyfile(path, unfinished)
             else:
                 image.draft("RGB", (2 * size, 2 * size))
-                smaller(to_rgb(image), size).save(unfinished, kind, quality=95)
+                image = with_shorter_side(to_rgb(image), size, Image.Resampling.BICUBIC)
+                image.save(unfinished, kind, quality=95)
         os.replace(unfinished, copy)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(unfinished)
-
-
-def smaller(image, size):
-    """A PIL image with its shorter side resized to `size` pixels."""
-    ratio = size / min(image.size)
-    shape = [max(size, round(length * ratio)) for length in image.size]
-    return image.resize(shape, Image.Resampling.BICUBIC)
 
 
 # --- random crops of files --------------------------------------------------------------------
@@ -348,9 +348,7 @@ class Crops(Dataset):
         self.size = size
 
     def __getitem__(self, numbers):
-        seed, step, index = numbers
-        planned = PlannedBatch(seed, step, torch.tensor(index))
-        return crop_batch(planned, self.paths, self.scale, self.size)
+        return crop_batch(numbers, self.paths, self.scale, self.size)
 
 
 def plain(planned):
@@ -359,13 +357,17 @@ def plain(planned):
     return planned.seed, planned.step, planned.index.tolist()
 
 
-def crop_batch(planned, paths, scale, size):
-    """What a worker of stream_crops does for one batch: the crops; or broken()'s text."""
-    generator = torch.Generator().manual_seed(mixed_seed(planned.seed, planned.step, CROPS))
+def crop_batch(numbers, paths, scale, size):
+    """What a worker of stream_crops does for one batch: the crops; or broken()'s text.
+
+    numbers: a PlannedBatch's, see plain().
+    """
+    seed, step, files = numbers
+    generator = torch.Generator().manual_seed(mixed_seed(seed, step, CROPS))
     rand = functools.partial(torch.rand, generator=generator)
 
-    crops = np.empty((2, len(planned.index), size, size, 3), np.uint8)
-    for i, file in enumerate(planned.index.tolist()):
+    crops = np.empty((2, len(files), size, size, 3), np.uint8)
+    for i, file in enumerate(files):
         path = paths[file]
         try:
             image, boxes = open_for_crops(path, scale, size, rand)

@@ -21,6 +21,7 @@ import train
 from augment import DRAWS, augment_with
 from losses import info_nce, vicreg
 from methods import AdaDim
+from test_gpu import done_again
 from test_train import equal
 
 CPU = torch.device("cpu")
@@ -191,15 +192,7 @@ def losses_of_steps(captured):
 
 def test_all_that_changes_in_a_captured_step_is_in_tensors(monkeypatch):
     """Without a GPU: a step is not replayed but done again, with what it was recorded with."""
-    def record(function):
-        result = ({}, {})
-
-        def replay():
-            for place, found in zip(result, function()):
-                place.update(found)
-        return result, replay
-
-    monkeypatch.setattr(capture, "record", record)
+    monkeypatch.setattr(capture, "record", done_again)
     losses, weights = losses_of_steps(captured=False)
     captured_losses, captured_weights = losses_of_steps(captured=True)
     assert len(set(losses)) == 8 and captured_losses == losses

@@ -527,7 +527,8 @@ def test_streamed_crops_are_like_resident_ones(photos):
 def crops_of(path, n, size, seed=0):
     """n pairs of crops of one file: 2n × 3 × size × size, float."""
     planned = images.PlannedBatch(seed, 0, torch.zeros(n, dtype=torch.long))
-    return images.crop_batch(planned, [str(path)], (0.2, 1), size).float().flatten(0, 1)
+    crops = images.crop_batch(images.plain(planned), [str(path)], (0.2, 1), size)
+    return crops.float().flatten(0, 1)
 
 
 def test_streamed_crops_are_where_they_should_be(tmp_path):
@@ -733,7 +734,7 @@ def test_workers_are_sent_numbers_alone(photos, monkeypatch):
     assert sent == (planned.seed, 1, planned.index.tolist())
     d = data.load("folder", photos, resident="no")
     crops = images.Crops(d["train_x"], (0.2, 1), 32)[sent]
-    assert torch.equal(crops, images.crop_batch(planned, d["train_x"], (0.2, 1), 32))
+    assert torch.equal(crops, next(images.stream_crops(d["train_x"], [planned], "vicreg", 32)))
     assert list(images.stream_crops(d["train_x"], [], "vicreg", 32)) == []
 
 
