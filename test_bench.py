@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import shutil
+import sys
 import time
 
 import pytest
@@ -16,6 +17,7 @@ import bench
 import capture
 import cli
 import compiling
+import peer
 import probe
 import train
 from augment import DRAWS, augment_with
@@ -240,6 +242,32 @@ def test_compiling_must_earn_back_its_time(monkeypatch, capsys, compile_networks
     assert said in capsys.readouterr().out
     assert equal(learner.state_dict(), before)
     assert all(p.grad is None for p in learner.parameters())
+
+
+# --- beside lightly ---------------------------------------------------------------------------
+
+TINY_PEER = "--width 4 --projector 16-16-8 --batch-size 8 --steps 1 --rounds 2 --device cpu"
+
+
+@pytest.mark.parametrize("workers, precision, rows", [
+    (0, "fp32", ["ours", "lightly"]),
+    (1, "bf16", ["ours", "lightly", "lightly, fp32"]),
+])
+def test_beside_lightly(workers, precision, rows, capsys):
+    pytest.importorskip("lightly", reason="lightly is not installed")
+    peer.main([*TINY_PEER.split(), f"--workers={workers}", f"--precision={precision}"])
+    printed = capsys.readouterr().out.splitlines()
+    speeds = {line[:16].strip(): line.split() for line in printed[3:]}
+    assert list(speeds) == rows
+    assert len(printed[3].split(",")) == 2          # rounds
+
+
+def test_without_lightly(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lightly", None)       # import lightly fails
+    with pytest.raises(SystemExit) as stop:
+        peer.main(TINY_PEER.split())
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "peer.py: peer.py needs lightly: pip install lightly\n"
 
 
 # --- bad input --------------------------------------------------------------------------------

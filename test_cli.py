@@ -22,6 +22,7 @@ from test_train import SMALL
 WORK = {
     "train": ["train"], "evaluate": ["measure_images"], "figures": [], "study": ["train_all"],
     "simulate": ["simulate"], "uniformity": ["study"], "bench": ["measure", "show"],
+    "peer": ["check_lightly", "measure", "show"],
     "stability": ["run_points", "load"], "data": ["load", "describe", "contact_sheet"],
     "torture": ["torture"],
 }
