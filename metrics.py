@@ -240,24 +240,30 @@ def uniformity(x, t=2.0):
     x, = matrices(x, rows=2)
     with torch.autocast(x.device.type, enabled=False):
         x = normalize_rows(x)
-        pieces = [log_sum_of_pairs(x[start:start + PIECE] @ x.T, start, t)
+        pieces = [log_sum_of_pairs(later_cosines(x, start), t)
                   for start in range(0, len(x), PIECE)]         # n × n may not fit in memory
         return log_mean_of_pairs(pieces, len(x))
 
 
-def log_sum_of_pairs(kernel, start, t):
-    """log Σ exp(−t·‖x̂_i − x̂_j‖²) over i ≠ j, of some rows of K = x̂ x̂ᵀ (piece × n).
+def later_cosines(x, start):
+    """Of PIECE unit rows, from row `start` on, with themselves and all that come after them.
 
-    start: the first of the rows.
+    A kernel is symmetric: of these the part above the diagonal, j > i, is every pair once.
     """
-    itself = torch.arange(len(kernel), device=kernel.device)
-    squared_distance = (2 - 2 * kernel).clamp_min(0)
-    squared_distance[itself, start + itself] = torch.inf
-    return torch.logsumexp(-t * squared_distance.flatten(), dim=0)
+    return x[start:start + PIECE] @ x[start:].T                 # piece × (n − start)
+
+
+def log_sum_of_pairs(cosines, t):
+    """log Σ exp(−t·‖x̂_i − x̂_j‖²) over j > i. cosines: of later_cosines."""
+    squared_distance = (2 - 2 * cosines).clamp_min(0)
+    above_diagonal = torch.ones_like(cosines, dtype=torch.bool).triu(1)
+    exponent = torch.where(above_diagonal, -t * squared_distance, -torch.inf)
+    return torch.logsumexp(exponent.flatten(), dim=0)
 
 
 def log_mean_of_pairs(pieces, n):
-    return torch.logsumexp(torch.stack(pieces), dim=0) - math.log(n * (n - 1))      # each twice
+    n_pairs = n * (n - 1) / 2
+    return torch.logsumexp(torch.stack(pieces), dim=0) - math.log(n_pairs)
 
 
 # --- of two -----------------------------------------------------------------------------------
@@ -316,11 +322,13 @@ def kernel_metrics(r, z, t=2.0):
     squares = torch.zeros(3, dtype=torch.float64, device=r.device)     # of K_R, K_Z, K_R ∘ K_Z
     pairs_r, pairs_z = [], []
     for start in range(0, n, PIECE):
-        k_r = r[start:start + PIECE] @ r.T                      # piece × n
-        k_z = z[start:start + PIECE] @ z.T
-        squares += torch.stack([k.square().sum() for k in (k_r, k_z, k_r * k_z)])
-        pairs_r.append(log_sum_of_pairs(k_r, start, t))
-        pairs_z.append(log_sum_of_pairs(k_z, start, t))
+        k_r = later_cosines(r, start)                           # piece × (n − start)
+        k_z = later_cosines(z, start)
+        for index, k in enumerate((k_r, k_z, k_r * k_z)):
+            on_diagonal = k.diagonal().square().sum()
+            squares[index] += on_diagonal + 2 * k.triu(1).square().sum()
+        pairs_r.append(log_sum_of_pairs(k_r, t))
+        pairs_z.append(log_sum_of_pairs(k_z, t))
     h2_r, h2_z, h2_both = -(squares / n ** 2).log()             # H_2(K) = −log(‖K‖² / n²)
     return {"mi": h2_r + h2_z - h2_both, "h2_r": h2_r, "h2_z": h2_z,
             "uniformity_r": log_mean_of_pairs(pairs_r, n),
