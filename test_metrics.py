@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import metrics
+from losses import cosine_kernel, renyi_entropy
 from metrics import (alpha_req, effective_rank, lidar, linear_cka, nesum, participation_ratio,
                      rankme, representation_metrics, singular_values, stable_rank, uniformity)
 
@@ -166,8 +167,14 @@ def test_uniformity_in_pieces_is_uniformity(monkeypatch):
         assert float(uniformity(x)) == near(by_hand)
 
 
-def test_representation_metrics_are_those_functions():
-    """They share spectra, and must stay the public functions' values."""
+def entropy_of_cosines(x):
+    return renyi_entropy(cosine_kernel(x))
+
+
+@pytest.mark.parametrize("piece", [7, 1024])
+def test_representation_metrics_are_those_functions(piece, monkeypatch):
+    """They share spectra and kernels, and must stay the public functions' values."""
+    monkeypatch.setattr(metrics, "PIECE", piece)
     r, z = noise(80, 60).relu(), noise(80, 70, seed=1) * 3
     found = representation_metrics(r, z)
     for name, x in (("r", r), ("z", z)):
@@ -175,8 +182,10 @@ def test_representation_metrics_are_those_functions():
             "erank": effective_rank, "rankme": rankme, "stable_rank": stable_rank,
             "participation": participation_ratio, "nesum": nesum, "alpha_req": alpha_req,
             "eigs": metrics.eigenvalue_count, "var30": metrics.explained_variance,
+            "h2": entropy_of_cosines, "uniformity": uniformity,
         }
         for column, function in by_function.items():
             assert found[f"{column}_{name}"] == near(float(function(x))), column
     assert found["cka"] == near(float(linear_cka(r, z)))
+    assert found["mi"] == near(float(metrics.mutual_information(r, z)))
     assert "alpha_req_r" not in representation_metrics(r[:, :40], z)        # too few eigenvalues
