@@ -3,17 +3,17 @@
     python figures.py runs/a runs/b … --out figures
 
 writes dynamics.png, all that was logged over the epochs; plane.png, where the runs end in the
-plane of effective rank and I(R;Z); accuracy.png, Figure 5d; entropy.png, Figure 8; summary.csv,
-the last values of each method; correlations.csv, Table 3, with every other measure of metrics.py
-beside the paper's. A run may still be going on. What evaluate.py wrote to evaluation.json in a
-run's folder joins its log. In your own code:
+plane of effective rank and I(R;Z); accuracy.png, Figure 5d; entropy.png, Figure 8; settings.png,
+accuracy for each value of the flags in which a method's runs differ, Figures 14, 17 and 18;
+summary.csv, the last values of each method; correlations.csv, Table 3, with every other measure of
+metrics.py beside the paper's. A run may still be going on. What evaluate.py wrote to
+evaluation.json in a run's folder joins its log. In your own code:
 
     from figures import draw_dynamics, read_runs
     runs = read_runs([Path("runs/a"), Path("runs/b")])      # {method: [log of a run, …]}
     draw_dynamics(runs, "dynamics.png")
 
-What a run is called follows from the flags in its config.json, never from its folder's name.
-Runs whose flags differ in their seed alone are one method.
+What a run is called follows from its flags: see labels.py.
 """
 import csv
 import json
@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from cli import BadInput, Parser, one_line_errors
+from labels import SPELLED, is_number, label, labels, other_flags, spelled
 from metrics import pearson
 from run import last_value, read_config, read_log, write_whole
 
@@ -80,122 +81,27 @@ COLOURS = {
 }
 FREE_COLOURS = ("#332288", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499",
                 "#661100", "#888888", "#000000", "#44aa99")
-
-
-# --- what a run is called -----------------------------------------------------------------------
-
-# flags of which label() makes a name
-SPELLED = ("--method", "--alpha", "--beta", "--mi-scale", "--alpha-from")
-# flags that tell no method from another
-NO_DIFFERENCE = ("--seed", "--out", "--data-dir", "--device", "--resident", "--compile",
-                 "--tensorboard", "--resume", "--overwrite", "--classes")
-# flags whose defaults are the method's: between methods they tell nothing
-METHODS_OWN = ("--projector", "--augment", "--optimizer", "--lr", "--weight-decay")
-# flags that are without effect unless α is measured
-ONLY_WITH_ADA = ("--alpha-every", "--alpha-batches")
-
-
-def label(flags):
-    """What a method with these flags is called: VICReg, AdaDim, "α 0.5", "AdaDim, β 0" …
-
-    flags: those of config.json. Those that are not among SPELLED play no part.
-    """
-    if flags["--method"] != "adadim":
-        return with_regulariser(flags["--method"], flags)
-    if flags["--alpha"] == "ada":
-        return measured_label(flags)
-    return fixed_label(flags)
-
-
-def measured_label(flags):
-    """With α measured: AdaDim, and what differs from the published method."""
-    words = ["AdaDim"]
-    if flags["--beta"] != 1e-4:
-        words.append(f"β {spelled(flags['--beta'])}")
-    if flags["--mi-scale"] == "1" and flags["--beta"] != 0:
-        words.append("m 1")
-    if flags["--alpha-from"] == "r":
-        words.append("α from R")
-    return ", ".join(words)
-
-
-def fixed_label(flags):
-    """With α fixed or growing, and I(R;Z) where it has a part."""
-    alpha = flags["--alpha"]
-    name = {0: "VICReg", 1: "SimCLR"}.get(alpha, f"α {spelled(alpha)}")
-    if flags["--beta"] != 0 and flags["--mi-scale"] != "1":
-        return f"{name}, β {spelled(flags['--beta'])}"
-    return with_regulariser(name, flags)
-
-
-def with_regulariser(name, flags):
-    """The name, and the constant regulariser of [32], whose weight is 1e-4, where there is one."""
-    beta = flags["--beta"]
-    if beta == 0 or flags["--mi-scale"] != "1":
-        return name
-    name = f"{name} + I(R;Z)"
-    return name if beta == 1e-4 else f"{name}, β {spelled(beta)}"
-
-
-def spelled(value):
-    """A flag's value in a name."""
-    if isinstance(value, float):
-        value = f"{value:g}"
-    return str(value).replace("-", "−") if is_number(value) else str(value)
-
-
-def is_number(value):
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
-
-
-def labels(all_flags):
-    """What runs are called that stand side by side: label(), and the flags in which they differ.
-
-    all_flags: the flags of each run. Returns a list, in their order.
-    """
-    others = [other_flags(flags) for flags in all_flags]
-    names = []
-    for flags, other in zip(all_flags, others):
-        words = [label(flags)]
-        of_its_method = [theirs for theirs, theirs_all in zip(others, all_flags)
-                         if theirs_all["--method"] == flags["--method"]]
-        for flag, value in other.items():
-            is_its_own = flag in METHODS_OWN or not flag.startswith("--")
-            compared = of_its_method if is_its_own else others
-            shared = all(value == theirs[flag] for theirs in compared if flag in theirs)
-            if not shared:
-                words += spelled_flag(flag, value)
-        names.append(", ".join(words))
-    return names
-
-
-def other_flags(flags):
-    """The flags, and --set's settings, that may tell a run from another with the same label."""
-    measured = flags["--method"] == "adadim" and flags["--alpha"] == "ada"
-    without_effect = () if measured else ONLY_WITH_ADA
-    left_out = (*SPELLED, *NO_DIFFERENCE, *without_effect, "--set")
-    kept = {flag: value for flag, value in flags.items()
-            if flag.startswith("--") and flag not in left_out}
-    return kept | (flags.get("--set") or {})
-
-
-def spelled_flag(flag, value):
-    """A list of one word, or of none where the flag was not given."""
-    if value is None or value is False:
-        return []
-    if value is True:
-        return [flag]
-    return [f"{flag} {spelled(value)}"]
+LIGHTER_COLOURS = ("#9990c3", "#88b890", "#cccc99", "#eeddbb", "#e5b2bb", "#c390aa", "#d4a2cc",
+                   "#b28880", "#c3c3c3", "#606060", "#a1d4cc")     # of the same hues
 
 
 # --- reading --------------------------------------------------------------------------------------
 
 def read_runs(folders):
-    """The logs of runs, by what the runs are called: {method: [log, …]}.
+    """The logs of runs, by what the runs are called: {method: [log, …]}; raises as read_folders."""
+    return by_name(*read_folders(folders))
+
+
+def by_name(all_flags, logs):
+    """{method: [log, …]}."""
+    runs = {}
+    for name, log in zip(labels(all_flags), logs):
+        runs.setdefault(name, []).append(log)
+    return runs
+
+
+def read_folders(folders):
+    """The flags of each run, and its log: two lists.
 
     A folder without a log, a configuration or an epoch is left out, and named on stdout.
     Raises BadInput if a file is damaged or nothing is left, OSError if a folder is not there.
@@ -214,11 +120,7 @@ def read_runs(folders):
         logs.append(log | read_evaluation(folder))
     if not logs:
         raise BadInput("there is nothing to draw yet")
-
-    runs = {}
-    for name, log in zip(labels(all_flags), logs):
-        runs.setdefault(name, []).append(log)
-    return runs
+    return all_flags, logs
 
 
 def read_evaluation(folder):
@@ -361,22 +263,21 @@ def colours(names):
 
     The paper's methods have colours of their own; α between 0 and 1 is on a scale. Any other
     colour follows from the method's name. Should two names lead to the same one, the later in
-    the alphabet takes the next that is free.
+    the alphabet takes the next that is free; when none is, a lighter one.
     """
     from matplotlib import colormaps
     found = {}
-    free = list(FREE_COLOURS)
+    taken = []
     for name in sorted(names):
         if name in COLOURS:
             found[name] = COLOURS[name]
         elif name.startswith("α ") and is_number(name[2:]):
             found[name] = colormaps["viridis"](float(name[2:]))
         else:
-            free = free or list(FREE_COLOURS)
             own = zlib.crc32(name.encode()) % len(FREE_COLOURS)
-            preferred = FREE_COLOURS[own:] + FREE_COLOURS[:own]
-            found[name] = next(colour for colour in preferred if colour in free)
-            free.remove(found[name])
+            preferred = FREE_COLOURS[own:] + FREE_COLOURS[:own] + LIGHTER_COLOURS
+            found[name] = min(preferred, key=taken.count)       # the first of the least used
+            taken.append(found[name])
     return {name: found[name] for name in names}
 
 
@@ -444,7 +345,8 @@ def name_methods(figure, colour):
     from matplotlib.lines import Line2D
     handles = [Line2D([], [], color=colour[name], label=name) for name in colour]
     longest = max(map(len, colour))
-    columns = max(1, min(len(handles), 5, 130 // (longest + 8)))
+    characters = int(12 * figure.get_figwidth())
+    columns = max(1, min(len(handles), 5, characters // (longest + 8)))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
 
 
@@ -514,6 +416,8 @@ def draw_accuracy(runs, png):
     for axis, (column, name) in zip(figure.subplots(2, 2, sharey=True).flat, measures.items()):
         draw_relation(axis, runs, column, "probe_top1", colour)
         axis.set(xlabel=name, ylabel="probe accuracy (%)")
+        if not axis.collections:        # I(R;Z) of features, unless p = d
+            axis.set_visible(False)
     name_methods(figure, colour)
     save(figure, png)
 
@@ -535,6 +439,63 @@ def draw_relation(axis, runs, x_column, y_column, colour):
     axis.set_axisbelow(True)
 
 
+def differing_flags(all_flags, logs):
+    """The last accuracies by flag, method and value: {flag: {label: {value: [accuracy, …]}}}.
+
+    Of the flags that have several values within a method, and the runs that have an accuracy.
+    """
+    found = {}
+    for flags, log in zip(all_flags, logs):
+        accuracy = last_value(log, "probe_top1")
+        if math.isnan(accuracy):
+            continue
+        for flag, value in other_flags(flags).items():
+            of_method = found.setdefault(flag, {}).setdefault(label(flags), {})
+            of_method.setdefault(value, []).append(accuracy)
+    return {flag: methods for flag, methods in found.items()
+            if any(len(by_value) > 1 for by_value in methods.values())}
+
+
+def draw_settings(settings, png):
+    """Accuracy for each value of a flag, a panel per flag, as a PNG [Figures 14, 17, 18].
+
+    settings: of differing_flags. A line joins a method's means; a bar is the standard deviation
+    (n − 1) of its runs with that value, whatever else they differ in.
+    """
+    from matplotlib.figure import Figure
+    colour = colours({method: None for methods in settings.values() for method in methods})
+    figure = Figure(figsize=(5.5 * len(settings), 4.5), layout="constrained")
+    axes = figure.subplots(1, len(settings), sharey=True, squeeze=False)
+    for axis, (flag, methods) in zip(axes.flat, settings.items()):
+        draw_setting(axis, methods, colour)
+        axis.set(xlabel=flag, ylabel="probe accuracy (%)")
+    name_methods(figure, colour)
+    save(figure, png)
+
+
+def draw_setting(axis, methods, colour):
+    """One panel, its values side by side: in their order if they are numbers, else by name."""
+    values = sorted({value for by_value in methods.values() for value in by_value},
+                    key=numbers_first)
+    axis.set_xticks(range(len(values)), [spelled(value) for value in values])
+    for index, (method, by_value) in enumerate(methods.items()):
+        aside = 0.04 * (index - (len(methods) - 1) / 2)         # so that bars do not overlap
+        places = [place for place, value in enumerate(values) if value in by_value]
+        ends = [torch.tensor(by_value[values[place]], dtype=torch.float64) for place in places]
+        means = [end.mean().item() for end in ends]
+        deviations = [end.std().item() if len(end) > 1 else 0 for end in ends]
+        axis.errorbar([place + aside for place in places], means, deviations,
+                      color=colour[method], marker="o", markersize=4, linewidth=1.3, capsize=3)
+    axis.grid(alpha=0.3)
+
+
+def numbers_first(value):
+    """A key to sort by: numbers in their order, then words in theirs."""
+    if is_number(str(value)):
+        return 0, float(value), ""
+    return 1, 0.0, str(value)
+
+
 def save(figure, png):
     write_whole(Path(png), lambda file: figure.savefig(file, format="png", dpi=120))
 
@@ -548,7 +509,9 @@ def main(argv=None):
         parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR",
                             help="(default: %(default)s)")
         args = parser.parse_args(argv)
-        runs = read_runs(args.runs)
+        all_flags, logs = read_folders(args.runs)
+        runs = by_name(all_flags, logs)
+        settings = differing_flags(all_flags, logs)
         summary_rows = summary(runs)
         correlation_rows = correlations(runs)
 
@@ -561,6 +524,8 @@ def main(argv=None):
             draw_plane(runs, args.out / "plane.png")
             draw_entropy(runs, args.out / "entropy.png")
             draw_accuracy(runs, args.out / "accuracy.png")
+            if settings:
+                draw_settings(settings, args.out / "settings.png")
         except ImportError:
             print("the figures were left out: they need matplotlib (pip install matplotlib)")
 

@@ -1,4 +1,5 @@
-"""Tests of figures.py on made runs: tables with known answers, names and colours, bad input.
+"""Tests of figures.py and labels.py on made runs: tables with known answers, names and colours,
+bad input.
 
     python -m pytest -q test_figures.py
 """
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import figures
+import labels
 from test_train import exit_status
 
 COLUMNS = ("epoch", "loss", *figures.SUMMARY)
@@ -69,7 +71,7 @@ def read_table(path, key):
 @pytest.fixture
 def tables_alone(monkeypatch):
     """Drawing takes seconds: here only the tables are looked at."""
-    for name in ("draw_dynamics", "draw_plane", "draw_entropy", "draw_accuracy"):
+    for name in ("draw_dynamics", "draw_plane", "draw_entropy", "draw_accuracy", "draw_settings"):
         monkeypatch.setattr(figures, name, lambda runs, png: None)
 
 
@@ -172,6 +174,31 @@ def test_a_relation_says_its_correlation(four_runs):
     assert len(axis.collections) == 3
 
 
+def test_accuracy_for_each_value_of_a_flag(tmp_path):
+    """Figure 17: two seeds of 60 epochs, one of 150; a flag that never differs is left out."""
+    made_run(tmp_path / "a", FLAGS | {"--epochs": 60}, 30)
+    made_run(tmp_path / "b", FLAGS | {"--epochs": 60, "--seed": 1}, 40)
+    made_run(tmp_path / "c", FLAGS | {"--epochs": 150}, 45)
+    made_run(tmp_path / "d", VICREG | {"--epochs": 150}, 20)
+    folders = [tmp_path / name for name in "abcd"]
+    settings = figures.differing_flags(*figures.read_folders(folders))
+    assert settings == {"--epochs": {"AdaDim": {60: [30, 40], 150: [45]}, "VICReg": {150: [20]}}}
+
+    axis = Figure().subplots()
+    figures.draw_setting(axis, settings["--epochs"], {"AdaDim": "red", "VICReg": "blue"})
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["60", "150"]
+    adadim, vicreg = axis.containers
+    assert list(adadim.lines[0].get_ydata()) == [35, 45]
+    assert list(vicreg.lines[0].get_ydata()) == [20]
+    assert run_figures(*folders, "--out", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "settings.png").stat().st_size > 5000
+
+
+def test_values_of_a_flag_are_in_their_order():
+    values = ["sgd", 150, 0.05, "20", None]
+    assert sorted(values, key=figures.numbers_first) == [0.05, "20", 150, None, "sgd"]
+
+
 def test_logs_of_other_lengths_and_columns(tmp_path):
     made_run(tmp_path / "whole", FLAGS)
     write_config(tmp_path / "other", FLAGS | {"--method": "other"})     # logs no metrics
@@ -235,20 +262,20 @@ def test_unfinished_folders_are_left_out(tmp_path, capsys):
     ({"--method": "byol", "--beta": -1.0, "--mi-scale": "1"}, "byol + I(R;Z), β −1"),
 ])
 def test_label(changes, expected):
-    assert figures.label(FLAGS | changes) == expected
+    assert labels.label(FLAGS | changes) == expected
 
 
 def test_labels_say_in_which_flags_runs_differ():
     narrow = FLAGS | {"--width": 8, "--seed": 3, "--out": "runs/b"}
-    assert figures.labels([FLAGS, narrow]) == ["AdaDim, --width 64", "AdaDim, --width 8"]
-    assert figures.labels([narrow, narrow | {"--seed": 4}]) == ["AdaDim", "AdaDim"]
+    assert labels.labels([FLAGS, narrow]) == ["AdaDim, --width 64", "AdaDim, --width 8"]
+    assert labels.labels([narrow, narrow | {"--seed": 4}]) == ["AdaDim", "AdaDim"]
     few = FLAGS | {"--limit-train": 100, "--baseline": True}
-    assert figures.labels([FLAGS, few]) == ["AdaDim", "AdaDim, --limit-train 100, --baseline"]
+    assert labels.labels([FLAGS, few]) == ["AdaDim", "AdaDim, --limit-train 100, --baseline"]
     # how often α is measured means something only where it is
     often = FLAGS | {"--alpha-every": 5}
-    assert figures.labels([FLAGS, often, VICREG]) == [
+    assert labels.labels([FLAGS, often, VICREG]) == [
         "AdaDim, --alpha-every 20", "AdaDim, --alpha-every 5", "VICReg"]
-    assert figures.labels([often, VICREG]) == ["AdaDim", "VICReg"]
+    assert labels.labels([often, VICREG]) == ["AdaDim", "VICReg"]
 
 
 def test_methods_own_defaults_are_not_spelled():
@@ -257,10 +284,10 @@ def test_methods_own_defaults_are_not_spelled():
     byol = FLAGS | {"--method": "byol", "--lr": 1.0, "--set": {"momentum": 0.99, "predictor": "8"}}
     slow = byol | {"--lr": 0.5}
     steady = byol | {"--set": {"momentum": 0.9, "predictor": "8"}}
-    assert figures.labels([adadim, byol]) == ["AdaDim", "byol"]
-    assert figures.labels([adadim, byol, slow]) == ["AdaDim", "byol, --lr 1", "byol, --lr 0.5"]
-    assert figures.labels([byol, steady]) == ["byol, momentum 0.99", "byol, momentum 0.9"]
-    assert figures.labels([adadim, byol | {"--width": 8}]) == [
+    assert labels.labels([adadim, byol]) == ["AdaDim", "byol"]
+    assert labels.labels([adadim, byol, slow]) == ["AdaDim", "byol, --lr 1", "byol, --lr 0.5"]
+    assert labels.labels([byol, steady]) == ["byol, momentum 0.99", "byol, momentum 0.9"]
+    assert labels.labels([adadim, byol | {"--width": 8}]) == [
         "AdaDim, --width 64", "byol, --width 8"]
 
 
@@ -276,7 +303,10 @@ def test_more_methods_than_colours():
     names = [f"method {i}" for i in range(len(figures.FREE_COLOURS) + 3)]
     colours = figures.colours(names)
     assert list(colours) == names
-    assert set(colours.values()) == set(figures.FREE_COLOURS)
+    assert len(set(colours.values())) == len(names)
+    assert set(colours.values()) > set(figures.FREE_COLOURS)
+    names = [f"method {i}" for i in range(100)]
+    assert len(set(figures.colours(names).values())) == 2 * len(figures.FREE_COLOURS)
 
 
 # --- bad input ------------------------------------------------------------------------------------
