@@ -22,6 +22,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import bench
+import bench_pieces
 import cli
 import train
 from images import core_count
@@ -117,11 +118,11 @@ def samples_per_second(start, args, device):
     step = start()
     for _ in range(AHEAD * args.workers + 1):
         step()
-    bench.finish(device)
+    bench_pieces.finish(device)
     began = time.perf_counter()
     for _ in range(args.steps):
         step()
-    bench.finish(device)
+    bench_pieces.finish(device)
     return args.steps * args.batch_size / (time.perf_counter() - began)
 
 

@@ -8,12 +8,14 @@ import json
 import shutil
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import bench
+import bench_pieces
 import capture
 import cli
 import compiling
@@ -78,21 +80,21 @@ def test_what_does_not_concern_the_step(capsys):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        one_core = bench.augmentation_on_one_core(16, n=4)
+        one_core = bench_pieces.augmentation_on_one_core(16, n=4)
         assert torch.get_num_threads() == 2         # it gives back what it found
     finally:
         torch.set_num_threads(threads)
     assert one_core["augment_views_per_s"] > 0 and one_core["pil_views_per_s"] > 0
-    streamed = bench.streaming(stored=60, crop=16, batch_size=8, batches=2)
+    streamed = bench_pieces.streaming(stored=60, crop=16, batch_size=8, batches=2)
     assert streamed["images_per_s"] > 0 and streamed["pil_images_per_s_one_core"] > 0
 
-    narrow, wide = bench.growth(CPU, batches=(8, 8), widths=(16, 64))
-    for name in bench.LOSSES:
+    narrow, wide = bench_pieces.growth(CPU, batches=(8, 8), widths=(16, 64))
+    for name in bench_pieces.LOSSES:
         assert narrow[f"{name}_ms"] > 0
     for name in ("info_nce", "vicreg", "adadim"):
         assert 8 * 16 * 4 <= narrow[f"{name}_bytes"] < wide[f"{name}_bytes"]
     found = {**one_core, "streamed": {60: streamed}, "losses": [narrow, wide]}
-    bench.show_the_rest(bench.SimpleNamespace(**found))
+    bench_pieces.show_pieces(SimpleNamespace(**found))
     assert len(capsys.readouterr().out.splitlines()) == 1 + 2 + 1 + 2 + 2
 
 
@@ -108,13 +110,13 @@ def test_flops_are_counted():
 
 def test_bytes_kept_are_counted():
     """x² keeps x, and the sum of the result keeps nothing: 4 bytes for each entry, once."""
-    assert bench.bytes_kept(lambda x: (x * x).sum(), torch.ones(3, 5)) == 3 * 5 * 4
+    assert bench_pieces.bytes_kept(lambda x: (x * x).sum(), torch.ones(3, 5)) == 3 * 5 * 4
 
 
 def test_functions_take_turns():
     calls = []
     functions = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
-    times = bench.seconds(functions, CPU, 2)
+    times = bench_pieces.seconds(functions, CPU, 2)
     assert "".join(calls) == "abababab"         # two of the four turns are to warm up
     assert times.keys() == functions.keys()
 
