@@ -21,7 +21,7 @@ import torch
 from losses import (matrices, matrix_mutual_information, normalize_rows, spectrum,
                     wasserstein_uniformity)
 
-PIECE = 1024        # rows that are compared with all others at a time
+PIECE = 256         # rows that are compared with all others at a time: faster than more or fewer
 
 
 # --- spectra ----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from optim import LEARNING_RATES
 
 METRIC_IMAGES = 10_000      # fixed random test images that the metrics are of, at most
 BANK_IMAGES = 2048          # fixed random training images that k-NN searches
-VIEW_IMAGES = 500           # fixed random test images whose views' alignment is measured
+VIEW_IMAGES = 256           # fixed random test images whose views' alignment is measured
 COLUMNS = (                 # of log.csv
     "probe_loss", "probe_top1", "probe_top5", "knn_top1", "erank_r", "erank_z", "h2_r", "h2_z",
     "mi", "uniformity_r", "uniformity_z", "w2_r", "w2_z", "eigs_r", "eigs_z", "var30_r",
