@@ -46,6 +46,7 @@ from models import all_finite, resnet
 from probe import METRIC_IMAGES, VIEW_IMAGES, encode_images, encode_views   # as while training
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)     # learning rates that the probe tries
+LIDAR_IMAGES = 1000         # LiDAR is below their number, and below p
 LIDAR_VIEWS = 10
 
 
@@ -374,9 +375,10 @@ def measure_views(data, nets, device):
     """Alignment and LiDAR, for which several views of an image are needed, as a dict."""
     n_test = len(data["test_x"])
     pairs = random_subset(n_test, VIEW_IMAGES, seed=0)
+    for_lidar = random_subset(n_test, LIDAR_IMAGES, seed=0)
     found = {}
     two_views = encode_views(data, pairs, 2, nets, device)
-    many_views = encode_views(data, pairs, LIDAR_VIEWS, nets, device)
+    many_views = encode_views(data, for_lidar, LIDAR_VIEWS, nets, device)
     for name, two, many in zip("rz", two_views, many_views):
         found[f"alignment_{name}"] = alignment(two[:, 0], two[:, 1]).item()
         found[f"lidar_{name}"] = lidar(many).item()
