@@ -137,7 +137,7 @@ def streaming(stored, crop=224, batch_size=64, batches=24):
             "pil_images_per_s_one_core": 1 / by_pil}
 
 
-# --- losses, as batch and width grow ---------------------------------------------------------------
+# --- losses, as batch and width grow ------------------------------------------------------------
 
 def growth(device, batches=(256, 256, 256, 1024, 4096), widths=(512, 2048, 8192, 2048, 2048)):
     """Each loss's time of value and gradient, and bytes kept in between: a row for each size."""

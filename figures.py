@@ -463,7 +463,8 @@ def draw_settings(settings, png):
     (n − 1) of its runs with that value, whatever else they differ in.
     """
     from matplotlib.figure import Figure
-    colour = colours({method: None for methods in settings.values() for method in methods})
+    every_method = dict.fromkeys(method for methods in settings.values() for method in methods)
+    colour = colours(every_method)
     figure = Figure(figsize=(5.5 * len(settings), 4.5), layout="constrained")
     axes = figure.subplots(1, len(settings), sharey=True, squeeze=False)
     for axis, (flag, methods) in zip(axes.flat, settings.items()):
