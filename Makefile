@@ -26,18 +26,18 @@ uniformity: $(INSTALLED)
 
 TRIES = 200
 torture: $(INSTALLED)
-	$(PYTHON) torture.py --tries $(TRIES)
+	$(PYTHON) -m tools.torture --tries $(TRIES)
 
 # two halves side by side, a core each
+RUNS = tests/test_train.py tests/test_methods.py tests/test_stability.py tests/test_study.py
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --keep-going --jobs=2 test-runs test-rest
 
 test-runs: $(INSTALLED)
-	$(PYTHON) -m pytest -q test_train.py test_methods.py test_stability.py test_study.py
+	$(PYTHON) -m pytest -q $(RUNS)
 
 test-rest: $(INSTALLED)
-	$(PYTHON) -m pytest -q --ignore=test_train.py --ignore=test_methods.py \
-	    --ignore=test_stability.py --ignore=test_study.py
+	$(PYTHON) -m pytest -q $(RUNS:%=--ignore=%)
 
 .venv/installed: requirements.txt
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'

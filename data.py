@@ -23,10 +23,10 @@ from PIL import Image, ImageDraw
 from torchvision.utils import make_grid
 
 from augment import AUGMENTATIONS, DRAWS, augment, augment_with, normalise
-from cli import BadInput, Parser, make_output_folder, one_line_errors, whole_number
-from datasets import DATASETS, fit, read_dataset
-from distributed import RANK, WORLD_SIZE
-from images import (PlannedBatch, decode_all, list_images, machine_memory, mixed_seed,
+from plumbing.cli import BadInput, Parser, make_output_folder, one_line_errors, whole_number
+from plumbing.datasets import DATASETS, fit, read_dataset
+from plumbing.distributed import RANK, WORLD_SIZE
+from plumbing.images import (PlannedBatch, decode_all, list_images, machine_memory, mixed_seed,
                     random_subset, resize_files, stream_crops)
 
 STATISTICS_IMAGES = 2048        # of a list of files, for mean and standard deviation

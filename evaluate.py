@@ -32,13 +32,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import cli
-import run
+from plumbing import cli
+from plumbing import run
 from baselines import METHODS
-from cli import BadInput
+from plumbing.cli import BadInput
 from data import load, pick
-from datasets import DATASETS
-from images import random_subset
+from plumbing.datasets import DATASETS
+from plumbing.images import random_subset
 from metrics import (alignment, knn_accuracy, lidar, representation_metrics, standard_error,
                      top_k_accuracy)
 from methods import Method

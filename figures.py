@@ -23,10 +23,10 @@ from pathlib import Path
 
 import torch
 
-from cli import BadInput, Parser, one_line_errors
-from labels import SPELLED, is_number, label, labels, other_flags, spelled
+from plumbing.cli import BadInput, Parser, one_line_errors
+from plumbing.labels import SPELLED, is_number, label, labels, other_flags, spelled
 from metrics import pearson
-from run import last_value, read_config, read_log, write_whole
+from plumbing.run import last_value, read_config, read_log, write_whole
 
 # A panel is a title and its lines: what the legend calls a line → its column of log.csv.
 RUN_PANELS = {

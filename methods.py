@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from cli import BadInput, Parser, checked, matching
-from distributed import gather_at_once
+from plumbing.cli import BadInput, Parser, checked, matching
+from plumbing.distributed import gather_at_once
 from losses import adadim, matrix_mutual_information, wasserstein_uniformity
 from metrics import effective_rank, uniformity
 from models import mlp

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import distributed
+from plumbing import distributed
 from augment import augment
 from data import pixels
-from images import random_subset
+from plumbing.images import random_subset
 from metrics import alignment, knn_accuracy, representation_metrics, top_k_accuracy
 from models import encode
 from optim import LEARNING_RATES

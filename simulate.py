@@ -33,7 +33,7 @@ from pathlib import Path
 
 import torch
 
-import cli
+from plumbing import cli
 import losses
 from losses import info_nce, vicreg
 

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import train
 from baselines import METHODS
-from cli import (BadInput, Parser, device_name, one_line_errors, split_arguments,
+from plumbing.cli import (BadInput, Parser, device_name, one_line_errors, split_arguments,
                  whole_number)
-from images import core_count
-from process import Signals
-from run import read_config, read_log
+from plumbing.images import core_count
+from plumbing.process import Signals
+from plumbing.run import read_config, read_log
 
 FOUR_METHODS = {
     "VICReg": "--alpha 0 --beta 0",

@@ -25,27 +25,27 @@ from pathlib import Path
 
 import torch
 
-import compiling
-import distributed
+from plumbing import compiling
+from plumbing import distributed
 import probe
-import run
+from plumbing import run
 from augment import AUGMENTATIONS, augment_with
 from baselines import METHODS
-from cli import (BadInput, Parser, device_name, fast_precision, layer_sizes, number, open_device,
-                 show_progress, whole_number)
+from plumbing.cli import (BadInput, Parser, device_name, fast_precision, layer_sizes, number,
+                          open_device, show_progress, whole_number)
 from data import batches_of_views, fingerprint, load, plan_batches, to_device
-from datasets import DATASETS
-from distributed import RANK, WORLD_SIZE
+from plumbing.datasets import DATASETS
+from plumbing.distributed import RANK, WORLD_SIZE
 from figures import draw_run
-from images import memory_for_images, mixed_seed
+from plumbing.images import memory_for_images, mixed_seed
 from methods import (all_methods, alpha_type, check_method_flags, chosen_method, read_settings,
                      three_weights, weight_type)
 from models import RESNETS, memory_layout, resnet
 from optim import LEARNING_RATES, clip_gradient, make_optimizer
 from probe import Learner
-from process import (Signals, StatusLine, check_evaluation, check_losses, check_weights, describe,
-                     epoch_line, last_lines, note_of_precision, note_of_threads, orderly_end,
-                     warn_of_few)
+from plumbing.process import (Signals, StatusLine, check_evaluation, check_losses, check_weights,
+                              describe, epoch_line, last_lines, note_of_precision,
+                              note_of_threads, orderly_end, warn_of_few)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FOR_METHODS = 2     # sets random numbers of methods apart from those of views and crops

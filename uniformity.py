@@ -32,7 +32,7 @@ from pathlib import Path
 
 import torch
 
-import cli
+from plumbing import cli
 import metrics
 import simulate
 from losses import cosine_kernel, normalize_rows, renyi_entropy, wasserstein_uniformity

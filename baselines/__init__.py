@@ -26,10 +26,10 @@ import math
 import torch
 from torch import nn
 
-from baseline_losses import (barlow_twins, byol, cosines, deepcluster_v2, dino, moco_v2, moco_v3,
+from baselines.losses import (barlow_twins, byol, cosines, deepcluster_v2, dino, moco_v2, moco_v3,
                              nnclr, ressl, sigreg, simsiam, sinkhorn, swav)
-from cli import checked, layer_sizes, number, whole_number
-from distributed import gather, mean
+from plumbing.cli import checked, layer_sizes, number, whole_number
+from plumbing.distributed import gather, mean
 from losses import normalize_rows
 from methods import METHODS, Method, Setting, both_views
 from models import mlp

@@ -10,8 +10,8 @@ import time
 
 import torch
 
-import distributed
-from process import duration
+from plumbing import distributed
+from plumbing.process import duration
 
 TRIAL_STEPS = 5
 LEAST_SECONDS = 30      # that compiling takes

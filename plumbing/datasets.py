@@ -19,9 +19,9 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100, STL10
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
-from cli import BadInput
-from images import in_parallel, is_image, list_images, random_subset, read_sizes
-from shapes import load_shapes
+from plumbing.cli import BadInput
+from plumbing.images import in_parallel, is_image, list_images, random_subset, read_sizes
+from plumbing.shapes import load_shapes
 
 # --- the table --------------------------------------------------------------------------------
 # The paper's datasets [Table 16]. layout: how the files lie. size: of the images, in pixels (of

@@ -24,9 +24,9 @@ import torch
 from PIL import Image, ImageOps         # comes with torchvision
 from torch.utils.data import DataLoader, Dataset
 
-import distributed
+from plumbing import distributed
 from augment import AUGMENTATIONS, random_boxes
-from cli import SIGNALS, show_progress
+from plumbing.cli import SIGNALS, show_progress
 
 BATCH = 64              # files that a worker process decodes at a time
 FEW_FILES = 2000        # up to so many are decoded here: starting workers would take longer

@@ -1,6 +1,6 @@
 """What runs are called beside each other, by the flags in their config.json.
 
-    from labels import labels
+    from plumbing.labels import labels
     labels([config["flags"] for config in configs])     # ["VICReg", "AdaDim, --width 8", …]
 
 Never by their folder's name; the seed plays no part: runs that differ in it alone are one method.

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from cli import SIGNALS, BadInput, is_fast, one_line_errors, show_progress
+from plumbing.cli import SIGNALS, BadInput, is_fast, one_line_errors, show_progress
 from data import left_out
-from distributed import RANK, WORLD_SIZE
+from plumbing.distributed import RANK, WORLD_SIZE
 from metrics import standard_error
 from models import all_finite
 

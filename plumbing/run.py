@@ -8,7 +8,7 @@
     backbone.pt     the trained encoder, in the format of torchvision's ResNet
     dynamics.png    accuracy, α, effective rank and I(R;Z) over the epochs
 
-    from run import last_value, read_config, read_log
+    from plumbing.run import last_value, read_config, read_log
     log = read_log("runs/demo/log.csv")             # {column: [a number per epoch]}
     print(read_config("runs/demo")["flags"]["--alpha"], last_value(log, "probe_top1"))
 
@@ -33,8 +33,8 @@ import numpy
 import torch
 import torchvision
 
-from cli import BadInput
-from distributed import RANK, WORLD_SIZE
+from plumbing.cli import BadInput
+from plumbing.distributed import RANK, WORLD_SIZE
 
 LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "previous.pt", "backbone.pt", "dynamics.png",
                "evaluation.json", "events.out.*")
@@ -178,7 +178,7 @@ def flags_of(args):
 
 def git_commit():
     """The commit of this code, with "+" where files differ from it; None outside a repository."""
-    here = Path(__file__).parent
+    here = Path(__file__).parent.parent
     try:
         commit = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], timeout=10,
                                 capture_output=True, text=True, check=True).stdout.strip()

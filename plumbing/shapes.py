@@ -1,6 +1,6 @@
 """Images that need no file: drawings of ten shapes. The class is the shape; all else is random.
 
-    from shapes import load_shapes
+    from plumbing.shapes import load_shapes
     data = load_shapes()        # what train.py --dataset shapes trains on
 """
 import math

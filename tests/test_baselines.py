@@ -3,7 +3,7 @@
 Each loss against its formula in float64, written as loops; who receives gradients and who must
 not; momentum networks, queues and k-means by hand; and every method trained by train.py.
 
-    python -m pytest -q test_baselines.py
+    python -m pytest -q tests/test_baselines.py
 """
 import functools
 import math
@@ -22,12 +22,10 @@ from losses import wasserstein_uniformity
 from methods import weight_at
 from metrics import effective_rank
 from models import encode
-from run import load_checkpoint, read_log
-from shapes import SHAPES, draw_shapes
-from test_losses import close, randn, shuffled
-from test_methods import stop_at
-from test_train import (SMALL, assert_same_run, generator, run, shapes_folder,
-                        whole_and_halves)
+from plumbing.run import load_checkpoint, read_log
+from plumbing.shapes import SHAPES, draw_shapes
+from tests.helpers import (SMALL, run, assert_same_run, generator, shapes_folder,
+                           whole_and_halves, stop_at, close, randn, shuffled)
 
 NAMES = [name for name in METHODS if name != "adadim"]
 # small networks: what each method has beside the encoder and the projector
@@ -787,8 +785,9 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import nn
-import probe, train, test_baselines
-from distributed import RANK, WORLD_SIZE
+import probe, train
+from tests import test_baselines
+from plumbing.distributed import RANK, WORLD_SIZE
 
 if WORLD_SIZE > 1:
     dist.init_process_group("gloo")

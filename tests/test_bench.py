@@ -1,6 +1,6 @@
 """Tests of bench.py, and of what is fast: no timed tests, for machines differ.
 
-    python -m pytest -q test_bench.py
+    python -m pytest -q tests/test_bench.py
 """
 import copy
 import functools
@@ -14,19 +14,19 @@ import pytest
 import torch
 from torch import nn
 
-import bench
-import bench_pieces
-import capture
-import cli
-import compiling
-import peer
+from tools import bench
+from tools import bench_pieces
+from tools import capture
+from plumbing import cli
+from plumbing import compiling
+from tools import peer
 import probe
 import train
 from augment import DRAWS, augment_with
 from losses import info_nce, vicreg
 from methods import AdaDim
-from test_gpu import done_again
-from test_train import equal
+from tests.helpers import equal
+from tests.test_gpu import done_again
 
 CPU = torch.device("cpu")
 SMALL = ("--width 2 --projector 16-8 --batch-size 8 --image-size 16 --steps 1 --device cpu "

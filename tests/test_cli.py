@@ -1,6 +1,6 @@
 """Property-based tests of the command lines: whatever is typed, no traceback, no odd exit status.
 
-    python -m pytest -q test_cli.py
+    python -m pytest -q tests/test_cli.py
 """
 import contextlib
 import importlib
@@ -13,10 +13,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import cli
+from plumbing import cli
 import train
 from baselines import METHODS
-from test_train import SMALL
+from tests.helpers import SMALL
 
 # each script, and what its main would spend its time with
 WORK = {
@@ -37,11 +37,16 @@ REPEATABLE = settings(deadline=None, derandomize=True,
                       suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+def module_of(script):
+    tools = ("bench", "peer", "stability", "torture")
+    return importlib.import_module(f"tools.{script}" if script in tools else script)
+
+
 def flags_of(script):
     """All flags that --help names."""
     told = io.StringIO()
     with contextlib.redirect_stdout(told), pytest.raises(SystemExit):
-        importlib.import_module(script).main(["--help"])
+        module_of(script).main(["--help"])
     return sorted(set(re.findall(r"--[a-z0-9][a-z0-9-]*", told.getvalue())))
 
 
@@ -63,7 +68,7 @@ def outcome(main, words):
 def test_whatever_is_typed(script, data, tmp_path, monkeypatch):
     """Everything but the work itself: flags are read, checked, and refused in one line."""
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(script)
+    module = module_of(script)
     for name in WORK[script]:
         monkeypatch.setattr(module, name, lambda *args, **kwargs: {})
     flag = st.sampled_from(flags_of(script))

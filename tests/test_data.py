@@ -1,6 +1,6 @@
 """Tests of data.py, datasets.py and images.py.
 
-    python -m pytest -q test_data.py
+    python -m pytest -q tests/test_data.py
 
 Every dataset is read from small files in its official format, right and damaged, downloaded
 from a server of the test's own.
@@ -29,14 +29,14 @@ import torchvision
 from PIL import Image
 
 import data
-import datasets
+from plumbing import datasets
 import evaluate
-import images
+from plumbing import images
 import train
 from augment import DRAWS, augment_with, normalise, random_resized_crop
-from cli import BadInput
-from run import load_checkpoint, read_log
-from test_train import TINY, equal, generator, run, save_images, start, wait_for_epoch
+from plumbing.cli import BadInput
+from plumbing.run import load_checkpoint, read_log
+from tests.helpers import ROOT, TINY, run, start, wait_for_epoch, equal, generator, save_images
 
 NARROW = ("--width", 8, "--precision", "fp32")
 
@@ -721,7 +721,7 @@ def test_an_unexpected_exception_ends_a_streamed_run(small_photos, tmp_path):
                       "train.probe.evaluate = evaluate\ntrain.main(sys.argv[1:])\n")
     command = [sys.executable, script, *STREAMED, "--data-dir", small_photos, "--batch-size", "12",
                "--epochs", "3", "--eval-every", "1", "--out", tmp_path / "run"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run([str(word) for word in command], env=environment, capture_output=True,
                            text=True, timeout=120)
     assert ended.returncode == 1 and "a mistake" in ended.stderr

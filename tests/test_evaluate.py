@@ -1,6 +1,6 @@
 """Tests of evaluate.py: the probe against known answers; the program on a run, weights, features.
 
-    python -m pytest -q test_evaluate.py
+    python -m pytest -q tests/test_evaluate.py
 """
 import json
 import os
@@ -13,12 +13,12 @@ import torchvision
 
 import evaluate
 import train
-from cli import BadInput
+from plumbing.cli import BadInput
 from evaluate import linear_probe, load_run, share_of_labels, train_layers
 from metrics import effective_rank, lidar
-from run import last_value, read_log
-from shapes import draw_shapes
-from test_train import exit_status, save_images
+from plumbing.run import last_value, read_log
+from plumbing.shapes import draw_shapes
+from tests.helpers import exit_status, save_images
 
 SCALES = torch.logspace(-1.5, 1.5, 6)       # of the features below: they differ by a thousand
 

@@ -1,7 +1,7 @@
 """Tests of figures.py and labels.py on made runs: tables with known answers, names and colours,
 bad input.
 
-    python -m pytest -q test_figures.py
+    python -m pytest -q tests/test_figures.py
 """
 import csv
 import json
@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import figures
-import labels
-from test_train import exit_status
+from plumbing import labels
+from tests.helpers import exit_status
 
 COLUMNS = ("epoch", "loss", *figures.SUMMARY)
 FLAGS = {       # AdaDim as published

@@ -1,6 +1,6 @@
 """Tests of a GPU against the CPU: the same inputs, the same results to stated tolerances.
 
-    python -m pytest -q test_gpu.py          skipped where there is no CUDA
+    python -m pytest -q tests/test_gpu.py          skipped where there is no CUDA
 
 A GPU adds in another order, so float32 agrees to about 1e-5 in a formula and to 1e-3 in a network's
 gradient; each tolerance stands where it is used. ADADIM_TEST_DEVICE=cpu runs the same functions
@@ -13,13 +13,12 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-import capture
+from tools import capture
 import losses
 import metrics
 import probe
@@ -28,9 +27,9 @@ from augment import DRAWS, augment_with
 from methods import AdaDim
 from models import encode, resnet
 from optim import LARS, clip_gradient
-from run import load_checkpoint, read_log
+from plumbing.run import load_checkpoint, read_log
+from tests.helpers import ROOT
 
-HERE = Path(__file__).parent
 DEVICE = os.environ.get("ADADIM_TEST_DEVICE", "cuda")
 CPU = torch.device("cpu")
 
@@ -358,7 +357,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 import methods, probe, train
-from distributed import RANK, WORLD_SIZE
+from plumbing.distributed import RANK, WORLD_SIZE
 
 device = torch.device(sys.argv[2])
 torch.manual_seed(0)
@@ -391,7 +390,7 @@ def test_two_processes_on_one_gpu(device, tmp_path):
     """Losses and every gradient equal those of one process to 1e-4."""
     script = tmp_path / "halves.py"
     script.write_text(HALVES)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     for launcher in ([], torchrun):
         command = [sys.executable, *launcher, str(script), str(tmp_path), device.type]

@@ -3,7 +3,7 @@
 BYOL (a momentum network, a predictor) and DeepCluster v2 (a memory of all embeddings, k-means
 once per epoch) are written here in short, and trained, stopped and resumed by train.py as it is.
 
-    python -m pytest -q test_methods.py
+    python -m pytest -q tests/test_methods.py
 """
 import copy
 import math
@@ -19,14 +19,14 @@ from torch import nn
 
 import methods
 import train
-from distributed import gather
+from plumbing.distributed import gather
 from losses import normalize_rows, vicreg
 from methods import AdaDim, Method, StepResult, alpha_at
 from metrics import effective_rank
 from models import mlp
-from run import load_checkpoint, read_log
-from test_train import (TINY, assert_same_run, generator, kill_rank_one, run, torchrun,
-                        wait_for_epoch)
+from plumbing.run import load_checkpoint, read_log
+from tests.helpers import (TINY, run, wait_for_epoch, assert_same_run, generator, torchrun,
+                           kill_rank_one, stop_at)
 
 
 class Byol(Method):
@@ -93,18 +93,6 @@ class DeepCluster(Method):
         self.memory[kept["index"]] = kept["z"]
 
 
-def stop_at(monkeypatch, step):
-    """The training's learning rate raises KeyboardInterrupt at this step, as Ctrl-C would."""
-    honest = train.learning_rate
-
-    def interrupted(at, *rest):
-        if at == step:
-            raise KeyboardInterrupt
-        return honest(at, *rest)
-
-    monkeypatch.setattr(train, "learning_rate", interrupted)
-
-
 @pytest.mark.parametrize("method", [Byol, DeepCluster, AdaDim])
 def test_any_method_resumes_exactly(method, tmp_path, monkeypatch):
     """Stopped in the third of four epochs and resumed, it ends as if it was left alone."""
@@ -146,7 +134,7 @@ def test_two_processes_share_a_method_and_one_goes_on_without_the_other(tmp_path
     The memory is whole on the first process: every image's place was written.
     """
     script, out = tmp_path / "deepcluster.py", tmp_path / "run"
-    script.write_text("import train, methods, test_methods\n"
+    script.write_text("import train, methods\nfrom tests import test_methods\n"
                       "methods.METHODS['deepcluster'] = test_methods.DeepCluster\n"
                       "train.main()\n")
     flags = [*TINY, "--epochs", 30, "--eval-every", 30, "--lr", 0.05, "--method", "deepcluster",

@@ -1,6 +1,6 @@
 """Tests of the label-free measures in metrics.py: closed forms, float64 oracles, invariances.
 
-    python -m pytest -q test_metrics.py      (the metrics of AdaDim's paper are in test_losses.py)
+    python -m pytest -q tests/test_metrics.py      (the metrics of AdaDim's paper are in test_losses.py)
 """
 import math
 

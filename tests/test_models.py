@@ -1,6 +1,6 @@
 """Tests of shapes.py, augment.py and models.py: images and networks against torchvision's.
 
-    python -m pytest -q test_models.py
+    python -m pytest -q tests/test_models.py
 """
 import pytest
 import torch
@@ -8,7 +8,7 @@ import torchvision
 from torchvision.transforms import functional as tvf
 
 import augment as augmentation
-import shapes
+from plumbing import shapes
 from metrics import knn_accuracy
 from models import encode, mlp, resnet
 

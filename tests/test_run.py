@@ -1,6 +1,6 @@
 """Tests of run.py and process.py: checkpoints, the log, the folder's lock, signals.
 
-    python -m pytest -q test_run.py
+    python -m pytest -q tests/test_run.py
 """
 import os
 import signal
@@ -11,10 +11,11 @@ import time
 import pytest
 import torch
 
-import process
-import run
-from cli import BadInput
-from run import CHECKPOINT_TYPES, Checkpoints, Log, load_checkpoint, reserved
+from plumbing import process
+from plumbing import run
+from plumbing.cli import BadInput
+from tests.helpers import ROOT
+from plumbing.run import CHECKPOINT_TYPES, Checkpoints, Log, load_checkpoint, reserved
 
 WHOLE = {"epoch": 3, "step": 5, "step_logs": torch.ones(5, 2), "seconds": 1.5,
          "rows": [{"epoch": 1.0}], "config": {"--lr": 0.4}, "facts": {}, "learner": {},
@@ -108,7 +109,7 @@ def test_the_log_refuses_another_process_and_epochs_out_of_order(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-import run
+from plumbing import run
 with run.reserved(Path(sys.argv[1]), resume=True, overwrite=False):
     print("here", flush=True)
     time.sleep(60)
@@ -121,7 +122,7 @@ def test_who_comes_second_is_told_whose_the_folder_is(tmp_path):
     fork = HOLD.replace("    print", "    import os\n    if os.fork() == 0:\n"
                         "        time.sleep(3)\n        os._exit(0)\n    print")
     holder = subprocess.Popen([sys.executable, "-c", fork, str(out)], stdout=subprocess.PIPE,
-                              cwd=os.path.dirname(run.__file__))
+                              cwd=ROOT)
     assert holder.stdout.readline() == b"here\n"
     (out / "last.pt.99.part").write_bytes(b"of a process that was killed")
     with pytest.raises(BadInput, match=f"in .*run .process {holder.pid} on .*, since 20"):

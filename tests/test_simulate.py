@@ -1,6 +1,6 @@
 """Tests of simulate.py: its functions against closed forms, and the script itself.
 
-    python -m pytest -q test_simulate.py
+    python -m pytest -q tests/test_simulate.py
 """
 import csv
 import math

@@ -1,16 +1,16 @@
 """Tests of stability.py: that it trains as train.py does, sees what goes wrong, and goes on.
 
-    python -m pytest -q test_stability.py
+    python -m pytest -q tests/test_stability.py
 """
 import csv
 
 import pytest
 import torch
 
-import stability
+from tools import stability
 from data import load
-from run import read_log
-from test_train import SMALL, TINY, exit_status, run, small_images
+from plumbing.run import read_log
+from tests.helpers import SMALL, TINY, SMALL_IMAGES, exit_status, run
 
 
 def run_grid(*arguments):
@@ -38,7 +38,7 @@ def test_it_trains_as_train_does(tmp_path):
     assert run(*words, "--out", tmp_path / "run") == 0
     log = read_log(tmp_path / "run" / "log.csv")
     args = stability.train.parse_args(words)
-    images = load("folder", small_images(), limit_train=256)
+    images = load("folder", SMALL_IMAGES, limit_train=256)
     found = stability.short_training(args, images, torch.device("cpu"), 300, 60)
     assert found["end"] == "trains" and found["steps"] == found["of"] == 6
     assert found["last_loss"] == f"{log['loss'][-1]:.4g}"
@@ -51,7 +51,7 @@ def test_the_guard_keeps_a_wide_projector_alive(tmp_path):
     out = tmp_path / "table.csv"
     flags = ("--arch resnet18 --width 16 --projector 2048-2048-2048 --lr 0.1 --limit-train 2048 "
              "--epochs 2 --precision fp32").split()
-    assert run_grid("--dataset", "folder", "--data-dir", small_images(), "--device", "cpu",
+    assert run_grid("--dataset", "folder", "--data-dir", SMALL_IMAGES, "--device", "cpu",
                     "--steps", 8, "--out", out, "--", *flags) == 0
     ends = {row["guard"]: row["end"] for row in table(out)}
     assert ends["with"] == "trains"
@@ -61,7 +61,7 @@ def test_the_guard_keeps_a_wide_projector_alive(tmp_path):
 def test_a_broken_training_is_seen_and_the_table_goes_on(tmp_path, capsys):
     """A learning rate at which nothing can train; then more of the same grid, nothing twice."""
     out = tmp_path / "table.csv"
-    data = ["--dataset", "folder", "--data-dir", small_images(), "--device", "cpu", "--out", out]
+    data = ["--dataset", "folder", "--data-dir", SMALL_IMAGES, "--device", "cpu", "--out", out]
     flags = [*SMALL, *"--arch resnet18 --width 2 --projector 8-8 --limit-train 64".split(),
              *"--batch-size 32 --epochs 2 --lr 1e20".split()]
     assert run_grid(*data, "--guards", "with", "--", *flags) == 1

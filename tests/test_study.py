@@ -1,6 +1,6 @@
 """Tests of study.py: its grids, what it takes for finished, and a study of three short runs.
 
-    python -m pytest -q test_study.py
+    python -m pytest -q tests/test_study.py
 """
 import json
 import os
@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import study
-from test_train import SMALL, exit_status, wait_for_epoch
 from train import parse_args
+from tests.helpers import SMALL, exit_status, wait_for_epoch
 
 SHORT = [word for word in SMALL if word not in ("--device", "cpu")]     # a study names devices
 SHORT += ("--arch resnet18 --width 2 --projector 8-8 --limit-train 128 --batch-size 64 "

@@ -1,6 +1,6 @@
 """The quick form of torture.py.
 
-    python -m pytest -q test_torture.py
+    python -m pytest -q tests/test_torture.py
 """
 import subprocess
 import sys
@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import ROOT
+
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs fork and /proc")
 def test_nothing_is_lost():
-    script = Path(__file__).with_name("torture.py")
-    tried = subprocess.run([sys.executable, script, "--tries", "3", "--only",
-                            "kills,pairs,damage,disks,rivals"], capture_output=True, text=True)
+    tried = subprocess.run([sys.executable, "-m", "tools.torture", "--tries", "3",
+                            "--only", "kills,pairs,damage,disks,rivals"],
+                           capture_output=True, text=True, cwd=ROOT)
     assert tried.returncode == 0, tried.stdout + tried.stderr
     assert "kills: 3 tried, 3 survived" in tried.stdout

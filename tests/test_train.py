@@ -1,10 +1,7 @@
 """Tests of train.py and what it stands on: whole runs, end to end, on small drawn images.
 
-    python -m pytest -q test_train.py
+    python -m pytest -q tests/test_train.py
 """
-import atexit
-import csv
-import functools
 import json
 import math
 import os
@@ -14,8 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -23,113 +18,14 @@ import torch
 from PIL import Image
 
 import evaluate
-import shapes
 import train
-from cli import BadInput
+from plumbing.cli import BadInput
 from models import resnet
-from process import check_losses
-from run import load_checkpoint, read_config, read_log
-
-HERE = Path(__file__).parent
-torch.set_num_threads(1)        # as the processes that are started here: the same bits
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def save_images(folder, images):
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:05}.png")
-
-
-def shapes_folder(root, names, n_train, n_test, size):
-    """Drawn shapes of some classes as an image folder."""
-    per_class = (n_train + n_test) // len(names)
-    x, y = shapes.draw_shapes(2 * per_class * len(shapes.SHAPES), generator(), size)
-    for name in names:
-        images = x[y == shapes.SHAPES.index(name)]
-        save_images(root / "train" / name, images[:n_train // len(names)])
-        save_images(root / "test" / name, images[n_train // len(names):per_class])
-
-
-@functools.cache
-def small_images():
-    """A folder of 16-pixel images of four classes: 2,400 to train on, 600 to test."""
-    folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder)
-    shapes_folder(Path(folder), ("disc", "cross", "bar", "dots"), 2400, 600, 16)
-    return folder
-
-
-SMALL = f"--dataset folder --data-dir {small_images()} --device cpu --precision fp32".split()
-TINY = [*SMALL, *("--arch resnet18 --width 2 --projector 16-16 --limit-train 256 "
-                  "--batch-size 64 --alpha-every 2 --epochs 4 --eval-every 4 "
-                  "--warmup-epochs 0.8 --save-minutes 0").split()]
-
-
-def exit_status(main, *arguments):
-    """Of a script's main with these arguments, in this process; 0 where it returns."""
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
-    return 0
-
-
-def run(*flags, figure=False):
-    """train.py's main, in this process: its exit status, 0 where it returns."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not figure:      # drawing it would take longer than most trainings here
-            patch.setattr(train, "draw_run", lambda log, png: None)
-        return exit_status(train.main, *flags)
-
-
-def start(*command, **settings):
-    """train.py as a process of its own, on one thread."""
-    command = [sys.executable, HERE / "train.py", *command]
-    return subprocess.Popen([str(word) for word in command], text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                            **settings)
-
-
-def wait_for_epoch(log, epoch, process, seconds=120):
-    """Until a run's log has this many epochs, or its process has ended."""
-    deadline = time.time() + seconds
-    while time.time() < deadline and process.poll() is None:
-        if log.exists() and log.read_text().count("\n") > epoch:
-            return
-        time.sleep(0.002)
-
-
-def equal(a, b):
-    """Whether two values of checkpoints are the same, bit for bit."""
-    if torch.is_tensor(a):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
-
-
-def rows_without_times(log):
-    times = ("seconds", "samples_per_s")
-    with open(log) as file:
-        rows = list(csv.DictReader(file))
-    return [{name: row[name] for name in row if name not in times} for row in rows]
-
-
-def assert_same_run(one, other):
-    """Two runs' checkpoints and logs are the same, but for the times."""
-    a, b = load_checkpoint(one / "last.pt"), load_checkpoint(other / "last.pt")
-    for key in ("epoch", "config", "learner", "optimizer", "scaler"):
-        if key == "config":
-            del a[key]["--out"], b[key]["--out"], a[key]["--resume"], b[key]["--resume"]
-        assert equal(a[key], b[key]), key
-    assert rows_without_times(one / "log.csv") == rows_without_times(other / "log.csv")
-
+from plumbing.process import check_losses
+from plumbing.run import load_checkpoint, read_config, read_log
+from tests.helpers import (ROOT, SMALL, TINY, run, start, wait_for_epoch, equal,
+                           rows_without_times, assert_same_run, save_images, shapes_folder,
+                           whole_and_halves)
 
 # --- does it learn, and may it be trusted? ----------------------------------------------------
 
@@ -371,7 +267,7 @@ def test_a_stopped_run_says_how_to_go_on_and_resumes_exactly(tmp_path):
     assert "\r" not in out
     assert process.returncode == 143 and err.count("\n") == 1
     to_type = shlex.split(err.split("go on with: ")[1])
-    assert to_type[:2] == [sys.executable, str(HERE / "train.py")]
+    assert to_type[:2] == [sys.executable, str(ROOT / "train.py")]
     assert to_type[-1] == "--resume"
     assert load_checkpoint(cut / "last.pt")["epoch"] >= 1      # though none was due
 
@@ -465,7 +361,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 import methods, probe, train
-from distributed import RANK, WORLD_SIZE
+from plumbing.distributed import RANK, WORLD_SIZE
 
 torch.manual_seed(0)
 args = train.parse_args("--dataset shapes --alpha 0.4 --beta 2 --w2-weight 0.7".split())
@@ -489,26 +385,6 @@ torch.save(found, f"{sys.argv[1]}/{WORLD_SIZE}-{RANK}.pt")
 """
 
 
-def torchrun(*command, **settings):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--nproc_per_node=2", *map(str, command)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True,
-                            **settings)
-
-
-def whole_and_halves(code, folder):
-    """What a script found as the only process, and on each of two; see HALVES."""
-    script = folder / "halves.py"
-    script.write_text(code)
-    two = torchrun(script, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [str(script), str(folder)])
-        exec(code, {})                  # in this process, the only one
-    assert two.wait() == 0, two.stderr.read()
-    return torch.load(folder / "1-0.pt"), [torch.load(folder / f"2-{rank}.pt") for rank in (0, 1)]
-
-
 def test_two_processes_equal_one(tmp_path):
     """Losses, the embeddings on which α is measured, and every gradient, to 1e-5."""
     whole, halves = whole_and_halves(HALVES, tmp_path)
@@ -517,18 +393,6 @@ def test_two_processes_equal_one(tmp_path):
         for name, value in whole.items():
             assert value.abs().max() > 1e-3, name
             assert torch.allclose(value, half[name], rtol=1e-5, atol=1e-5), name
-
-
-def kill_rank_one(word):
-    """Kills torchrun's second process among those with this word in their command line."""
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            variables = environment.read_bytes().split(b"\0")
-            command = (environment.parent / "cmdline").read_bytes()
-            if b"RANK=1" in variables and word.encode() in command:
-                os.kill(int(environment.parent.name), signal.SIGKILL)
-        except OSError:
-            pass
 
 
 # --- bad input --------------------------------------------------------------------------------
@@ -623,7 +487,7 @@ def test_tensorboard_is_optional(tmp_path, capsys, monkeypatch):
 
 def readmes_python(word):
     """The README's one Python example with this word in it."""
-    readme = (HERE / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python\n(.*?)```", readme, re.S)
     found, = [example for example in examples if word in example]
     return found
@@ -671,7 +535,7 @@ def test_readmes_own_method_trains(tmp_path):
     """The README's method, a file of its own, is trained from the command line and logged."""
     (tmp_path / "spectral.py").write_text(readmes_python("class Spectral"))
     out = tmp_path / "run"
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, tmp_path / "spectral.py", *TINY, "--method", "spectral",
                "--out", out]
     subprocess.run([str(word) for word in command], check=True, env=environment)

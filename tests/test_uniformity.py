@@ -1,6 +1,6 @@
 """Tests of uniformity.py: samples and properties by hand, and that its checks can fail.
 
-    python -m pytest -q test_uniformity.py
+    python -m pytest -q tests/test_uniformity.py
 """
 import csv
 import math

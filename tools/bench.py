@@ -1,9 +1,9 @@
 """How fast this is: the training step beside bare networks, other losses and PIL, in one run.
 
-    python bench.py                     ResNet-18 and batches of 256 CIFAR-sized images
-    python bench.py --arch resnet50 --compile --json bench.json
-    python bench.py --width 16 --projector 512-512-512          what a CPU trains in minutes
-    python bench.py --methods           every method's step, and its memory
+    python -m tools.bench                     ResNet-18 and batches of 256 CIFAR-sized images
+    python -m tools.bench --arch resnet50 --compile --json bench.json
+    python -m tools.bench --width 16 --projector 512-512-512          what a CPU trains in minutes
+    python -m tools.bench --methods           every method's step, and its memory
 
 Times are medians of many steps after warming up; what is compared takes turns, so that a machine
 that slows down does so for all. Nothing is checked against a bound: machines differ.
@@ -38,15 +38,15 @@ from types import SimpleNamespace
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import cli
+from plumbing import cli
 import probe
 import train
 from augment import augment_with
 from baselines import METHODS
-from bench_pieces import (LOSSES, NORMALISATION, STORED, augmentation_on_one_core,
+from tools.bench_pieces import (LOSSES, NORMALISATION, STORED, augmentation_on_one_core,
                           calls_at_a_time, finish, growth, seconds, show_pieces, streaming,
                           value_and_gradient)
-from capture import CapturedStep
+from tools.capture import CapturedStep
 from data import batches_of_views, plan_batches
 from losses import info_nce, vicreg
 from methods import AdaDim, Method, StepResult

@@ -1,6 +1,6 @@
 """What bench.py times by itself, without a step: images beside PIL, and losses as inputs grow.
 
-    from bench_pieces import growth, seconds, streaming
+    from tools.bench_pieces import growth, seconds, streaming
     seconds({"a": f, "b": g}, device, repeats=15)       # medians, the functions taking turns
     streaming(stored=375)                               # JPEGs per second, in worker processes
     growth(device)                                      # losses: times, bytes kept
@@ -21,7 +21,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from augment import AUGMENTATIONS, augment, normalise
 from data import plan_batches
-from images import stream_crops, workers_and_batches_ahead
+from plumbing.images import stream_crops, workers_and_batches_ahead
 from losses import adadim, info_nce, matrix_mutual_information, vicreg
 
 CPU = torch.device("cpu")

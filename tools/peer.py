@@ -1,8 +1,8 @@
 """The training step beside lightly's SimCLR: the same encoder, sizes, batches and precision.
 
     pip install lightly
-    python peer.py                  ResNet-18 and batches of 128 CIFAR-sized images
-    python peer.py --workers 0      lightly's images made by the process that trains
+    python -m tools.peer                  ResNet-18 and batches of 128 CIFAR-sized images
+    python -m tools.peer --workers 0      lightly's images made by the process that trains
 
 ours            train.py's step, whole: images that lie on the device, AdaDim's loss, LARS, probe
 lightly         its SimCLRTransform, image by image, in the worker processes of a DataLoader; a pass
@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import bench
-import bench_pieces
-import cli
+from tools import bench
+from tools import bench_pieces
+from plumbing import cli
 import train
-from images import core_count
+from plumbing.images import core_count
 from methods import AdaDim
 from models import RESNETS, memory_layout, resnet
 

@@ -1,8 +1,8 @@
 """Does the recipe hold? Trains random settings for a few hundred steps; says which end in NaN.
 
-    python stability.py --minutes 60
-    python stability.py --dataset folder --data-dir data/cifar10 --only "lars fp32"
-    python stability.py -- --arch resnet50 --width 8 --epochs 16 --limit-train 5120
+    python -m tools.stability --minutes 60
+    python -m tools.stability --dataset folder --data-dir data/cifar10 --only "lars fp32"
+    python -m tools.stability -- --arch resnet50 --width 8 --epochs 16 --limit-train 5120
 
 Each point of the grid below is trained twice on the same images in the same order: with the
 defaults of train.py, and with what they were before there was a guard (no clipping, a warm-up of
@@ -22,13 +22,13 @@ from pathlib import Path
 
 import torch
 
-import process
+from plumbing import process
 import train
-from cli import (BadInput, Parser, device_name, fast_precision, number, one_line_errors,
+from plumbing.cli import (BadInput, Parser, device_name, fast_precision, number, one_line_errors,
                  open_device, split_arguments, whole_number)
 from data import batches_of_views, load, pick, plan_batches, to_device
-from datasets import DATASETS
-from images import mixed_seed, random_subset
+from plumbing.datasets import DATASETS
+from plumbing.images import mixed_seed, random_subset
 from models import memory_layout
 from optim import make_optimizer
 

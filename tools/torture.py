@@ -1,7 +1,7 @@
 """Kills trainings, spoils their files and fills their disks, and counts what they survive.
 
     make torture                    a few hundred tries: about half an hour on a CPU
-    python torture.py --tries 20 --only kills,disks
+    python -m tools.torture --tries 20 --only kills,disks
 
 A try begins a tiny training, does one of these things to it at a random moment, goes on with
 --resume until it is finished, and compares the end with a run that was left alone: log,
@@ -83,7 +83,7 @@ class Training:
         if file_limit is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)       # an error in place of the end
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-        import process
+        from plumbing import process
         import train
 
         class Signals(process.Signals):
@@ -391,7 +391,7 @@ def draw_images(folder):
     if pid == 0:
         from PIL import Image
 
-        import shapes
+        from plumbing import shapes
         images, _ = shapes.draw_shapes(320, torch.Generator().manual_seed(0), 16)
         for i, image in enumerate(images):
             split = "train" if i < 256 else "test"
@@ -452,7 +452,7 @@ def leave_alone(flags, out, together):
 # --- command line -----------------------------------------------------------------------------
 
 def main(argv=None):
-    from cli import Parser, one_line_errors, whole_number
+    from plumbing.cli import Parser, one_line_errors, whole_number
     with one_line_errors("torture.py"):
         parser = Parser("torture.py", __doc__)
         add = parser.group("what is tried")

@@ -1,0 +1,14 @@
+"""Images that many tests train on, drawn once."""
+import shutil
+
+import pytest
+
+from tests.helpers import SMALL_IMAGES, shapes_folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_images():
+    """A folder of 16-pixel images of four classes: 2,400 to train on, 600 to test."""
+    shapes_folder(SMALL_IMAGES, ("disc", "cross", "bar", "dots"), 2400, 600, 16)
+    yield
+    shutil.rmtree(SMALL_IMAGES)

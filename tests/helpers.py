@@ -1,0 +1,166 @@
+"""What several test modules share: small images, tiny trainings, processes, comparisons."""
+import csv
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import train
+from plumbing import shapes
+from plumbing.run import load_checkpoint
+
+ROOT = Path(__file__).parent.parent
+torch.set_num_threads(1)        # as the processes that are started here: the same bits
+
+
+def randn(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=generator(seed), dtype=dtype)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def shuffled(n):
+    return torch.randperm(n, generator=generator())
+
+
+def close(a, b, tolerance=1e-9):
+    assert float(a) == pytest.approx(float(b), rel=tolerance, abs=tolerance)
+
+
+def save_images(folder, images):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:05}.png")
+
+
+def shapes_folder(root, names, n_train, n_test, size):
+    """Drawn shapes of some classes as an image folder."""
+    per_class = (n_train + n_test) // len(names)
+    x, y = shapes.draw_shapes(2 * per_class * len(shapes.SHAPES), generator(), size)
+    for name in names:
+        images = x[y == shapes.SHAPES.index(name)]
+        save_images(root / "train" / name, images[:n_train // len(names)])
+        save_images(root / "test" / name, images[n_train // len(names):per_class])
+
+
+# drawn by conftest.py before the first test, and removed after the last one
+SMALL_IMAGES = Path(tempfile.gettempdir()) / f"adadim-test-images-{os.getpid()}"
+SMALL = f"--dataset folder --data-dir {SMALL_IMAGES} --device cpu --precision fp32".split()
+TINY = [*SMALL, *("--arch resnet18 --width 2 --projector 16-16 --limit-train 256 "
+                  "--batch-size 64 --alpha-every 2 --epochs 4 --eval-every 4 "
+                  "--warmup-epochs 0.8 --save-minutes 0").split()]
+
+
+def exit_status(main, *arguments):
+    """Of a script's main with these arguments, in this process; 0 where it returns."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def run(*flags, figure=False):
+    """train.py's main, in this process: its exit status, 0 where it returns."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not figure:      # drawing it would take longer than most trainings here
+            patch.setattr(train, "draw_run", lambda log, png: None)
+        return exit_status(train.main, *flags)
+
+
+def start(*command, **settings):
+    """train.py as a process of its own, on one thread."""
+    command = [sys.executable, ROOT / "train.py", *command]
+    return subprocess.Popen([str(word) for word in command], text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                            **settings)
+
+
+def wait_for_epoch(log, epoch, process, seconds=120):
+    """Until a run's log has this many epochs, or its process has ended."""
+    deadline = time.time() + seconds
+    while time.time() < deadline and process.poll() is None:
+        if log.exists() and log.read_text().count("\n") > epoch:
+            return
+        time.sleep(0.002)
+
+
+def equal(a, b):
+    """Whether two values of checkpoints are the same, bit for bit."""
+    if torch.is_tensor(a):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def rows_without_times(log):
+    times = ("seconds", "samples_per_s")
+    with open(log) as file:
+        rows = list(csv.DictReader(file))
+    return [{name: row[name] for name in row if name not in times} for row in rows]
+
+
+def assert_same_run(one, other):
+    """Two runs' checkpoints and logs are the same, but for the times."""
+    a, b = load_checkpoint(one / "last.pt"), load_checkpoint(other / "last.pt")
+    for key in ("epoch", "config", "learner", "optimizer", "scaler"):
+        if key == "config":
+            del a[key]["--out"], b[key]["--out"], a[key]["--resume"], b[key]["--resume"]
+        assert equal(a[key], b[key]), key
+    assert rows_without_times(one / "log.csv") == rows_without_times(other / "log.csv")
+
+
+def torchrun(*command, **settings):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               "--nproc_per_node=2", *map(str, command)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True,
+                            **settings)
+
+
+def whole_and_halves(code, folder):
+    """What a script found as the only process, and on each of two; see HALVES."""
+    script = folder / "halves.py"
+    script.write_text(code)
+    two = torchrun(script, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(script), str(folder)])
+        exec(code, {})                  # in this process, the only one
+    assert two.wait() == 0, two.stderr.read()
+    return torch.load(folder / "1-0.pt"), [torch.load(folder / f"2-{rank}.pt") for rank in (0, 1)]
+
+
+def kill_rank_one(word):
+    """Kills torchrun's second process among those with this word in their command line."""
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            variables = environment.read_bytes().split(b"\0")
+            command = (environment.parent / "cmdline").read_bytes()
+            if b"RANK=1" in variables and word.encode() in command:
+                os.kill(int(environment.parent.name), signal.SIGKILL)
+        except OSError:
+            pass
+
+
+def stop_at(monkeypatch, step):
+    """The training's learning rate raises KeyboardInterrupt at this step, as Ctrl-C would."""
+    honest = train.learning_rate
+
+    def interrupted(at, *rest):
+        if at == step:
+            raise KeyboardInterrupt
+        return honest(at, *rest)
+
+    monkeypatch.setattr(train, "learning_rate", interrupted)
