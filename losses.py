@@ -105,32 +105,21 @@ def info_nce(z1, z2, temperature=0.1):
     A collapsed batch gives log(2n − 1).
     """
     z1, z2 = matrices(z1, z2, same_width=True)
-    with torch.autocast(z1.device.type, enabled=False):
-        z = normalize_rows(torch.cat([z1, z2]))     # 2n × d
-
-        def block_sum(rows):
-            kernel = z[rows] @ z.T                  # block × 2n
-            return nt_xent(kernel, rows.start, temperature)
-
-        return over_blocks(block_sum, len(z)) / len(z)
-
-
-def nt_xent(kernel, first, temperature):
-    """InfoNCE summed over a block of rows of the kernel of [ẑ1; ẑ2].
-
-    kernel: block × 2n. first: the place of its first row among the 2n.
-    """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    block, rows = kernel.shape
-    everyone = torch.arange(rows, device=kernel.device)
-    own = everyone[first:first + block]
-    partner = (own + rows // 2) % rows                          # p(i)
-    self_pairs = own[:, None] == everyone                       # block × 2n
+    with torch.autocast(z1.device.type, enabled=False):
+        z = normalize_rows(torch.cat([z1, z2]))                 # 2n × d
+        everyone = torch.arange(len(z), device=z.device)
+        partner = everyone.roll(len(z1))                        # p(i)
 
-    # −log softmax at the partner's place is cross-entropy, with the partner as the class
-    logits = (kernel / temperature).masked_fill(self_pairs, float("-inf"))
-    return F.cross_entropy(logits, partner, reduction="sum")
+        def block_sum(rows):
+            logits = z[rows] @ z.T / temperature                # block × 2n
+            itself = everyone[rows, None] == everyone           # block × 2n, where k = i
+            logits = logits.masked_fill(itself, float("-inf"))
+            # −log softmax at the partner's place is cross-entropy, with the partner as the class
+            return F.cross_entropy(logits, partner[rows], reduction="sum")
+
+        return over_blocks(block_sum, len(z)) / len(z)
 
 
 def vicreg(z1, z2, sim_weight=25.0, var_weight=25.0, cov_weight=1.0):
@@ -216,21 +205,14 @@ def matrix_mutual_information(r, z, order=2):
         r = normalize_rows(r)
         z = normalize_rows(z)
 
-        def block_sums(rows):
-            return squared_norms(r[rows] @ r.T, z[rows] @ z.T)
+        def squared_norms(rows):
+            k_r = r[rows] @ r.T                                 # block × n
+            k_z = z[rows] @ z.T                                 # block × n
+            return torch.stack([k.square().sum() for k in (k_r, k_z, k_r * k_z)])
 
-        return information(over_blocks(block_sums, len(r)), len(r))
-
-
-def squared_norms(k_r, k_z):
-    """What a block of rows (block × n) adds to ‖K_R‖_F², ‖K_Z‖_F² and ‖K_R ∘ K_Z‖_F²."""
-    return torch.stack([k.square().sum() for k in (k_r, k_z, k_r * k_z)])
-
-
-def information(norms, n):
-    """I(R;Z) of order 2 from the three norms that squared_norms names, over all n rows."""
-    h_r, h_z, h_both = -(norms / n ** 2).log()
-    return h_r + h_z - h_both
+        norms = over_blocks(squared_norms, len(r))              # ‖K_R‖², ‖K_Z‖², ‖K_R ∘ K_Z‖²
+        h_r, h_z, h_both = -(norms / len(r) ** 2).log()
+        return h_r + h_z - h_both
 
 
 # --- uniformity ---------------------------------------------------------------------------------
@@ -304,31 +286,18 @@ def adadim(r1, r2, z1, z2, alpha, beta=1e-4, mi_scale=None, temperature=0.1,
     """
     r1, r2 = matrices(r1, r2, same_width=True)
     z1, z2 = matrices(z1, z2, rows=2, same_width=True)
-    matrices(r1, z1)                                # as many representations as embeddings
     m = alpha if mi_scale is None else mi_scale
     if torch.is_tensor(m):
         m = m.detach()
     if torch.is_tensor(alpha):
-        alpha = alpha.detach()      # its range is not looked at: that would wait for the device
+        alpha = alpha.detach()      # not range-checked: that would synchronise with the device
     elif not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
 
-    with torch.autocast(z1.device.type, enabled=False):
-        r = normalize_rows(torch.cat([r1, r2]))     # 2n × p
-        z = normalize_rows(torch.cat([z1, z2]))     # 2n × d
+    contrast = info_nce(z1, z2, temperature)
+    decorrelation = vicreg(z1, z2, *vicreg_weights)
+    information = matrix_mutual_information(torch.cat([r1, r2]), torch.cat([z1, z2]))
+    loss = alpha * contrast + (1 - alpha) * decorrelation + beta * m * information
 
-        def block_sums(rows):                       # two of the terms share the kernel of z
-            k_r = r[rows] @ r.T                     # block × 2n
-            k_z = z[rows] @ z.T
-            info_nce_sum = nt_xent(k_z, rows.start, temperature)
-            return torch.cat([info_nce_sum[None], squared_norms(k_r, k_z)])
-
-        sums = over_blocks(block_sums, len(z))      # 4
-
-    info_nce_term = sums[0] / len(z)
-    vicreg_term = vicreg(z1, z2, *vicreg_weights)
-    mi_term = information(sums[1:], len(z))
-    loss = alpha * info_nce_term + (1 - alpha) * vicreg_term + beta * m * mi_term
-
-    parts = {"info_nce": info_nce_term, "vicreg": vicreg_term, "mi_loss": mi_term}
+    parts = {"info_nce": contrast, "vicreg": decorrelation, "mi_loss": information}
     return loss, {name: term.detach() for name, term in parts.items()}
