@@ -11,7 +11,6 @@ A training set that fits stays on the device as one tensor, and a batch is an in
 that does not stays a list of files, and worker processes decode and crop what is needed.
 batches_of_views() hides the difference.
 """
-import argparse
 import contextlib
 import itertools
 import os
@@ -23,11 +22,13 @@ from PIL import Image, ImageDraw
 from torchvision.utils import make_grid
 
 from augment import AUGMENTATIONS, DRAWS, augment, augment_with, normalise
-from plumbing.cli import BadInput, Parser, make_output_folder, one_line_errors, whole_number
-from plumbing.datasets import DATASETS, fit, read_dataset
+from plumbing.cli import BadInput, Parser, one_line_errors, whole_number
+from plumbing.datasets import DATASETS, read_dataset
 from plumbing.distributed import RANK, WORLD_SIZE
-from plumbing.images import (PlannedBatch, decode_all, list_images, machine_memory, mixed_seed,
-                    random_subset, resize_files, stream_crops)
+from plumbing.folders import fit
+from plumbing.images import (PlannedBatch, decode_all, machine_memory, mixed_seed, random_subset,
+                             stream_crops)
+from plumbing.resize import check_resize, resize
 
 STATISTICS_IMAGES = 2048        # of a list of files, for mean and standard deviation
 
@@ -320,14 +321,14 @@ def parse_args(argv):
                                "images with two views of each.")
     parser.add_argument("name", choices=DATASETS)
     parser.add_argument("--data-dir", default="./data", metavar="DIR",
-                        help="where the files are, or are downloaded to (default: %(default)s)")
+                        help="where the files are, or are downloaded to")
     parser.add_argument("--classes", type=Path, metavar="FILE",
                         help="names of the class folders to use, one per line")
     parser.add_argument("--min-size", type=whole_number(1), metavar="N",
                         help="leave out a folder's images of less than N pixels in height or "
                         "width (default: a quarter of their median)")
     parser.add_argument("--augment", choices=AUGMENTATIONS, default="vicreg",
-                        help="of the views (default: %(default)s)")
+                        help="of the views")
     parser.add_argument("--out", type=Path, metavar="PNG",
                         help="the contact sheet (default: figures/NAME.png)")
     parser.add_argument("--resize", nargs=2, metavar=("PIXELS", "DIR"),
@@ -335,51 +336,11 @@ def parse_args(argv):
                         "many pixels; goes on where such a copy was cut off")
     args = parser.parse_args(argv)
     if args.resize:
-        check_resize(parser, args)
+        args.resize = check_resize(parser, args.name, args.data_dir, args.classes, *args.resize)
     args.out = args.out or Path("figures") / f"{args.name}.png"
     if args.out.suffix.lower() != ".png" or args.out.is_dir():
         raise BadInput(f"--out must be a PNG file, not {args.out}")
     return args
-
-
-def check_resize(parser, args):
-    """Turns --resize's two words into a number and a path, or says what is wrong with them."""
-    pixels, out = args.resize
-    try:
-        args.resize = whole_number(1)(pixels), Path(out)
-    except argparse.ArgumentTypeError as error:
-        parser.error(f"--resize: PIXELS {error}")
-    if DATASETS[args.name]["layout"] not in ("classes", "folder"):
-        parser.error(f"--resize copies image files, and {args.name} has none")
-    if args.classes:
-        parser.error("--resize copies all images: leave out --classes")
-    if not out or is_inside(out, args.data_dir) or is_inside(args.data_dir, out):
-        parser.error(f"--resize: {out!r} must be a folder outside of {args.data_dir}, which it is "
-                     "a copy of")
-
-
-def is_inside(path, folder):
-    """Whether a path is the folder, or below it, whatever links lead there."""
-    path, folder = os.path.realpath(path), os.path.realpath(folder)
-    return os.path.join(path, "").startswith(os.path.join(folder, ""))
-
-
-def resize(folder, out, size):
-    """Copies the folder's images to `out`, see images.resize_files, and says so.
-
-    A file in `out` remembers the size: another one is refused, for what is there would stay.
-    """
-    paths = [path for path in list_images(folder) if not is_inside(path, out)]
-    if not paths:
-        raise BadInput(f"--resize: there are no images in {folder} (--data-dir)")
-    make_output_folder(out)
-    note = out / "shorter-sides.txt"
-    if note.exists() and note.read_text() != f"{size}\n":
-        raise BadInput(f"--resize: {out} holds copies of another size, see {note}: choose another "
-                       "folder")
-    note.write_text(f"{size}\n")
-    count = resize_files(paths, folder, out, size)
-    print(f"{count:,} images are in {out}: train with --data-dir {out}")
 
 
 def main(argv=None):

@@ -28,21 +28,19 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-from plumbing import cli
-from plumbing import run
-from baselines import METHODS
-from plumbing.cli import BadInput
-from data import load, pick
-from plumbing.datasets import DATASETS
-from plumbing.images import random_subset
+from data import load
 from metrics import (alignment, knn_accuracy, lidar, representation_metrics, standard_error,
                      top_k_accuracy)
-from methods import Method
-from models import all_finite, resnet
+from models import all_finite
+from plumbing import cli, run
+from plumbing.cli import BadInput
+from plumbing.datasets import DATASETS
+from plumbing.encoders import load_own_images, load_run, load_weights
+from plumbing.features import load_features, save_features
+from plumbing.images import random_subset
 from probe import METRIC_IMAGES, VIEW_IMAGES, encode_images, encode_views   # as while training
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)     # learning rates that the probe tries
@@ -188,72 +186,6 @@ def measure(train_r, train_y, test_r, test_y, test_z=None):
 
 # --- from a file of features ------------------------------------------------------------------
 
-def load_features(path):
-    """The arrays of an npz file as a dict: r (n × p), float32; z (n × d), y (n, int64), test
-    (n, bool: the rows to test on) and views (images × views × p), or None where it lacks them.
-
-    Raises BadInput where they are not numbers, not finite or do not fit together.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("r", "z", "y", "split", "views")
-                      if name in file}
-        r = real_matrix(arrays, "r")
-        z = real_matrix(arrays, "z") if "z" in arrays else None
-        y = class_numbers(arrays["y"]) if "y" in arrays else None
-        views = arrays.get("views")
-        if views is not None:
-            rows = real_matrix({"views": views.reshape(-1, views.shape[-1])}, "views")
-            views = rows.view(views.shape)
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from error
-    except Exception as error:      # a damaged file can raise anything
-        reason = str(error) or type(error).__name__
-        raise BadInput(f"{path} is not an npz file with an array r, and optionally z and y "
-                       f"({reason})") from error
-
-    for name, x in {"z": z, "y": y, "split": arrays.get("split")}.items():
-        if x is not None and len(x) != len(r):
-            raise BadInput(f"{path}: {name} has {len(x)} rows, and r {len(r)}")
-    if len(r) < 2 or (y is not None and len(r) < 10):
-        raise BadInput(f"{path}: {len(r)} rows are too few: the metrics need 2, probes 10")
-    test = None
-    if "split" in arrays:
-        test = torch.from_numpy(arrays["split"] == "test")
-        if test.sum() < 2 or (~test).sum() < 2:
-            raise BadInput(f"{path}: split must say 'test' of two rows or more, and something "
-                           "else of two or more")
-    if views is not None and (views.ndim != 3 or min(views.shape[:2]) < 2):
-        raise BadInput(f"{path}: views must be images × views × features, two or more of the "
-                       f"first two, not {tuple(views.shape)}")
-    return {"r": r, "z": z, "y": y, "test": test, "views": views}
-
-
-def real_matrix(arrays, name):
-    """One of the arrays as a float32 tensor, n × d; BadInput if it is no finite real matrix."""
-    if name not in arrays:
-        raise BadInput(f"it lacks an array {name}")
-    x = arrays[name]
-    if x.dtype.kind not in "fiu" or x.ndim != 2 or x.size == 0 or not np.isfinite(x).all():
-        raise BadInput(f"{name} must be a finite matrix, not {x.dtype} {x.shape}")
-    return torch.from_numpy(x.astype(np.float32))
-
-
-def class_numbers(labels):
-    """Labels, whole numbers or words, as classes from 0; −1, no label, stays −1."""
-    labels = labels.reshape(len(labels), -1)
-    if labels.dtype.kind not in "iuU" or labels.shape[1] != 1:
-        raise BadInput(f"y must be a whole number or a word per row, not {labels.dtype} "
-                       f"{labels.shape}")
-    names, numbers = np.unique(labels[:, 0], return_inverse=True)
-    smallest = names[0] if labels.dtype.kind == "i" else 0
-    if smallest < -1:
-        raise BadInput("y has negative labels other than −1, which stands for none")
-    if smallest == -1:
-        numbers = numbers - 1
-    return torch.from_numpy(numbers.reshape(-1).astype(np.int64))
-
-
 def measure_features(path, device="cpu"):
     """The figures of an npz file, computed on the device: the metrics of r and z.
 
@@ -281,95 +213,7 @@ def measure_features(path, device="cpu"):
     return measure(r[train], y[train], r[test], y[test]) | found
 
 
-def save_features(path, data, features):
-    """Writes r, z (where there is one), y, split and, of folders, the files' names to an npz.
-
-    features: {split: {"index": of the images, "outputs": [r] or [r, z]}}.
-    """
-    arrays = {"y": [], "split": [], "files": []}
-    for split, found in features.items():
-        for name, x in zip("rz", found["outputs"]):
-            arrays.setdefault(name, []).append(x.cpu().numpy())
-        arrays["y"].append(data[f"{split}_y"].cpu().numpy()[found["index"].numpy()])
-        arrays["split"].append(np.full(len(found["index"]), split))
-        if data["streamed"]:
-            files = pick(data[f"{split}_x"], found["index"])
-            arrays["files"].append(np.array([str(file) for file in files]))
-    arrays = {name: np.concatenate(parts) for name, parts in arrays.items() if parts}
-    run.write_whole(path, lambda file: np.savez(file, **arrays))
-
-
 # --- from a trained encoder -------------------------------------------------------------------
-
-def load_run(folder):
-    """(encoder, projector, facts) of a run of train.py, from its last.pt, on the CPU.
-
-    facts is a dict: classes, size, image_size, stem, mean, std of the images that it was trained
-    on; dataset, data_dir, streamed, min_size; and flags, those of train.py, as in
-    facts["flags"]["--arch"].
-    Raises BadInput where there is no such run, or its file is damaged.
-    """
-    path = Path(folder) / "last.pt"
-    saved = run.load_checkpoint(path)
-    try:
-        flags = saved["config"]
-        facts = saved["facts"] | {
-            "dataset": flags["--dataset"],
-            "flags": flags,
-        }
-        encoder, p = resnet(flags["--arch"], flags["--width"], facts["stem"])
-        method = METHODS.get(flags["--method"], Method)     # a method of one's own is not known
-        projector = method.make_projector(p, flags["--projector"])
-        encoder.load_state_dict(below("method.encoder.", saved["learner"]))
-        projector.load_state_dict(below("method.projector.", saved["learner"]))
-    except Exception as error:      # whatever else a file may hold
-        raise BadInput(f"{path} is not a whole checkpoint of train.py "
-                       f"({type(error).__name__})") from error
-    return encoder, projector, facts
-
-
-def below(prefix, state):
-    """The part of a state dict whose names begin with the prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in state.items()
-            if name.startswith(prefix)}
-
-
-def load_weights(path):
-    """An encoder from a state dict of torchvision's ResNet-18 or ResNet-50, whichever it fits.
-
-    Its width and stem are what the weights have. Raises BadInput where they fit neither.
-    """
-    try:
-        run.check_whole_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-        state = {name: value for name, value in state.items() if not name.startswith("fc.")}
-        width, _, kernel_size, _ = state["conv1.weight"].shape
-        stem = "small" if kernel_size == 3 else "imagenet"
-        # ResNet-50's blocks have three convolutions each, ResNet-18's two
-        arch = "resnet50" if "layer1.0.conv3.weight" in state else "resnet18"
-        encoder, _ = resnet(arch, width, stem)
-        encoder.load_state_dict(state)
-    except OSError as error:
-        raise BadInput(error) from error
-    except Exception as error:
-        reason = " ".join(str(error).split())[:150]
-        raise BadInput(f"{path} is not a state dict of torchvision's ResNet-18 or ResNet-50 "
-                       f"({reason})") from error
-    return encoder
-
-
-def load_own_images(facts, data_dir=None, classes=None):
-    """The images that a run was trained on: from its place, with its classes, in its sizes."""
-    layout = DATASETS[facts["dataset"]]["layout"]
-    if classes is None and layout in ("classes", "folder"):
-        classes = facts["classes"] or None
-    # a folder's images as files, or they would be decoded to the size that suits them today
-    resident = "no" if layout == "folder" else "auto"
-    data = load(facts["dataset"], data_dir or facts["data_dir"], classes=classes,
-                resident=resident, min_size=facts["min_size"])
-    return data | {"size": facts["size"], "image_size": facts["image_size"]}
-
 
 def measure_views(data, nets, device):
     """Alignment and LiDAR, for which several views of an image are needed, as a dict."""
@@ -446,7 +290,7 @@ def parse_args(argv):
     add("--classes", type=Path, metavar="FILE",
         help="names of the class folders to use, one per line")
     add("--device", type=cli.device_name, default="auto",
-        help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one (default: %(default)s)")
+        help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one")
     add("--json", type=Path, metavar="FILE", help="write the figures here too")
     args = parser.parse_args(argv)
 

@@ -15,18 +15,17 @@ evaluation.json in a run's folder joins its log. In your own code:
 
 What a run is called follows from its flags: see labels.py.
 """
-import csv
-import json
 import math
 import zlib
 from pathlib import Path
 
 import torch
 
-from plumbing.cli import BadInput, Parser, one_line_errors
-from plumbing.labels import SPELLED, is_number, label, labels, other_flags, spelled
 from metrics import pearson
-from plumbing.run import last_value, read_config, read_log, write_whole
+from plumbing.cli import Parser, one_line_errors
+from plumbing.results import (by_name, correlations, differing_flags, interval, is_number,
+                              print_tables, read_folders, spelled, summary, write_table)
+from plumbing.run import last_value, read_log, write_whole
 
 # A panel is a title and its lines: what the legend calls a line → its column of log.csv.
 RUN_PANELS = {
@@ -50,25 +49,6 @@ PANELS = RUN_PANELS | {
     "Loss: I(R;Z) of a batch (nats)": {"": "mi_loss"},
 }
 
-# The tables are of the last value of these columns; a quotient is what Table 3 calls a ratio.
-SUMMARY = ("probe_top1", "knn_top1", "erank_r", "erank_z", "mi", "alpha")
-CORRELATES = {
-    "effective rank of R": {"column": "erank_r"},
-    "effective rank of Z": {"column": "erank_z"},
-    "I(R;Z)": {"column": "mi"},
-    "I(R;Z) on the features' kernels": {"column": "mi_features"},
-    "effective rank of R / I(R;Z)": {"column": "erank_r", "divided by": "mi"},
-    "effective rank of Z / I(R;Z)": {"column": "erank_z", "divided by": "mi"},
-    "linear CKA of R and Z": {"column": "cka"},
-}
-OTHER_MEASURES = {
-    "RankMe": "rankme", "LiDAR": "lidar", "α-ReQ": "alpha_req", "stable rank": "stable_rank",
-    "participation ratio": "participation", "NESum": "nesum", "H₂": "h2", "W₂": "w2",
-    "uniformity": "uniformity",
-}
-CORRELATES |= {f"{measure} of {letter.upper()}": {"column": f"{column}_{letter}"}
-               for measure, column in OTHER_MEASURES.items() for letter in "rz"}
-
 # Okabe and Ito's colours for the paper's methods, and for all others those of Paul Tol's that do
 # not resemble them: both were chosen to be told apart by colour-blind people.
 COLOURS = {
@@ -83,176 +63,6 @@ FREE_COLOURS = ("#332288", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255"
                 "#661100", "#888888", "#000000", "#44aa99")
 LIGHTER_COLOURS = ("#9990c3", "#88b890", "#cccc99", "#eeddbb", "#e5b2bb", "#c390aa", "#d4a2cc",
                    "#b28880", "#c3c3c3", "#606060", "#a1d4cc")     # of the same hues
-
-
-# --- reading --------------------------------------------------------------------------------------
-
-def read_runs(folders):
-    """The logs of runs, by what the runs are called: {method: [log, …]}; raises as read_folders."""
-    return by_name(*read_folders(folders))
-
-
-def by_name(all_flags, logs):
-    """{method: [log, …]}."""
-    runs = {}
-    for name, log in zip(labels(all_flags), logs):
-        runs.setdefault(name, []).append(log)
-    return runs
-
-
-def read_folders(folders):
-    """The flags of each run, and its log: two lists.
-
-    A folder without a log, a configuration or an epoch is left out, and named on stdout.
-    Raises BadInput if a file is damaged or nothing is left, OSError if a folder is not there.
-    """
-    all_flags = []
-    logs = []
-    for folder in folders:
-        missing = what_is_missing(folder)
-        if missing:
-            print(f"{folder} {missing}: left out")
-            continue
-        all_flags.append(read_flags(folder))
-        log = read_log(folder / "log.csv")
-        if "h2_r" in log and "mi" in log:
-            log["h2_r_minus_mi"] = [h - i for h, i in zip(log["h2_r"], log["mi"])]
-        logs.append(log | read_evaluation(folder))
-    if not logs:
-        raise BadInput("there is nothing to draw yet")
-    return all_flags, logs
-
-
-def read_evaluation(folder):
-    """What evaluate.py found of a run and its log does not have, {column: [number]}; or nothing.
-
-    Its k-NN is of all images, the log's of some: the log's columns stay what they are.
-    """
-    path = folder / "evaluation.json"
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        names = [name for name in found if name.startswith(("lidar_", "alignment_", "linear_"))]
-        return {name: [float(found[name])] for name in names if found[name] is not None}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path} holds no figures of evaluate.py") from error
-
-
-def what_is_missing(folder):
-    """Why a folder cannot be drawn yet, in words; None if it can."""
-    if folder.is_dir() and not (folder / "log.csv").exists():       # a run that failed at once
-        return "holds no log.csv"
-    if not read_log(folder / "log.csv")["epoch"]:
-        return "has no epoch yet"
-    if not (folder / "config.json").exists():
-        return "holds no config.json"
-    return None
-
-
-def read_flags(folder):
-    """The flags in a run's config.json; BadInput where one is missing that names are made of."""
-    flags = read_config(folder)["flags"]
-    for flag in SPELLED:
-        if flag not in flags:
-            raise BadInput(f"{folder / 'config.json'} is not the configuration of a run: "
-                           f"it lacks {flag}")
-    return flags
-
-
-# --- tables ---------------------------------------------------------------------------------------
-
-def summary(runs):
-    """One row per method: its name, how many runs, and their mean and standard deviation.
-
-    runs: {method: [log, …]}. The values are the last ones of each of SUMMARY. The deviation is
-    that with n − 1, NaN of a single run.
-    """
-    rows = []
-    for name, logs in runs.items():
-        row = {"method": name, "runs": len(logs)}
-        for column in SUMMARY:
-            ends = [last_value(log, column) for log in logs]
-            ends = torch.tensor(ends, dtype=torch.float64)
-            row[column] = ends.mean().item()
-            row[f"{column}_std"] = ends.std().item() if len(ends) > 1 else math.nan
-        rows.append(row)
-    return rows
-
-
-def correlations(runs, accuracy="probe_top1"):
-    """Pearson's r between the runs' last accuracies and each of CORRELATES [Table 3].
-
-    runs: {method: [log, …]}. Returns rows of quantity, r, |r|, the ends of r's 95 % interval and
-    how many runs had both; r is NaN where those are fewer than three.
-    """
-    every_log = [log for logs in runs.values() for log in logs]
-    rows = []
-    for quantity, meaning in CORRELATES.items():
-        xs = []
-        ys = []
-        for log in every_log:
-            x = last_correlate(log, meaning)
-            y = last_value(log, accuracy)
-            if math.isfinite(x) and math.isfinite(y):
-                xs.append(x)
-                ys.append(y)
-        r = pearson(xs, ys).item() if len(xs) > 2 else math.nan
-        low, high = interval(r, len(xs))
-        rows.append({"quantity": quantity, "r": r, "abs_r": abs(r), "low": low, "high": high,
-                     "runs": len(xs)})
-    return rows
-
-
-def interval(r, n):
-    """The 95 % interval of a correlation of n pairs, by Fisher's transformation; or NaN."""
-    if math.isnan(r) or n < 4:
-        return math.nan, math.nan
-    middle = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, r)))
-    half = 1.96 / math.sqrt(n - 3)
-    return math.tanh(middle - half), math.tanh(middle + half)
-
-
-def last_correlate(log, meaning):
-    """The last value of one of CORRELATES; NaN where it was not logged, or is divided by 0."""
-    x = last_value(log, meaning["column"])
-    if "divided by" not in meaning:
-        return x
-    divisor = last_value(log, meaning["divided by"])
-    return x / divisor if divisor != 0 else math.nan
-
-
-def write_table(path, rows):
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, rows[0])
-        table.writeheader()
-        table.writerows(rows)
-
-
-def print_tables(summary_rows, correlation_rows):
-    width = max(len(row["method"]) for row in summary_rows)
-    headings = [f"{column:>14}" for column in SUMMARY]
-    print("  ".join([" " * width, "runs", *headings]))
-    for row in summary_rows:
-        cells = [summary_cell(row, column) for column in SUMMARY]
-        print("  ".join([f"{row['method']:{width}}", f"{row['runs']:4}", *cells]))
-    print("Pearson's r of probe accuracy and …, largest |r| first; of fewer than eight runs it "
-          "is indicative only")
-    for row in sorted(correlation_rows, key=rank_of_correlation):
-        print(f"{row['quantity']:31} {row['r']:6.3f}   95 %: {row['low']:6.3f} … "
-              f"{row['high']:6.3f}   {row['runs']} runs")
-
-
-def summary_cell(row, column):
-    """Mean ± standard deviation; of a single run, its value."""
-    text = f"{row[column]:7.3g}"
-    if row["runs"] > 1:
-        text += f" ± {row[f'{column}_std']:4.2g}"
-    return f"{text:14}"
-
-
-def rank_of_correlation(row):
-    return math.inf if math.isnan(row["abs_r"]) else -row["abs_r"]
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -281,11 +91,15 @@ def colours(names):
     return {name: found[name] for name in names}
 
 
-def draw_run(log, png):
-    """A single run over its epochs: the RUN_PANELS, α's for a method that has one, as a PNG."""
+def draw_run(folder):
+    """Writes dynamics.png into a run's folder: the RUN_PANELS, α's if the method has one."""
+    log = read_log(folder / "log.csv")
     panels = {title: lines for title, lines in RUN_PANELS.items()
               if "alpha" in log or "alpha" not in lines.values()}
-    draw_dynamics({"AdaDim": [log]}, png, panels)           # one run's name is not shown
+    try:
+        draw_dynamics({"AdaDim": [log]}, folder / "dynamics.png", panels)   # its name is not shown
+    except ImportError:
+        print("dynamics.png was left out: it needs matplotlib (pip install matplotlib)")
 
 
 def draw_dynamics(runs, png, panels=PANELS):
@@ -437,23 +251,6 @@ def draw_relation(axis, runs, x_column, y_column, colour):
     axis.set_title(f"Pearson's r {r:.2f} ({low:.2f} … {high:.2f}), {len(xs)} runs", fontsize=11)
     axis.grid(alpha=0.3)
     axis.set_axisbelow(True)
-
-
-def differing_flags(all_flags, logs):
-    """The last accuracies by flag, method and value: {flag: {label: {value: [accuracy, …]}}}.
-
-    Of the flags that have several values within a method, and the runs that have an accuracy.
-    """
-    found = {}
-    for flags, log in zip(all_flags, logs):
-        accuracy = last_value(log, "probe_top1")
-        if math.isnan(accuracy):
-            continue
-        for flag, value in other_flags(flags).items():
-            of_method = found.setdefault(flag, {}).setdefault(label(flags), {})
-            of_method.setdefault(value, []).append(accuracy)
-    return {flag: methods for flag, methods in found.items()
-            if any(len(by_value) > 1 for by_value in methods.values())}
 
 
 def draw_settings(settings, png):

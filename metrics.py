@@ -1,8 +1,7 @@
-"""The metrics that AdaDim's paper reads its training by, as plain functions of tensors.
+"""The metrics that AdaDim's paper tracks during training, as plain functions of tensors.
 
-The entropy H_2, I(R;Z) and W2 are losses too and stand in losses.py. Here are the rest, and
-representation_metrics(r, z), which computes all that a row of log.csv holds without labels.
-To use them elsewhere, copy this file and losses.py:
+The entropy H_2, I(R;Z) and W2 are losses too: they are in losses.py. representation_metrics(r, z)
+is everything in a row of log.csv that needs no labels. To use them, copy this file and losses.py:
 
     from metrics import effective_rank, representation_metrics
     effective_rank(z)                       # between 1 and min(n, d)
@@ -13,6 +12,7 @@ Conventions shared by all functions here:
   (float64 stays float64; spectra are always of float64). x̂ is a row scaled to unit length.
 - Results are 0-dim tensors; accuracies are in per cent.
 - NaN in gives NaN out (a count: 0). ValueError on wrong shapes or settings.
+- Redundant features are seen by explained_variance alone, see uniformity.py.
 """
 import math
 
@@ -91,7 +91,6 @@ def effective_rank(x):
 
     σ are the singular values of x as it is, not centred. From 1 (all rows along one line; zeros
     too) to min(n, d) (equal singular values).
-    Of uniformity.py's four properties it has the first two: it does not see redundant features.
     """
     return entropy_rank(singular_values(x))
 
@@ -100,7 +99,6 @@ def rankme(x, eps=1e-7):
     """The effective rank with eps added to every p (Garrido et al., RankMe, ICML 2023).
 
     From 1 (collapse) to min(n, d), each but for some min(n, d)·eps·log(1/eps).
-    Of uniformity.py's four properties it has the first two: it does not see redundant features.
     """
     return entropy_rank(singular_values(x), eps)
 
@@ -110,7 +108,6 @@ def stable_rank(x):
 
     From 1 (one direction holds everything; zeros too) to min(n, d). Small directions hardly
     count: a common mean alone can bring it near 1.
-    Of uniformity.py's four properties it has the first two: it does not see redundant features.
     """
     return over_largest(singular_values(x).square())
 
@@ -119,7 +116,6 @@ def participation_ratio(x):
     """(Σλ)² / Σλ², λ the covariance's eigenvalues (Gao et al. 2017).
 
     From 1 (all variance along one direction; none at all too) to min(n − 1, d).
-    Of uniformity.py's four properties it has the first two: it does not see redundant features.
     """
     return over_squares(covariance_eigenvalues(x))
 
@@ -128,7 +124,6 @@ def nesum(x):
     """Σ_i λ_i / λ_1, λ the covariance's eigenvalues, the largest first (He & Ozay, NESum, 2022).
 
     From 1 (all variance along one direction; none at all too) to min(n − 1, d).
-    Of uniformity.py's four properties it has the first two: it does not see redundant features.
     """
     return over_largest(covariance_eigenvalues(x))
 
@@ -141,7 +136,6 @@ def alpha_req(x, first=11, last=50):
     over j = first … last, counted from 1, both included. 0 is a flat spectrum, 1 is what that
     paper finds best; the larger, the fewer directions count. Eigenvalues that are zero count as
     1e-16 of the largest. Raises ValueError unless x has more rows than `last`, and as many columns.
-    Of uniformity.py's four properties it has the first two: it does not see redundant features.
     """
     x, = matrices(x)
     if not 1 <= first < last or last > x.shape[1] or last >= len(x):
@@ -159,25 +153,16 @@ def power_law(eigenvalues, first, last):
     return -(log_index @ log_values) / log_index.square().sum()
 
 
-def covariance_spectrum(x):
-    """The d eigenvalues of x's covariance divided by their sum, largest first, float64.
-
-    All zero if x is constant.
-    """
-    return shares(covariance_eigenvalues(x))
-
-
-def shares(eigenvalues):
-    return eigenvalues / eigenvalues.sum().clamp_min(torch.finfo(eigenvalues.dtype).tiny)
-
-
 def eigenvalue_count(x, threshold=0.01):
     """How many covariance eigenvalues hold more than `threshold` of their sum [§A.8].
 
     At most 1/threshold, and it falls again as a spectrum flattens.
-    Of uniformity.py's four properties it has the first two: it does not see redundant features.
     """
-    return (covariance_spectrum(x) > threshold).sum()
+    return count_above(covariance_eigenvalues(x), threshold)
+
+
+def count_above(eigenvalues, threshold):
+    return (eigenvalues > threshold * eigenvalues.sum()).sum()
 
 
 def explained_variance(x, fraction=0.3):
@@ -185,7 +170,6 @@ def explained_variance(x, fraction=0.3):
 
     fraction: how many of the d eigenvalues are summed, in (0, 1]. The result is from 0 to 1;
     1 if x is constant, or if n ≤ fraction·d.
-    It has all four of uniformity.py's properties: it sees redundant and dead features.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}")
@@ -235,7 +219,6 @@ def uniformity(x, t=2.0):
         log mean_{i<j} exp(−t·‖x̂_i − x̂_j‖²)
 
     0 is collapse, lower is more uniform. x: n × d, n ≥ 2.
-    Of uniformity.py's four properties it has the first alone: permuted samples do not matter.
     """
     x, = matrices(x, rows=2)
     with torch.autocast(x.device.type, enabled=False):
@@ -262,8 +245,7 @@ def log_sum_of_pairs(cosines, t):
 
 
 def log_mean_of_pairs(pieces, n):
-    n_pairs = n * (n - 1) / 2
-    return torch.logsumexp(torch.stack(pieces), dim=0) - math.log(n_pairs)
+    return torch.logsumexp(torch.stack(pieces), dim=0) - math.log(n * (n - 1) / 2)
 
 
 # --- of two -----------------------------------------------------------------------------------
@@ -274,16 +256,14 @@ def alignment(x, y):
     0 is best, 4 is worst.
     """
     x, y = matrices(x, y, same_width=True)
-    squared_distance = (normalize_rows(x) - normalize_rows(y)).square().sum(1)      # n
-    return squared_distance.mean()
+    return (normalize_rows(x) - normalize_rows(y)).square().sum(1).mean()
 
 
 def mutual_information(r, z, order=2, kernel="samples"):
-    """I(R;Z) in nats. r: n × p, z: n × d.
+    """I(R;Z) in nats of r (n × p) and z (n × d).
 
-    kernel: "samples" compares the n × n kernels of the rows, as the loss does: it is
-    losses.matrix_mutual_information. "features" is §A.3's other reading: it normalises the
-    columns and compares the kernels of the features, d × d, and so needs p = d.
+    kernel: "samples" compares the rows, n × n, as the loss does. "features" is §A.3's other
+    reading: it compares normalised columns, d × d, and so needs p = d.
     """
     if kernel not in ("samples", "features"):
         raise ValueError(f"kernel must be samples or features, got {kernel!r}")
@@ -342,9 +322,7 @@ def representation_metrics(r, z):
     r: n × p, z: n × d, the representations and embeddings of the same n ≥ 2 images. Left out:
     I(R;Z) on the features' kernels unless p = d, and α-ReQ where there are too few eigenvalues.
     """
-    found = {**kernel_metrics(r, z), "cka": linear_cka(r, z)}
-    if r.shape == z.shape:
-        found["mi_features"] = mutual_information(r, z, kernel="features")
+    found = {}
     for name, x in (("r", r), ("z", z)):
         sigma = singular_values(x)                              # each spectrum is needed often
         eigenvalues = covariance_eigenvalues(x)                 # d
@@ -355,9 +333,12 @@ def representation_metrics(r, z):
         found[f"nesum_{name}"] = over_largest(eigenvalues)
         if min(len(x) - 1, x.shape[1]) >= 50:
             found[f"alpha_req_{name}"] = power_law(eigenvalues, 11, 50)
-        found[f"eigs_{name}"] = (shares(eigenvalues) > 0.01).sum()
+        found[f"eigs_{name}"] = count_above(eigenvalues, 0.01)
         found[f"var30_{name}"] = largest_share(eigenvalues, 0.3)
         found[f"w2_{name}"] = wasserstein_uniformity(x)
+    found |= {**kernel_metrics(r, z), "cka": linear_cka(r, z)}
+    if r.shape == z.shape:
+        found["mi_features"] = mutual_information(r, z, kernel="features")
     if found["mi"] != 0:
         found["erank_r_over_mi"] = found["erank_r"] / found["mi"]
     return {name: float(value) for name, value in found.items()}
@@ -373,18 +354,15 @@ def knn_accuracy(train_x, train_y, test_x, test_y, k=20, temperature=0.07):
     train_x: n × d, test_x: m × d; train_y (n) and test_y (m): classes as integers ≥ 0.
     k: at most n. temperature: T > 0.
     """
-    train_x, = matrices(train_x)
-    test_x, = matrices(test_x)
+    (train_x,), (test_x,) = matrices(train_x), matrices(test_x)
     one_label_per_row = len(train_x) == len(train_y) and len(test_x) == len(test_y)
     if not one_label_per_row or train_x.shape[1] != test_x.shape[1]:
         raise ValueError("expected one label per row and equal widths")
     if not 1 <= k <= len(train_x) or not temperature > 0:
         raise ValueError(f"expected 1 ≤ k ≤ {len(train_x)} and a positive temperature, "
                          f"got {k} and {temperature}")
-    train_x = normalize_rows(train_x)
-    test_x = normalize_rows(test_x)
+    train_x, test_x = normalize_rows(train_x), normalize_rows(test_x)
     n_classes = int(train_y.max()) + 1
-
     correct = 0
     for x, y in zip(test_x.split(PIECE), test_y.split(PIECE)):      # m × n may not fit in memory
         cosine, nearest = (x @ train_x.T).topk(k)               # piece × k each
@@ -397,34 +375,23 @@ def knn_accuracy(train_x, train_y, test_x, test_y, k=20, temperature=0.07):
 
 
 def top_k_accuracy(logits, y, k=1):
-    """Per cent of the rows whose label is among the k largest logits.
-
-    logits: n × classes, y: n. k above the number of classes counts as that number.
-    """
-    k = min(k, logits.shape[1])
-    guesses = logits.topk(k).indices                            # n × k
-    correct = (guesses == y[:, None]).any(1)                    # n
-    return 100 * correct.float().mean()
+    """Per cent of the rows of logits (n × classes) whose label in y (n) is among the k largest."""
+    guesses = logits.topk(min(k, logits.shape[1])).indices      # n × k
+    return 100 * (guesses == y[:, None]).any(1).float().mean()
 
 
 # --- of numbers ---------------------------------------------------------------------------------
 
 def standard_error(accuracy, n):
     """Of an accuracy on n test images, both in per cent: 100·√(p(1 − p)/n)."""
-    share = accuracy / 100
-    return 100 * math.sqrt(share * (1 - share) / n)
+    return math.sqrt(accuracy * (100 - accuracy) / n)
 
 
 def pearson(x, y):
-    """Pearson's correlation of two equally long vectors, tensors or lists.
-
-    NaN where one of them is constant.
-    """
-    x = torch.as_tensor(x, dtype=torch.float64)
-    y = torch.as_tensor(y, dtype=torch.float64)
+    """Pearson's correlation of two vectors, tensors or lists; NaN where one of them is constant."""
+    x, y = (torch.as_tensor(values, dtype=torch.float64) for values in (x, y))
     if x.ndim != 1 or x.shape != y.shape or len(x) < 2:
         raise ValueError("expected two vectors of the same length ≥ 2, "
                          f"got {tuple(x.shape)} and {tuple(y.shape)}")
-    x = x - x.mean()
-    y = y - y.mean()
+    x, y = x - x.mean(), y - y.mean()
     return (x @ y) / (x.norm() * y.norm())

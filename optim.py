@@ -58,7 +58,7 @@ class LARS(torch.optim.Optimizer):
 
     def update(self, w, group):
         g = w.grad
-        lr = group["lr"]        # a number, or 0-dim on w's device, as a captured step needs it
+        lr = group["lr"]
         if w.ndim > 1:
             decay = group["weight_decay"]
             w_norm, g_norm = w.norm(), g.norm()
@@ -72,10 +72,7 @@ class LARS(torch.optim.Optimizer):
             self.state[w]["momentum_buffer"] = torch.zeros_like(w)
         v = self.state[w]["momentum_buffer"]
         v.mul_(group["momentum"]).add_(g)
-        if torch.is_tensor(lr):
-            w.addcmul_(v, -lr)
-        else:
-            w.add_(v, alpha=-lr)
+        w.add_(v, alpha=-lr)
 
 
 @torch.no_grad()

@@ -25,7 +25,6 @@ principal components [§3.1, §B.2–B.5]. Two choices decide what comes out:
 Figures and CSVs go to figures/; then each trend that the paper claims is checked. Exit status: 0;
 1 where a trend is missing; 2, with one line on stderr, on bad input.
 """
-import csv
 import itertools
 import math
 import sys
@@ -33,17 +32,16 @@ from pathlib import Path
 
 import torch
 
-from plumbing import cli
 import losses
 from losses import info_nce, vicreg
+from plumbing import cli
+from plumbing.panels import check, report, write_figure
 
-# where the curves have their points, and what the axes are called
 FEATURES = (12, 16, 20, 25, 30, 40, 50, 60, 80, 100)
 FEATURES_AXIS = "number of features d"
 DEVIATIONS = (0.1, 0.25, 0.5, 1, 2, 4, 6, 8, 12, 16, 24, 32)
 DEVIATIONS_AXIS = "clusters' standard deviation"
 DIFFERENCE = "log|Σ(R)| − log|Σ(R|Z)| = 2 I(R;Z)"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")   # safe for the colour-blind
 
 
 # --- data, components and information -------------------------------------------------------
@@ -66,10 +64,7 @@ def blobs(n, features, std, centers=5, draws=1, generator=None):
 
 
 def standardise(x):
-    """x (… × n × d) with mean 0 and variance 1 in every feature; constant ones become 0.
-
-    The variance is that with division by n.
-    """
+    """x (… × n × d) with mean 0 and variance 1 (division by n) in every feature, or constant 0."""
     x = x - x.mean(-2, keepdim=True)
     deviation = x.square().mean(-2, keepdim=True).sqrt()
     return x / deviation.clamp_min(1e-12)
@@ -142,8 +137,8 @@ def network_dynamics(loss, args):
 
     loss(z1, z2): of two views' outputs. Returns (epochs + 1) × networks, float64.
     The networks differ in data, weights and noise, and learn side by side, their weights stacked.
-    The text gives neither their batch size, 100 here, nor what stands between the layers: a ReLU.
-    What they reach varies much, as ReLUs of the narrow projector die: compare ten or more.
+    The paper gives neither their batch size, 100 here, nor the activation, a ReLU. Results vary
+    much, because ReLUs of the narrow projector die: compare ten or more networks.
     """
     generator = torch.Generator().manual_seed(args.seed)
     data = blobs(args.samples, args.features, 0.01, args.centers, args.networks, generator)
@@ -203,12 +198,7 @@ def outputs(layers, x):
 
 
 # --- the figures ------------------------------------------------------------------------------
-# A figure is a list of panels. A panel is a dict of its title, its axes' names x and y, and
-#   at          where its curves have points: a list of x
-#   curves      {label: values}, a tensor of points × draws
-#   raw         the same curves without standardising, drawn dashed; may be left out
-#   claims      {label: the trend that the curve should have}
-#   log         whether the axis of x is logarithmic; False where it is left out
+# A figure is a list of panels, see plumbing/panels.py.
 
 def sweep(measure, features, deviations, args, raw=False):
     """What measure(r, args), a dict of one value per draw of R, finds for each kind of R.
@@ -236,11 +226,8 @@ def information(r, args):
 def determinants(r, args):
     """What I(R;Z) is made of, for the fewest components."""
     log_r, log_z, log_joint = log_determinants(r, pca(r, min(args.components)), args.epsilon)
-    return {
-        "log|Σ(R)|": log_r,
-        "log|Σ(R|Z)|": log_joint - log_z,
-        DIFFERENCE: log_r + log_z - log_joint,
-    }
+    return {"log|Σ(R)|": log_r, "log|Σ(R|Z)|": log_joint - log_z,
+            DIFFERENCE: log_r + log_z - log_joint}
 
 
 def terms(r, args):
@@ -248,14 +235,9 @@ def terms(r, args):
     return bound_terms(r, pca(r, max(args.components)), args.epsilon)
 
 
-def wide_enough(args):
-    """The numbers of features that have as many components as are asked for."""
-    return [d for d in FEATURES if d >= max(args.components)]
-
-
 def features_part(args):
     """Figure 2 a, b: I(R;Z) rises with the number of features."""
-    at = wide_enough(args)
+    at = [d for d in FEATURES if d >= max(args.components)]
     found = sweep(information, at, args.std, args)
     found_raw = sweep(information, at, args.std, args, raw=True)
     labels = [f"cluster deviation {std:g}" for std in args.std]
@@ -303,7 +285,7 @@ def variance_part(args):
 
 def terms_part(args):
     """The three terms of Equation 3 in both settings."""
-    at = wide_enough(args)
+    at = [d for d in FEATURES if d >= max(args.components)]
     std = args.std[(len(args.std) - 1) // 2]                    # one in the middle
     by_features = sweep(terms, at, [std], args)
     by_deviation = sweep(terms, [args.features], DEVIATIONS, args)
@@ -325,126 +307,17 @@ def network_part(args):
     title = f"I(R;Z) of data and output while a small network learns ({args.networks} networks)"
     if args.raw:
         title += ", raw data"
+    ends = {name: float(values[-1].mean()) for name, values in curves.items()}
     return {"figure11": [
         dict(title=title, x="epoch", y="I(R;Z) (nats)", at=range(args.epochs + 1), curves=curves,
-             claims=dict.fromkeys(curves, "rising, then level"), higher="VICReg", lower="SimCLR"),
+             claims=dict.fromkeys(curves, "rising, then level"),
+             facts={"VICReg above SimCLR at the end": ends["VICReg"] > ends["SimCLR"]}),
     ]}
 
 
 # each returns {file's name: figure}
-PARTS = {"features": features_part, "variance": variance_part,
-         "terms": terms_part, "network": network_part}
-
-
-# --- does the run show what the paper claims? -------------------------------------------------
-
-def shows(claim, means):
-    """Whether a curve has the claimed trend; wiggles of 2 % of its range count for nothing."""
-    low = min(means)
-    high = max(means)
-    slack = 0.02 * (high - low)
-    steps = [after - before for before, after in itertools.pairwise(means)]
-    if claim == "rising":
-        return high > low and all(step > -slack for step in steps)
-    if claim == "falling":
-        return high > low and all(step < slack for step in steps)
-
-    # rising, then level: most of the rise comes first, and the last third of the points stays
-    # within a fifth of it
-    rise = high - means[0]
-    end = means[-max(2, len(means) // 3):]
-    rises = rise > 0.05 * abs(means[0]) and min(end) > means[0] + 0.5 * rise
-    return rises and max(end) - min(end) < 0.2 * rise
-
-
-def check(name, panels, kind="curves"):
-    """{sentence: whether it holds} for each claim about a figure.
-
-    kind: "raw" asks the same of the curves of raw features.
-    """
-    results = {}
-    for panel in panels:
-        curves = panel.get(kind, {})
-        where = name if len(panels) == 1 else f"{name} {panel['title'][:2]}"
-        for label, claim in panel["claims"].items():
-            if label in curves:
-                means = curves[label].mean(1).tolist()
-                sentence = f"{where}, {label}: {claim} ({means[0]:.1f} → {means[-1]:.1f})"
-                results[sentence] = shows(claim, means)
-        if "higher" in panel and kind == "curves":
-            higher = curves[panel["higher"]].mean(1)
-            lower = curves[panel["lower"]].mean(1)
-            sentence = f"{where}: {panel['higher']} above {panel['lower']} at the end"
-            results[sentence] = bool(higher[-1] > lower[-1])
-    return results
-
-
-# --- files ------------------------------------------------------------------------------------
-
-def write_csv(path, panels):
-    """A row per point of each curve: its mean and standard deviation over the draws."""
-    axes = {panel["x"] for panel in panels}
-    x_name = axes.pop() if len(axes) == 1 else "x"
-    with open(path, "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["panel", "curve", x_name, "mean", "std"])
-        for panel in panels:
-            raw = {f"{label}, raw": values for label, values in panel.get("raw", {}).items()}
-            for label, values in (panel["curves"] | raw).items():
-                for x, draws in zip(panel["at"], values):
-                    numbers = (x, draws.mean(), draws.std(correction=0))
-                    texts = [f"{float(number):.6g}" for number in numbers]
-                    rows.writerow([panel["title"], label, *texts])
-
-
-def draw(path, panels):
-    """The panels as a picture, two in a row; whether matplotlib is there to draw it."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    plt.rcParams.update({"font.size": 11})
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    width = 7.5 if columns == 1 else 13
-    figure, axes = plt.subplots(rows, columns, figsize=(width, 4.8 * rows),
-                                layout="constrained", squeeze=False)
-    for axis, panel in zip(axes.flat, panels):
-        draw_panel(axis, panel)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return True
-
-
-def draw_panel(axis, panel):
-    """Each curve's mean, with a band of one standard deviation on either side."""
-    for label, colour in zip(panel["curves"], itertools.cycle(COLOURS)):
-        draw_curve(axis, panel["at"], panel["curves"][label], colour, "solid", label)
-        if "raw" in panel:
-            draw_curve(axis, panel["at"], panel["raw"][label], colour, "dashed")
-    if "raw" in panel:
-        axis.plot([], [], color="grey", linestyle="dashed", label="dashed: raw features")
-    if panel.get("log"):
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:g}")
-    axis.set(title=panel["title"], xlabel=panel["x"], ylabel=panel["y"])
-    axis.grid(alpha=0.3)
-    # below the axis, where no curve crosses it
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False,
-                fontsize=9, columnspacing=1.2, handlelength=1.8)
-
-
-def draw_curve(axis, x, values, colour, linestyle, label=None):
-    """values: points × draws."""
-    mean = values.mean(1).numpy()
-    spread = values.std(1, correction=0).numpy()
-    marker = "o" if len(x) < 50 else None
-    axis.plot(x, mean, label=label, color=colour, linestyle=linestyle, marker=marker,
-              markersize=3.5)
-    axis.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+PARTS = {"features": features_part, "variance": variance_part, "terms": terms_part,
+         "network": network_part}
 
 
 # --- the command line -------------------------------------------------------------------------
@@ -455,43 +328,37 @@ def parse(argv):
     add = parser.add_argument
     count = cli.whole_number(1)
     above_zero = cli.number(0, above=True)
-    default = "(default: %(default)s)"
     add("part", nargs="?", choices=PARTS, help="draw this part only")
-    add("--draws", type=count, default=100, metavar="N",
-        help=f"random data sets per point {default}")
+    add("--draws", type=count, default=100, metavar="N", help="random data sets per point")
     add("--seed", type=cli.whole_number(0, 2 ** 63 - 1), default=0, metavar="N",
-        help=f"of all random numbers {default}")
-    add("--out", type=Path, default=Path("figures"), metavar="DIR",
-        help=f"where figures and CSVs go {default}")
-    add("--samples", type=cli.whole_number(2), default=1000, metavar="N",
-        help=f"in a data set {default}")
-    add("--centers", type=count, default=5, metavar="N", help=f"clusters {default}")
+        help="of all random numbers")
+    add("--out", type=Path, default=Path("figures"), metavar="DIR", help="for figures and CSVs")
+    add("--samples", type=cli.whole_number(2), default=1000, metavar="N", help="in a data set")
+    add("--centers", type=count, default=5, metavar="N", help="clusters")
     add("--features", type=count, default=25, metavar="D",
-        help=f"where it is the standard deviation that changes {default}")
+        help="where the standard deviation changes")
     add("--std", type=above_zero, nargs="+", default=[0.1, 1, 8, 32], metavar="S",
-        help="clusters' standard deviations where it is the number of features that changes, a "
-             "curve each (default: 0.1 1 8 32)")
+        help="clusters' standard deviations where the number of features changes, a curve each "
+        "(default: 0.1 1 8 32)")
     add("--components", type=count, nargs=2, default=[10, 2], metavar="K",
         help="principal components that are Z, early and late in training (default: 10 2)")
     add("--epsilon", type=above_zero, default=1e-2, metavar="E",
-        help=f"on the covariances' diagonals {default}")
-    add("--epochs", type=count, default=1000, metavar="N", help=f"of the networks {default}")
+        help="on the covariances' diagonals")
+    add("--epochs", type=count, default=1000, metavar="N", help="of the networks")
     add("--raw", action="store_true", help="do not standardise what the networks learn from")
     add("--networks", type=count, default=16, metavar="N",
-        help=f"that learn by each loss, from weights and data of their own {default}")
-    # more would take several blocks of a kernel, which vmap does not know
+        help="that learn by each loss, from weights and data of their own")
+    # vmap cannot do several blocks of a kernel
     add("--batch-size", type=cli.whole_number(2, losses.BLOCK // 2), default=100, metavar="N",
-        help=f"of the networks {default}")
+        help="of the networks")
     args = parser.parse_args(argv)
 
     args.components.sort(reverse=True)
     most = args.components[0]
     limit = min(args.features, max(FEATURES))
     if args.part != "network" and most > limit:
-        raise cli.BadInput(
-            f"--components {most} is more than {limit}: there are no more components than "
-            f"features, which are {args.features} (--features), and {max(FEATURES)} at most where "
-            "their number changes")
+        raise cli.BadInput(f"--components {most} is more than the number of features, {limit}: "
+                           "raise --features, or ask for fewer components")
     return args
 
 
@@ -503,42 +370,29 @@ def simulate(args):
         print(f"{part} …", flush=True)
         for name, panels in PARTS[part](args).items():
             if name == "figure2" and args.part:
-                name = f"figure2_{part}"        # the half of it
+                name = f"figure2_{part}"        # half of it
             figures.setdefault(name, []).extend(panels)     # figure2 has the panels of two parts
-            write_csv(args.out / f"{name}.csv", figures[name])
-            drawn = draw(args.out / f"{name}.png", figures[name])
-            written += [f"{name}.csv", f"{name}.png"] if drawn else [f"{name}.csv"]
+            written += write_figure(args.out, name, figures[name])
     print(f"in {args.out}: {', '.join(dict.fromkeys(written))}")
-    if not drawn:
-        print("the figures were left out: they need matplotlib (pip install matplotlib)")
 
-    print("what the paper claims, and whether this run shows it:")
     results = {}
     raw_results = {}
     for name, panels in figures.items():
         results |= check(name, panels)
         raw_results |= check(name, panels, "raw")
-    for sentence, holds in results.items():
-        print("yes " if holds else "NO  ", sentence)
+    print("the paper's claims, and whether this run shows them:")
+    all_hold = report(results)
     if raw_results:
-        print("the same with raw features, dashed in the figures, of which nothing is claimed:")
-    for sentence, holds in raw_results.items():
-        print("yes " if holds else "no  ", sentence)
-    return all(results.values())
+        print("the same with raw features, dashed in the figures, about which nothing is claimed:")
+        report(raw_results, lacks="no  ")
+    return all_hold
 
 
 def main(argv=None):
     with cli.one_line_errors("simulate.py"):
         args = parse(argv)
         cli.make_output_folder(args.out)
-        try:
-            all_hold = simulate(args)
-        except (RuntimeError, MemoryError) as error:
-            if not cli.out_of_memory(error):
-                raise
-            advice = "there is not enough memory: try fewer --draws or --samples"
-            raise cli.BadInput(advice) from error
-        sys.exit(0 if all_hold else 1)
+        sys.exit(0 if simulate(args) else 1)
 
 
 if __name__ == "__main__":

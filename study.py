@@ -11,22 +11,21 @@ is skipped, one that was cut off is resumed, and after one that fails the others
 status: 0; 1 if a run failed, which is said at the end; 2, with one line, on bad input.
 """
 import contextlib
-import ctypes
 import os
 import queue
 import signal
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import train
 from baselines import METHODS
 from plumbing.cli import (BadInput, Parser, device_name, one_line_errors, split_arguments,
-                 whole_number)
+                          whole_number)
 from plumbing.images import core_count
-from plumbing.process import Signals
 from plumbing.run import read_config, read_log
+from plumbing.signals import Signals
 
 FOUR_METHODS = {
     "VICReg": "--alpha 0 --beta 0",
@@ -216,90 +215,57 @@ def what_is_trained(arguments):
 
 # --- doing them -----------------------------------------------------------------------------------
 
-CHILDREN = set()        # the processes that train now
-STOPPING = threading.Event()
-STARTING = threading.Lock()     # a process is either seen by who stops them, or never started
+class Trainings:
+    """The processes that train now. They have sessions of their own, or Ctrl-C would reach them
+    twice, and the second signal would end them before they have saved."""
+
+    def __init__(self):
+        self.running = set()
+        self.stopping = False
+
+    def run(self, command, output, environment):
+        """Starts a process and waits for it; returns its exit status."""
+        child = subprocess.Popen(command, stdout=output, stderr=output, env=environment,
+                                 start_new_session=True)
+        self.running.add(child)
+        if self.stopping:           # stop() may have come before it was added
+            child.terminate()
+        status = child.wait()
+        self.running.discard(child)
+        return status
+
+    def stop(self):
+        self.stopping = True
+        for child in list(self.running):
+            child.terminate()
 
 
-def train_one(arguments, folder, device, environment):
-    """Starts or resumes a run; returns its exit status. What it says goes to output.txt.
+def train_one(name, arguments, folder, devices, trainings, environment):
+    """Trains or resumes a run on a free device; returns whether it came to its end.
 
-    It does not hear Ctrl-C itself: it should get one signal, this process's, for the second one
-    would end it before it has saved.
+    devices: a queue of the free ones. The run's output goes to output.txt in its folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if is_finished(folder, arguments):
+        say(f"{name}: was finished")
+        return True
+    device = devices.get()
+    say(f"{name}: on {device}")
     script = Path(__file__).with_name("train.py")
     command = [sys.executable, script, *arguments, "--device", device, "--out", folder, "--resume"]
-    with open(folder / "output.txt", "a") as output, STARTING:
-        if STOPPING.is_set():
-            return 128 + signal.SIGTERM
-        child = subprocess.Popen(command, stdout=output, stderr=output, env=environment,
-                                 start_new_session=True, preexec_fn=end_with_parent)
-        CHILDREN.add(child)
-    status = child.wait()
-    CHILDREN.discard(child)
-    return status
-
-
-def libc_of_linux():
-    return ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-LIBC = libc_of_linux()
-
-
-def end_with_parent():
-    """In a new process: it gets SIGTERM when the one that started it dies, by SIGKILL too."""
-    set_parent_death_signal = 1
-    if LIBC is not None:
-        LIBC.prctl(set_parent_death_signal, signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def children_end_with_it():
-    """However this block ends, by a signal too, the trainings end with it."""
-    STOPPING.clear()
     try:
-        with Signals():
-            yield
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "output.txt", "a") as output:
+            status = trainings.run(command, output, environment)
+    except OSError as error:
+        say(f"{name}: failed, {error}")
+        return False
     finally:
-        with STARTING:
-            STOPPING.set()
-            left = list(CHILDREN)
-        for child in left:
-            child.terminate()
-        for child in left:
-            child.wait()
-
-
-def work(device, waiting, common, out, environment, finished):
-    """Takes run after run from the queue and trains it on the device, until none is left.
-
-    finished: a list, to which the names of runs are added that came to their end.
-    """
-    while not STOPPING.is_set():
-        try:
-            name, flags = waiting.get_nowait()
-        except queue.Empty:
-            return
-        folder = out / name
-        arguments = [*common, *flags]
-        if is_finished(folder, arguments):
-            say(f"{name}: was finished")
-            finished.append(name)
-            continue
-
-        say(f"{name}: on {device}")
-        try:
-            status = train_one(arguments, folder, device, environment)
-        except OSError as error:
-            say(f"{name}: failed, {error}")
-            continue
-        if status == 0:
-            say(f"{name}: finished")
-            finished.append(name)
-        else:
-            say(f"{name}: failed with status {status}; {folder / 'output.txt'} says why")
+        devices.put(device)
+    if status != 0:
+        say(f"{name}: failed with status {status}; see {folder / 'output.txt'}")
+        return False
+    say(f"{name}: finished")
+    return True
 
 
 def say(text):
@@ -307,30 +273,31 @@ def say(text):
 
 
 def train_all(chosen, common, devices, out):
-    """Trains the chosen runs, one at a time on each device.
+    """Trains the chosen runs, one at a time on each device; returns the names of those that failed.
 
-    chosen: see runs(). common: arguments for each of them. Returns the names of those that
-    failed.
+    chosen: see runs(). common: arguments for each of them. A signal ends the trainings, too.
     """
-    waiting = queue.Queue()
-    for run in chosen.items():
-        waiting.put(run)
-
     environment = dict(os.environ)
     if len(devices) > 1:
         # they share the machine's cores, and threads that wait by spinning would take them all
         environment.setdefault("OMP_WAIT_POLICY", "passive")
         environment.setdefault("OMP_NUM_THREADS", str(max(1, core_count() // len(devices))))
-    finished = []
-    workers = []
+    free = queue.SimpleQueue()
     for device in devices:
-        arguments = (device, waiting, common, out, environment, finished)
-        workers.append(threading.Thread(target=work, args=arguments, daemon=True))
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return sorted(set(chosen) - set(finished))
+        free.put(device)
+
+    trainings = Trainings()
+    with Signals(), ThreadPoolExecutor(len(devices)) as pool:
+        finished = {}
+        try:
+            for name, flags in chosen.items():
+                finished[name] = pool.submit(train_one, name, [*common, *flags], out / name, free,
+                                             trainings, environment)
+            return [name for name, future in finished.items() if not future.result()]
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)      # no other begins
+            trainings.stop()
+            raise
 
 
 # --- command line ---------------------------------------------------------------------------------
@@ -350,12 +317,12 @@ def parse_args(argv):
     parser.add_argument("--list", action="store_true",
                         help="every study, its runs, and the table or figure that they redo")
     parser.add_argument("--seeds", type=whole_number(1), default=2, metavar="N",
-                        help="runs of each setting, with seeds 0 … N − 1 (default: %(default)s)")
+                        help="runs of each setting, with seeds 0 … N − 1")
     parser.add_argument("--devices", type=device_list, default="auto", metavar="LIST",
                         help="such as cuda:0,cuda:1: each trains one run at a time; cpu,cpu trains "
-                        "two on the CPU, each with half of its cores (default: %(default)s)")
+                        "two on the CPU, each with half of its cores")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), metavar="DIR",
-                        help="a folder for each run goes here (default: %(default)s)")
+                        help="a folder for each run goes here")
     args = parser.parse_args(own)
     for name in args.studies:
         if name not in STUDIES:
@@ -381,8 +348,7 @@ def main(argv=None):
                 train.parse_args([*common, *flags])     # refuses what is wrong, before a run
         args.out.mkdir(parents=True, exist_ok=True)
         try:
-            with children_end_with_it():
-                failed = train_all(chosen, common, args.devices, args.out)
+            failed = train_all(chosen, common, args.devices, args.out)
         except KeyboardInterrupt as interrupt:
             print("study.py: stopped; the same command goes on", file=sys.stderr)
             sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))

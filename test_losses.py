@@ -1,4 +1,4 @@
-"""Tests of losses.py, metrics.py, LARS and the schedules.
+"""Tests of losses.py, metrics.py and optim.py, which can be copied with them.
 
 Closed forms, oracles in float64 written as loops, gradients against finite differences,
 invariances, and inputs that collapse.
@@ -14,9 +14,7 @@ import losses
 import metrics
 from losses import (adadim, info_nce, matrix_mutual_information, renyi_entropy, vicreg,
                     wasserstein_uniformity)
-from methods import alpha_at
 from optim import LARS
-from train import learning_rate
 
 F64 = torch.float64
 
@@ -527,7 +525,7 @@ def test_top_k_accuracy(k, accuracy):
     close(metrics.top_k_accuracy(logits, y, k), accuracy, 1e-5)
 
 
-# --- optimiser and schedules ----------------------------------------------------------------------
+# --- optimiser -----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("clip", [True, False])
 def test_lars_takes_the_published_step(clip):
@@ -566,26 +564,3 @@ def test_lars_lets_a_zero_weight_move():
     p.grad = torch.ones(2, 2)
     LARS([p], lr=0.1).step()
     assert torch.allclose(p, torch.full((2, 2), -0.1))
-
-
-def test_learning_rate():
-    close(learning_rate(0, 0.4, 10, 110), 3e-5)                 # warm-up: linear
-    close(learning_rate(5, 0.4, 10, 110), (0.4 + 3e-5) / 2)
-    close(learning_rate(10, 0.4, 10, 110), 0.4)                 # then a cosine
-    close(learning_rate(60, 0.4, 10, 110), 0.2)
-    assert 0 < learning_rate(109, 0.4, 10, 110) < 1e-3
-
-
-@pytest.mark.parametrize("schedule, measured, progress, expected", [
-    ("ada", 0.3, 0.9, 0.3),
-    (0.7, 0.3, 0.9, 0.7),
-    ("linear", 0.0, 0.25, 0.25),
-    ("cosine", 0.0, 0.0, 0.0),
-    ("cosine", 0.0, 0.25, (1 - math.sqrt(0.5)) / 2),
-    ("cosine", 0.0, 1.0, 1.0),
-])
-def test_alpha_schedules(schedule, measured, progress, expected):
-    alpha = alpha_at(schedule, torch.tensor(measured), torch.tensor(progress, dtype=F64))
-    assert alpha.shape == ()
-    assert alpha.dtype == torch.float32
-    close(alpha, expected, 1e-6)

@@ -14,125 +14,155 @@ SIGHUP, Ctrl-C or SIGTERM.
 
 From top to bottom: flags, learning rate, one step, and train(), the whole run as one function.
 The loss is in losses.py, the method that weighs it and sets α in methods.py, the methods that it
-is compared with in baselines.py, the online probe and the Learner, which trains it beside the
-method, in probe.py, LARS in optim.py.
+is compared with in baselines/, the online probe in probe.py, LARS in optim.py; everything about a
+run that is not learning in plumbing/session.py.
 """
 import math
 import sys
-import time
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
-from plumbing import compiling
-from plumbing import distributed
 import probe
-from plumbing import run
 from augment import AUGMENTATIONS, augment_with
 from baselines import METHODS
-from plumbing.cli import (BadInput, Parser, device_name, fast_precision, layer_sizes, number,
-                          open_device, show_progress, whole_number)
 from data import batches_of_views, fingerprint, load, plan_batches, to_device
-from plumbing.datasets import DATASETS
-from plumbing.distributed import RANK, WORLD_SIZE
 from figures import draw_run
-from plumbing.images import memory_for_images, mixed_seed
-from methods import (all_methods, alpha_type, check_method_flags, chosen_method, read_settings,
-                     three_weights, weight_type)
+from methods import Method
 from models import RESNETS, memory_layout, resnet
 from optim import LEARNING_RATES, clip_gradient, make_optimizer
-from probe import Learner
-from plumbing.process import (Signals, StatusLine, check_evaluation, check_losses, check_weights,
-                              describe, epoch_line, last_lines, note_of_precision,
-                              note_of_threads, orderly_end, warn_of_few)
+from plumbing import distributed, run
+from plumbing.cli import (BadInput, Parser, device_name, fast_precision, layer_sizes, number,
+                          open_device, whole_number)
+from plumbing.compiling import compile_networks
+from plumbing.datasets import DATASETS
+from plumbing.distributed import RANK, WORLD_SIZE
+from plumbing.images import memory_for_images, mixed_seed
+from plumbing.method_flags import (all_methods, alpha_type, check_method_flags, chosen_method,
+                                   read_settings, three_weights, weight_type)
+from plumbing.session import Session
+from plumbing.signals import orderly_end
+from plumbing.status import announce, last_lines
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FOR_METHODS = 2     # sets random numbers of methods apart from those of views and crops
-MAY_DIFFER_ON_RESUME = ("--out", "--data-dir", "--classes", "--resident", "--device", "--compile",
-                        "--save-minutes", "--tensorboard", "--resume", "--overwrite")
 
 
-# --- flags ------------------------------------------------------------------------------------
+# --- flags ----------------------------------------------------------------------------------------
 
 def parse_args(argv):
     """The flags, with the defaults of the method that --method names."""
-    method = METHODS[chosen_method(argv)]
-    parser = Parser("train.py", __doc__, method.defaults)
+    method = METHODS[chosen_method(argv, METHODS)]
+    parser = Parser("train.py", __doc__)
     # "version" is argparse's word for a flag that prints something, and ends with status 0
-    parser.add_argument("--methods", action="version", version=all_methods(),
+    parser.add_argument("--methods", action="version",
+                        version=all_methods(METHODS, Method.defaults),
                         help="print every method: its paper, its defaults, its settings")
 
-    add = parser.group("data")
-    add("--dataset", "cifar100", DATASETS, "shapes is built in. folder: your own images, in "
-        "train/<class>/… and test/<class>/… (or val/), or without classes. imagenet, "
-        "imagenet100, inat21: your own copy, in --data-dir. The others are downloaded")
-    add("--data-dir", "./data", str, "where the files are, or are downloaded to", "DIR")
-    add("--augment", "vicreg", AUGMENTATIONS, "augmentation scheme")
-    add("--classes", None, Path, "a file with the class folders to use, one per line", "FILE")
-    add("--resident", "auto", ("auto", "yes", "no"), "keep the images on the device (their "
-        "central squares), or stream their files; auto: keep them if they fit")
-    add("--min-size", None, whole_number(1), "leave out a folder's images of less than N pixels "
-        "in height or width (default: a quarter of their median)", "N")
-    add("--limit-train", None, whole_number(1), "train on N random images, for quick trials", "N")
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", default="cifar100", choices=tuple(DATASETS),
+        help="shapes is built in. folder: your own images, in train/<class>/… and test/<class>/… "
+        "(or val/), or without classes. imagenet, imagenet100, inat21: your own copy, in "
+        "--data-dir. The others are downloaded")
+    add("--data-dir", default="./data", metavar="DIR",
+        help="where the files are, or are downloaded to")
+    add("--augment", default="vicreg", choices=tuple(AUGMENTATIONS), help="augmentation scheme")
+    add("--classes", type=Path, metavar="FILE",
+        help="a file with the class folders to use, one per line")
+    add("--resident", default="auto", choices=("auto", "yes", "no"),
+        help="keep the images on the device (their central squares), or stream their files; auto: "
+        "keep them if they fit")
+    add("--min-size", type=whole_number(1), metavar="N",
+        help="leave out a folder's images of less than N pixels in height or width (default: a "
+        "quarter of their median)")
+    add("--limit-train", type=whole_number(1), metavar="N",
+        help="train on N random images, for quick trials")
 
-    add = parser.group("networks")
-    add("--arch", "resnet50", RESNETS, "encoder")
-    add("--width", 64, whole_number(1), "channels of its first stage; fewer suit a CPU", "N")
-    add("--projector", "2048-2048-2048", layer_sizes, "layer sizes", "SIZES")
+    add = parser.add_argument_group("networks").add_argument
+    add("--arch", default="resnet50", choices=tuple(RESNETS), help="encoder")
+    add("--width", default=64, type=whole_number(1), metavar="N",
+        help="channels of its first stage; fewer suit a CPU")
+    add("--projector", default="2048-2048-2048", type=layer_sizes, metavar="SIZES",
+        help="layer sizes")
 
-    add = parser.group("method")
-    add("--method", "adadim", METHODS, "what to train with; --methods tells more")
-    add("--set", None, list, "the method's own settings, as in --set queue=4096 momentum=0.9",
-        "NAME=VALUE")
-    add("--alpha", "ada", alpha_type, "weight of InfoNCE against VICReg: ada (measured: AdaDim), "
-        "linear or cosine (from 0 to 1 over training), or from 0 (VICReg) to 1 (SimCLR)")
-    add("--alpha-every", 20, whole_number(1), "with ada: set α after every Nth epoch", "N")
-    add("--alpha-batches", 10, whole_number(1), "with ada: batches on which α is measured", "N")
-    add("--alpha-from", "z", ("z", "r"), "with ada: measure α on embeddings z (published) or on "
-        "representations r")
-    add("--beta", 1e-4, number(), "weight of I(R;Z): above 0 lowers it, below 0 raises it")
-    add("--mi-scale", "alpha", ("alpha", "1"), "m, the factor of β: alpha (published), or 1")
-    add("--temperature", 0.1, number(0, above=True), "τ of InfoNCE")
-    add("--vicreg-weights", "25,25,1", three_weights, "of VICReg's invariance, variance and "
-        "covariance", "S,V,C")
-    add("--w2-weight", "0", weight_type, "add MAX times the embeddings' Wasserstein uniformity; "
-        "or a weight that goes from MAX to MIN over training", "MAX[:MIN]")
-    add("--lu-weight", "0", weight_type, "the same with Wang & Isola's uniformity", "MAX[:MIN]")
+    add = parser.add_argument_group("method").add_argument
+    add("--method", default="adadim", choices=tuple(METHODS),
+        help="the method to train with, see --methods")
+    add("--set", action="extend", nargs="+", metavar="NAME=VALUE",
+        help="the method's own settings, as in --set queue=4096 momentum=0.9")
+    add("--alpha", default="ada", type=alpha_type,
+        help="weight of InfoNCE against VICReg: ada (measured: AdaDim), linear or cosine (from 0 "
+        "to 1 over training), or from 0 (VICReg) to 1 (SimCLR)")
+    add("--alpha-every", default=20, type=whole_number(1), metavar="N",
+        help="with ada: set α after every Nth epoch")
+    add("--alpha-batches", default=10, type=whole_number(1), metavar="N",
+        help="with ada: batches on which α is measured")
+    add("--alpha-from", default="z", choices=("z", "r"),
+        help="with ada: measure α on embeddings z (published) or on representations r")
+    add("--beta", default=1e-4, type=number(),
+        help="weight of I(R;Z): above 0 lowers it, below 0 raises it")
+    add("--mi-scale", default="alpha", choices=("alpha", "1"),
+        help="m, the factor of β: alpha (published), or 1")
+    add("--temperature", default=0.1, type=number(0, above=True), help="τ of InfoNCE")
+    add("--vicreg-weights", default="25,25,1", type=three_weights, metavar="S,V,C",
+        help="of VICReg's invariance, variance and covariance")
+    add("--w2-weight", default="0", type=weight_type, metavar="MAX[:MIN]",
+        help="add MAX times the embeddings' Wasserstein uniformity; or a weight that goes from MAX "
+        "to MIN over training")
+    add("--lu-weight", default="0", type=weight_type, metavar="MAX[:MIN]",
+        help="the same with Wang & Isola's uniformity")
 
-    add = parser.group("optimisation")
-    add("--epochs", 400, whole_number(1), "how often all images are seen")
-    add("--batch-size", 256, whole_number(2), "images per step, of all processes", "N")
-    add("--optimizer", "lars", LEARNING_RATES, "for the encoder, the projector and the probe")
-    add("--lr", None, number(0, above=True), "learning rate, for a batch of 256 (default, but for "
-        "the method's own optimiser: 0.4 for lars, 0.05 for sgd, 0.001 for adam and adamw)")
-    add("--weight-decay", 1e-4, number(0), "not on the probe", "W")
-    add("--warmup-epochs", None, number(0), "linear warm-up before the cosine decay (default: "
-        "10, or a fifth of a run of less than 50 epochs, but at least 200 steps)", "N")
-    add("--clip", 2.0, number(0), "clip gradients to N times their mean norm; 0: never", "N")
-    add("--precision", "auto", ("auto", *DTYPES), "of the networks; losses and metrics use fp32, "
-        "which is never TF32. auto: bf16 where the device is fast at it, fp32 elsewhere")
-    add("--compile", "no", ("auto", "yes", "no"), "use torch.compile: slow to start, then faster "
-        "on some machines; auto: try whether the run is long enough to gain by it")
-    add("--device", "auto", device_name, "cpu, cuda, cuda:1 …; auto takes a GPU if there is one")
-    add("--seed", 0, whole_number(0, 2 ** 31 - 1), "of weights, order and augmentation")
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--epochs", default=400, type=whole_number(1), metavar="N",
+        help="passes over the training images")
+    add("--batch-size", default=256, type=whole_number(2), metavar="N",
+        help="global batch size: images per step, over all processes")
+    add("--optimizer", default="lars", choices=tuple(LEARNING_RATES),
+        help="for the encoder, the projector and the probe")
+    add("--lr", type=number(0, above=True),
+        help="learning rate for a batch of 256 (default by optimiser: 0.4 for lars, 0.05 for sgd, "
+        "0.001 for adam and adamw; a method may set its own)")
+    add("--weight-decay", default=1e-4, type=number(0), metavar="W", help="not on the probe")
+    add("--warmup-epochs", type=number(0), metavar="N",
+        help="linear warm-up before the cosine decay (default: 10, or a fifth of a run of less "
+        "than 50 epochs, but at least 200 steps)")
+    add("--clip", default=2.0, type=number(0), metavar="N",
+        help="clip gradients to N times their mean norm; 0: never")
+    add("--precision", default="auto", choices=("auto", *DTYPES),
+        help="of the networks; losses and metrics use true fp32, never TF32. auto: bf16 where the "
+        "device is fast at it, fp32 elsewhere")
+    add("--compile", default="no", choices=("yes", "no"),
+        help="use torch.compile: slow to start, then faster on some machines")
+    add("--device", default="auto", type=device_name,
+        help="cpu, cuda, cuda:1 …; auto takes a GPU if there is one")
+    add("--seed", default=0, type=whole_number(0, 2 ** 31 - 1),
+        help="random seed for weights, order and augmentation")
 
-    add = parser.group("the run")
-    add("--out", None, Path, "its folder (default: runs/ and dataset, α, β and seed)", "DIR")
-    add("--eval-every", 1, whole_number(1), "evaluate after every Nth epoch, and the last", "N")
-    add("--save-minutes", 10.0, number(0), "write last.pt that often, in the middle of an epoch "
-        "too, and when the run is stopped; 0: after every step", "N")
-    add("--baseline", False, bool, "train a probe on a frozen, randomly initialised encoder too")
-    add("--tensorboard", False, bool, "write the log for TensorBoard too, into --out")
-    add("--resume", False, bool, "go on from last.pt in --out, exactly; start if there is none")
-    add("--overwrite", False, bool, "replace the run that is in --out")
+    add = parser.add_argument_group("the run").add_argument
+    add("--out", type=Path, metavar="DIR",
+        help="its folder (default: runs/ and dataset, α, β and seed)")
+    add("--eval-every", default=1, type=whole_number(1), metavar="N",
+        help="evaluate after every Nth epoch, and the last")
+    add("--save-minutes", default=10.0, type=number(0), metavar="N",
+        help="write last.pt that often, in the middle of an epoch too, and when the run is "
+        "stopped; 0: after every step")
+    add("--baseline", action="store_true",
+        help="train a probe on a frozen, randomly initialised encoder too")
+    add("--tensorboard", action="store_true", help="write the log for TensorBoard too, into --out")
+    add("--resume", action="store_true",
+        help="continue exactly from last.pt in --out; start if there is none")
+    add("--overwrite", action="store_true", help="replace the run in --out")
 
+    parser.set_defaults(**{flag[2:].replace("-", "_"): value
+                           for flag, value in method.defaults.items()})
     args = parser.parse_args(argv)
     given = {word.partition("=")[0] for word in argv}
-    check_method_flags(parser, args, method, given)
-    args.set = read_settings(args.method, args.set) or None
+    check_method_flags(parser, args, given, METHODS)
+    args.set = read_settings(args.method, args.set, METHODS) or None
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite exclude each other")
+    if args.batch_size % WORLD_SIZE:
+        parser.error(f"--batch-size {args.batch_size} cannot be shared by {WORLD_SIZE} processes")
     own_optimizer = args.optimizer == parser.get_default("optimizer")
     if args.lr is None or ("--lr" not in given and not own_optimizer):
         args.lr = LEARNING_RATES[args.optimizer]["encoder"]
@@ -147,7 +177,21 @@ def parse_args(argv):
     return args
 
 
-# --- learning rate ----------------------------------------------------------------------------
+def settle(args, saved, device):
+    """Replaces "auto" in --precision and --resident; saved: the checkpoint to resume, or None.
+
+    A run goes on with the precision that it began with, or its results would change; and with
+    images from memory, or from files, as it began: their crops differ.
+    """
+    if saved and args.precision == "auto":
+        args.precision = saved["config"].get("--precision")
+    elif args.precision == "auto":
+        args.precision = fast_precision(device)
+    if saved:
+        args.resident = "no" if saved["facts"].get("streamed") else "yes"
+
+
+# --- learning rate --------------------------------------------------------------------------------
 
 def warmup_steps(args, steps):
     """10 epochs, or a fifth of a short run; at least 200 steps, but at most half of the run."""
@@ -166,21 +210,16 @@ def learning_rate(step, base, warmup, total):
 
 
 def set_learning_rates(optimizer, step, warmup, total):
-    """Each group's, but for those that a method keeps constant."""
+    """Every group's, except those that a method keeps constant."""
     for group in optimizer.param_groups:
-        if group.get("constant"):
-            continue
-        rate = learning_rate(step, group["base_lr"], warmup, total)
-        if torch.is_tensor(group["lr"]):        # see capture.py
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        if not group.get("constant"):
+            group["lr"] = learning_rate(step, group["base_lr"], warmup, total)
 
 
-# --- the networks, and one step of their training ---------------------------------------------
+# --- the networks, and one step of their training -------------------------------------------------
 
 def make_learner(args, data, device):
-    """The networks as the flags say, on the device, with weights that follow from the seed."""
+    """The networks as the flags describe them, on the device; the seed determines the weights."""
     torch.manual_seed(args.seed)
     encoder, p = resnet(args.arch, args.width, data["stem"])
     method = METHODS[args.method](args, encoder, p, len(data["train_x"]))
@@ -188,7 +227,7 @@ def make_learner(args, data, device):
     if data["classes"]:
         online_probe = probe.OnlineProbe(encoder, p, len(data["classes"]), args.baseline)
     layout = memory_layout(device, args.precision, args.width)
-    return Learner(method, online_probe).to(device, memory_format=layout)
+    return probe.Learner(method, online_probe).to(device, memory_format=layout)
 
 
 def mixed_precision(precision, device):
@@ -199,7 +238,7 @@ def mixed_precision(precision, device):
 
 
 def training_step(model, learner, optimizer, scaler, autocast, clip, batch, progress):
-    """Forward, backward, step; returns the logs, and what the method's after_step needs.
+    """Forward, backward, step; returns the logs, and the tensors that after_step() needs.
 
     model: the learner, or DistributedDataParallel around it. batch: views, index and labels.
     """
@@ -222,40 +261,26 @@ def training_step(model, learner, optimizer, scaler, autocast, clip, batch, prog
     return logs, kept
 
 
-# --- the run ----------------------------------------------------------------------------------
+# --- the run --------------------------------------------------------------------------------------
 
-def train(args, command, signals, at_end):
-    """One run. at_end: an ExitStack, for what has to end with it, however it ends."""
+def train(args, session):
+    """One run. session: its checkpoint, log, status line and signals."""
     # fail fast: check everything before anything is loaded or written
-    if args.batch_size % WORLD_SIZE:
-        raise BadInput(f"--batch-size {args.batch_size} cannot be shared by "
-                       f"{WORLD_SIZE} processes")
     if args.tensorboard:
         run.check_tensorboard()
     device = open_device(distributed.own_device(args.device))
     distributed.start(device)
-    last = args.out / "last.pt"
-    saved = run.load_checkpoint(last) if args.resume and last.exists() else None
-    if args.precision == "auto":
-        args.precision = saved["config"].get("--precision") if saved else fast_precision(device)
-    if args.compile == "auto" and saved:
-        args.compile = saved["config"].get("--compile")
-    config = run.flags_of(args)
-    run.check_same_flags(last, saved, config, MAY_DIFFER_ON_RESUME)
-    if args.resume and not saved and RANK == 0:
-        print(f"{args.out} holds no checkpoint yet: starting from the beginning", file=sys.stderr)
+    settle(args, session.saved, device)
+    session.record(run.flags_of(args))
 
     # data: keep the images on the device if they fit, otherwise stream them
-    if saved:       # go on as it began
-        args.resident = "no" if saved["facts"].get("streamed") else "yes"
     data = load(args.dataset, args.data_dir, args.limit_train, args.seed, args.classes,
                 args.resident, memory_for_images(device), args.min_size)
     n_images = len(data["train_x"])
     if n_images < args.batch_size:
         raise BadInput(f"--batch-size {args.batch_size} is larger than the training set of "
                        f"{n_images:,} images")
-    config["data"] = f"{n_images} images with checksum {fingerprint(data)}"
-    run.check_same_flags(last, saved, config, MAY_DIFFER_ON_RESUME)
+    session.record({"data": f"{n_images} images with checksum {fingerprint(data)}"})
     to_device(data, device)
     steps = n_images // args.batch_size                     # per epoch
     total_steps = steps * args.epochs
@@ -264,161 +289,96 @@ def train(args, command, signals, at_end):
     # networks and optimiser
     torch.backends.cudnn.benchmark = True
     learner = make_learner(args, data, device)
-    method, online_probe, encoder = learner.method, learner.probe, learner.method.encoder
-    layout = memory_layout(device, args.precision, args.width)
+    method, online_probe = learner.method, learner.probe
     optimizer = make_optimizer(args.optimizer, learner.param_groups(args))
     autocast, scaler = mixed_precision(args.precision, device)
 
-    # where to start: at nothing, or at a checkpoint
-    epochs_done, steps_done, logs_done = 0, 0, []
-    seconds_before, rows = 0.0, []
-    checkpoints = run.Checkpoints(last, args.save_minutes)
-    started = time.time()
-    if saved:
-        with run.restoring(last):
-            learner.load_state_dict(saved["learner"])
-            optimizer.load_state_dict(saved["optimizer"])
-            scaler.load_state_dict(saved["scaler"])
-            epochs_done, steps_done = saved["epoch"], saved["step"]
-            logs_done = saved["step_logs"].to(device).unbind()          # of a step each
-            seconds_before, rows = saved["seconds"], saved["rows"]
-        checkpoints.note(epochs_done, steps_done)
-        note_of_threads(saved["facts"].get("threads"), device)
+    def checkpoint():
+        """The content of last.pt."""
+        return {
+            "learner": learner.state_dict(),            # networks, probe, α, queues
+            "optimizer": optimizer.state_dict(),        # momenta
+            "scaler": scaler.state_dict(),              # fp16's loss scale
+            "epoch": session.epoch,                     # how many are complete
+            "step": session.step,                       # steps done of the next one
+            "step_logs": session.stacked_logs(),        # of those steps
+            "rows": session.rows,                       # of log.csv
+            "seconds": session.seconds(),               # of training
+            "config": session.config,                   # flags, and a checksum of the images
+            "facts": run.facts_of(data, args.data_dir),     # of the images, for evaluate.py
+        }
 
-    def save(epoch, step, step_logs):
-        """epoch: how many are complete. step, step_logs: of the next one, so far."""
-        check_weights(learner, epoch + 1, checkpoints)
-        logs = torch.stack(step_logs) if step_logs else torch.empty(0)  # step × columns
-        checkpoints.save(
-            epoch, step, step_logs=logs, seconds=seconds_before + time.time() - started,
-            rows=rows, config=config, facts=run.facts_of(data, args.data_dir),
-            learner=learner.state_dict(), optimizer=optimizer.state_dict(),
-            scaler=scaler.state_dict())
+    if session.saved:
+        with session.restoring():
+            learner.load_state_dict(session.saved["learner"])
+            optimizer.load_state_dict(session.saved["optimizer"])
+            scaler.load_state_dict(session.saved["scaler"])
 
-    # several processes, and what is said of them all
+    # several processes, torch.compile
     model = distributed.parallel(learner, device)
-    print(describe(args, data, method, device))
-    note_of_precision(args.precision, device)
-    if data["classes"]:
-        warn_of_few(len(data["test_x"]))
-
-    # compiling
+    announce(args, data, method, device)
     view_of = augment_with
-    if args.compile == "auto":
-        args.compile = config["--compile"] = compiling.decide(
-            learner, args.batch_size // WORLD_SIZE, data["image_size"], layout, device, autocast,
-            total_steps - epochs_done * steps - steps_done)
     if args.compile == "yes":
         view_of = torch.compile(augment_with)
-        compiling.compile_networks(learner)
+        compile_networks(learner, device)
 
-    # the run's folder
+    # the run's files
     columns = ("epoch", "step", "seconds", "samples_per_s", "lr", "clipped", "loss",
-               *method.columns, *probe.COLUMNS)
-    signals.hold()      # from here on they wait for the end of a step: no file is left half written
-    if RANK == 0:
-        if args.overwrite:
-            run.remove_run(args.out)
-        if not saved:
-            run.write_config(args.out, command, config, device)
-            save(0, 0, [])
-        log = run.Log(args.out, columns, rows, args.tensorboard)
+               *method.columns, *probe.columns())
+    session.start(steps, columns, method.columns, checkpoint, device)
 
-    # all batches to come; processes that read files go on while an epoch is evaluated
-    plan = plan_batches(n_images, args.batch_size, args.seed, args.epochs, epochs_done + 1,
-                        steps_done)
-    batches = batches_of_views(data, plan, args.augment, layout, view_of)
-    at_end.callback(batches.close)      # or processes that read files would outlive an exception
+    # all batches to come: image workers prefetch while an epoch is evaluated
+    plan = plan_batches(n_images, args.batch_size, args.seed, args.epochs, session.epoch + 1,
+                        session.step)
+    layout = memory_layout(device, args.precision, args.width)
+    batches = session.close_at_end(batches_of_views(data, plan, args.augment, layout, view_of))
 
     generator = torch.Generator(device)
-    status_line = StatusLine(args, steps, epochs_done * steps + steps_done)
-    for epoch in range(epochs_done + 1, args.epochs + 1):
-
-        # a run can go on in the middle of an epoch
-        first = steps_done if epoch == epochs_done + 1 else 0
-        step_logs = list(logs_done) if first else []
-        if first == 0:
-            generator.manual_seed(mixed_seed(args.seed, epoch, 0, FOR_METHODS))
-            method.before_epoch(epoch, steps, generator)
+    for epoch in range(session.epoch + 1, args.epochs + 1):
         first_step = (epoch - 1) * steps
         progress = torch.arange(first_step, first_step + steps, dtype=torch.float64)
-        progress = (progress / max(1, total_steps - 1)).to(device)      # steps
+        progress = (progress / max(1, total_steps - 1)).to(device)      # steps, from 0 to 1
+        if session.step == 0:       # a run can be resumed in the middle of an epoch
+            generator.manual_seed(mixed_seed(args.seed, epoch, 0, FOR_METHODS))
+            method.before_epoch(epoch, steps, generator)
 
-        status_line.start_epoch(epoch, first)
-        for step in range(first, steps):
-            # learning rate, forward, backward, step
+        for step in range(session.step, steps):
             batch = next(batches)
             torch.manual_seed(mixed_seed(args.seed, epoch, RANK, step, FOR_METHODS))
             set_learning_rates(optimizer, first_step + step, warmup, total_steps)
             logs, kept = training_step(model, learner, optimizer, scaler, autocast, args.clip,
                                        batch, progress[step])
             method.after_step(kept, step, progress[step])
-
-            # logs stay on the device: reading them waits for a GPU, so it is done once per second
-            step_logs.append(torch.stack(list(logs.values())))
-            stop = signals.stop_wanted()
-            save_now = (stop or checkpoints.due()) and step + 1 < steps
-            if save_now or status_line.due():
-                check_losses(torch.stack(step_logs), rows, steps, epoch, checkpoints)
-                status_line.show(step + 1, logs["loss"].item())
-            if save_now:
-                save(epoch - 1, step + 1, step_logs)
-            if stop and save_now:
-                batches.close()                             # ends processes that read images
-                signals.release()
-        step_logs = torch.stack(step_logs)                  # steps × columns
-        check_losses(step_logs, rows, steps, epoch, checkpoints)
-        samples_per_second = status_line.samples_per_second(steps)
+            session.after_step(logs)        # status line, checkpoint, Ctrl-C
 
         # α as this epoch used it; then, if --alpha is ada and its epoch has come, α is set anew
-        schedule = method.schedule(progress[-1])
-        schedule = {column: value.item() for column, value in schedule.items()}
+        row = session.after_steps()         # mean losses
+        row["lr"] = optimizer.param_groups[0]["lr"]
+        for column, value in method.schedule(progress[-1]).items():
+            row[column] = value.item()
         method.after_epoch(epoch)
-
-        # evaluation, log, checkpoint
-        if RANK > 0:
-            continue
-        row = {"epoch": epoch, "step": epoch * steps, "samples_per_s": samples_per_second,
-               "lr": optimizer.param_groups[0]["lr"], **schedule}
-        row |= dict(zip(logs, step_logs.mean(0).tolist()))
-        row["clipped"] *= steps                             # a number of steps, not their share
-        if epoch % args.eval_every == 0 or epoch == args.epochs:
+        if session.evaluation_is_due():
             row |= probe.evaluate(method, online_probe, data, device, autocast)
-        row["seconds"] = seconds_before + time.time() - started
-        check_evaluation(row, rows, checkpoints)
-        rows.append(row)
-        log.append(row)
-        stop = signals.stop_wanted()        # one that comes later waits for the next step
-        if stop or checkpoints.due() or epoch == args.epochs:
-            save(epoch, 0, [])
-        show_progress("")
-        print(epoch_line(row, args, method.columns, status_line.seconds_left()), flush=True)
-        if stop:
-            batches.close()
-            signals.release()
+        session.after_epoch(row)            # log, checkpoint, Ctrl-C
 
     # what the run leaves
     batches.close()
     distributed.finish()
-    if RANK > 0:
-        return
-    run.save_backbone(args.out / "backbone.pt", encoder)
-    signals.release()
-    try:
-        draw_run(run.read_log(log.path), args.out / "dynamics.png")
-    except ImportError:
-        print("dynamics.png was left out: it needs matplotlib (pip install matplotlib)")
-    untrained = probe.untrained_accuracy(online_probe, data, device, autocast)
-    print(last_lines(args.out, rows[-1], untrained, len(data["test_x"])))
+    if RANK == 0:
+        run.save_backbone(args.out / "backbone.pt", method.encoder)
+        session.signals.release()
+        draw_run(args.out)
+        untrained = probe.untrained_accuracy(online_probe, data, device, autocast)
+        print(last_lines(args.out, session.rows[-1], untrained, len(data["test_x"])))
 
 
 def main(argv=None):
     command = sys.argv[1:] if argv is None else argv
-    signals = Signals()
-    with orderly_end("train.py", command, signals), signals:
+    with orderly_end("train.py", command) as signals:
         args = parse_args(command)
-        with run.reserved(args.out, args.resume, args.overwrite), ExitStack() as at_end:
-            train(args, command, signals, at_end)
+        with (run.reserved(args.out, args.resume, args.overwrite),
+              Session(args, command, signals) as session):
+            train(args, session)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ from pathlib import Path
 
 import torch
 
-from plumbing import cli
 import metrics
-import simulate
 from losses import cosine_kernel, normalize_rows, renyi_entropy, wasserstein_uniformity
+from plumbing import cli
+from plumbing.panels import COLOURS, check, picture, report, write_figure
 
 
 def entropy_2(x):
@@ -100,8 +100,7 @@ def clone_instances(x, times):
 
 
 # --- panels -----------------------------------------------------------------------------------
-# As in simulate.py, a figure is a list of panels, and a panel a dict of its title, axes, curves
-# and claims.
+# A figure is a list of panels, see plumbing/panels.py.
 
 def sweep(args, at, make):
     """{measure: values} of the samples that make(x of the axis, generator) returns.
@@ -136,7 +135,7 @@ def panels_of(args, study, at, curves, claims, x, log=False):
         of_this = {label: found[name] for label, found in curves.items()}
         claimed = dict.fromkeys(of_this, claims[name]) if name in claims else {}
         panels.append(dict(title=f"{name}: {study}", x=x, y=name, at=list(at), curves=of_this,
-                           claims=claimed, log=log, range=LARGEST.get(name)))
+                           claims=claimed, log=log, range=LARGEST.get(name, 0)))
     return panels
 
 
@@ -207,7 +206,13 @@ def dimension_part(args):
             lambda m, generator: unit_rows(size["samples"], m, eta, generator))
     panels = panels_of(args, "dimension", size["dimensions"], curves, {}, "dimension m", log=True)
     for panel in panels:
-        panel["told apart at the end"] = {"W2": True, "L_U": False}.get(panel["y"])
+        ends = [float(values[-1].mean()) for values in panel["curves"].values()]
+        apart = max(ends) - min(ends) > 0.08 * LARGEST.get(panel["y"], math.inf)
+        at_end = f"at m = {panel['at'][-1]}"
+        panel["facts"] = {
+            "W2": {f"tells the η apart {at_end}": apart},
+            "L_U": {f"does not tell the η apart {at_end}": not apart},
+        }.get(panel["y"], {})
     return {"dimension": panels}
 
 
@@ -270,59 +275,6 @@ def properties(measure, generator, tolerance=1e-3):
     return dict(zip(PROPERTIES, holds))
 
 
-def table_of_properties(args):
-    generator = torch.Generator().manual_seed(args.seed)
-    return {name: properties(measure, generator) for name, measure in MEASURES.items()}
-
-
-def print_properties(table):
-    print(" " * 21 + "  ".join(PROPERTIES))
-    for name, holds in table.items():
-        cells = [("yes" if value else "no").ljust(len(title)) for title, value in holds.items()]
-        print(f"{name:21}" + "  ".join(cells))
-
-
-# each returns {file's name: figure}
-PARTS = {"densities": densities_part, "collapse": collapse_part, "dimension": dimension_part,
-         "cloning": cloning_part, "means": means_part}
-
-
-# --- does the run show what the paper says? ------------------------------------------------------
-
-def shows(claim, means, largest):
-    """Whether a curve has the claimed trend. largest: how far the measure can go.
-
-    Level: it moves by less than 0.2 % of that; hardly moving: by less than 12 %. Rising: it never
-    falls, and moves by 0.2 % at least; rising far: by 25 %.
-    """
-    moved = (max(means) - min(means)) / largest
-    if claim == "level":
-        return moved < 0.002
-    if claim == "hardly moving":
-        return moved < 0.12
-    if claim == "vanishing":
-        return simulate.shows("falling", means) and means[-1] < 0.05 * means[0]
-    least = 0.25 if claim == "rising far" else 0.002
-    return simulate.shows("rising", means) and moved > least
-
-
-def check(name, panels):
-    """{sentence: whether it holds} for each claim about a figure."""
-    results = {}
-    for panel in panels:
-        for label, claim in panel["claims"].items():
-            means = panel["curves"][label].mean(1).tolist()
-            holds = shows(claim, means, panel.get("range", 1))
-            results[f"{name}, {panel['title']}, {label}: {claim}"] = holds
-        apart = panel.get("told apart at the end")
-        if apart is not None:
-            ends = [float(values[-1].mean()) for values in panel["curves"].values()]
-            differ = max(ends) - min(ends) > 0.08 * panel["range"]
-            words = "tells the η apart" if apart else "does not tell the η apart"
-            results[f"{name}, {panel['y']}: {words} at m = {panel['at'][-1]}"] = differ == apart
-    return results
-
-
 def check_properties(table):
     """W2 has all four; L_U has the first alone [Theorem 1]."""
     results = {}
@@ -333,6 +285,11 @@ def check_properties(table):
         sentence = f"properties, L_U, {title}" + ("" if first else ": not so")
         results[sentence] = holds == first
     return results
+
+
+# each returns {file's name: figure}
+PARTS = {"densities": densities_part, "collapse": collapse_part, "dimension": dimension_part,
+         "cloning": cloning_part, "means": means_part}
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -363,18 +320,23 @@ def draw_means(path, args):
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     for axis, k in zip(figure.subplots(1, 4), (0, 1, 4, 32)):
         x = normalize_rows(k + torch.randn(500, 2, generator=generator))
-        axis.scatter(*x.T.numpy(), s=8, alpha=0.3, color=simulate.COLOURS[0])
+        axis.scatter(*x.T.numpy(), s=8, alpha=0.3, color=COLOURS[0])
         axis.set(title=f"k = {k}", xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
 
 
 def write_properties(path, table):
+    """Writes the table of properties as a CSV, and prints it."""
     with open(path, "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["measure", *PROPERTIES])
+        print(f"{'':21}" + "  ".join(PROPERTIES))
         for name, holds in table.items():
-            rows.writerow([name, *("yes" if value else "no" for value in holds.values())])
+            cells = ["yes" if value else "no" for value in holds.values()]
+            rows.writerow([name, *cells])
+            columns = [cell.ljust(len(title)) for cell, title in zip(cells, PROPERTIES)]
+            print(f"{name:21}" + "  ".join(columns))
 
 
 # --- the command line -------------------------------------------------------------------------
@@ -385,13 +347,11 @@ def parse(argv):
     add("part", nargs="?", choices=(*PARTS, "properties"), help="this part only")
     add("--metric", nargs="+", choices=MEASURES, default=[], metavar="NAME",
         help=f"measures to put beside W2 and L_U: {', '.join(MEASURES)}")
-    add("--draws", type=cli.whole_number(1), default=3, metavar="N",
-        help="random samples per point (default: %(default)s)")
+    add("--draws", type=cli.whole_number(1), default=3, metavar="N", help="samples per point")
     add("--seed", type=cli.whole_number(0, 2 ** 31 - 1), default=0, metavar="N",
-        help="of all random numbers (default: %(default)s)")
+        help="of all random numbers")
     add("--published", action="store_true", help="the paper's sizes, in place of smaller ones")
-    add("--out", type=Path, default=Path("figures"), metavar="DIR",
-        help="where figures and CSVs go (default: %(default)s)")
+    add("--out", type=Path, default=Path("figures"), metavar="DIR", help="for figures and CSVs")
     args = parser.parse_args(argv)
     args.metric = list(dict.fromkeys([*PAPERS, *args.metric]))
     args.sizes = PUBLISHED if args.published else SIZES
@@ -402,34 +362,25 @@ def study(args):
     """Computes, writes and checks the parts that were asked for; whether all claims hold."""
     results = {}
     written = []
-    drawn = True
-    extra = {"densities": {"pairs": draw_pairs}, "means": {"points": draw_means}}
     for part in [args.part] if args.part else [*PARTS, "properties"]:
         print(f"{part} …", flush=True)
         if part == "properties":
-            table = table_of_properties(args)
-            print_properties(table)
+            generator = torch.Generator().manual_seed(args.seed)
+            table = {name: properties(measure, generator) for name, measure in MEASURES.items()}
             write_properties(args.out / "properties.csv", table)
             written.append("properties.csv")
             results |= check_properties(table)
             continue
         for name, panels in PARTS[part](args).items():
-            simulate.write_csv(args.out / f"uniformity_{name}.csv", panels)
-            drawn = simulate.draw(args.out / f"uniformity_{name}.png", panels)
-            written.append(f"uniformity_{name}")
+            written += write_figure(args.out, f"uniformity_{name}", panels)
             results |= check(name, panels)
-        if drawn:
-            for name, draw in extra.get(part, {}).items():
-                draw(args.out / f"uniformity_{name}.png", args)
-                written.append(f"uniformity_{name}")
+        if part == "densities":
+            written += picture(args.out / "uniformity_pairs.png", draw_pairs, args)
+        if part == "means":
+            written += picture(args.out / "uniformity_points.png", draw_means, args)
     print(f"in {args.out}: {', '.join(written)}")
-    if not drawn:
-        print("the figures were left out: they need matplotlib (pip install matplotlib)")
-
-    print("what the paper says, and whether this run shows it:")
-    for sentence, holds in results.items():
-        print("yes " if holds else "NO  ", sentence)
-    return all(results.values())
+    print("the paper's claims, and whether this run shows them:")
+    return report(results)
 
 
 def main(argv=None):

@@ -27,44 +27,24 @@ class BadInput(ValueError):
     """Something that the user can mend. Scripts print it as one line and exit with status 2."""
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps a docstring's line breaks, and names every default that says something."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, False, argparse.SUPPRESS) or "(default:" in action.help:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse's, without abbreviations of flags; what it does not understand is BadInput.
+    """argparse's, without abbreviations of flags; whatever it does not understand is BadInput."""
 
-    defaults: {flag: value}, which take the place of those that group() is given.
-    """
-
-    def __init__(self, program, description, defaults=None, **settings):
+    def __init__(self, program, description, **settings):
         super().__init__(prog=program, description=description, allow_abbrev=False,
-                         formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
-        self.own_defaults = defaults or {}
+                         formatter_class=HelpFormatter, **settings)
 
     def error(self, message):
         raise BadInput(f"{message} (--help explains the flags)")
-
-    def group(self, title):
-        """A heading in --help, as a function that adds flags below it.
-
-        add(flag, default, kind, help, metavar). kind: bool for a flag without a value, list for
-        one that takes several words and may be repeated, an argparse type, or the values that are
-        allowed.
-        """
-        add_argument = self.add_argument_group(title).add_argument
-
-        def add(flag, default, kind, text, metavar=None):
-            default = self.own_defaults.get(flag, default)
-            if default not in (None, False):
-                text += f" (default: {default})"
-            if kind is bool:
-                add_argument(flag, action="store_true", help=text)
-            elif kind is list:
-                add_argument(flag, default=default, action="extend", nargs="+", help=text,
-                             metavar=metavar)
-            elif callable(kind):
-                add_argument(flag, default=default, type=kind, help=text, metavar=metavar)
-            else:
-                add_argument(flag, default=default, choices=tuple(kind), help=text)
-
-        return add
 
     def parse_known_args(self, args=None, namespace=None):
         """Takes --beta -1e-4 as --beta=-1e-4: argparse would see another flag in the number."""
@@ -154,6 +134,12 @@ def open_device(name):
     return device
 
 
+def synchronise(device):
+    """Waits until the device has done everything that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def is_fast(precision, device):
     """Whether the device has instructions for it; a CPU that has none is ten times slower."""
     if precision == "bf16" and device.type == "cuda":
@@ -232,7 +218,7 @@ def one_line_errors(program):
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        stop(program, "there is not enough memory: try smaller batches or a smaller network")
+        stop(program, "there is not enough memory: try smaller batches, networks or samples")
     except KeyboardInterrupt:
         show_progress("")
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""The datasets: a table of facts, the official files and where they come from, folders of images.
+"""The datasets: a table of facts, the official files and where they come from.
 
     found = read_dataset("cifar10", Path("data"))       # downloads it, unless it is there
 
@@ -8,11 +8,8 @@ are neither trained nor tested on, unused ({name of the split: how many}).
 Raises BadInput, or OSError for files that cannot be read, with what is wrong and what to do.
 """
 import contextlib
-import math
 import os
 import shutil
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +17,8 @@ from torchvision.datasets import CIFAR10, CIFAR100, STL10
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
 from plumbing.cli import BadInput
-from plumbing.images import in_parallel, is_image, list_images, random_subset, read_sizes
+from plumbing.folders import class_folders, find_classes, find_images
+from plumbing.images import list_images
 from plumbing.shapes import load_shapes
 
 # --- the table --------------------------------------------------------------------------------
@@ -89,9 +87,6 @@ DATASETS = {
     "folder": dict(layout="folder", size=256, crop=224),        # at most; see fit()
     "shapes": dict(layout="shapes", size=32, crop=32, stem="small"),
 }
-SMALLEST = 8            # pixels: smaller images are left out
-FEWEST = 20             # images that a folder without classes must hold
-MOST_HELD_OUT = 2048    # … of which a tenth, but no more than so many, is for the metrics
 
 
 def read_dataset(name, root, chosen=None):
@@ -108,7 +103,9 @@ def read_dataset(name, root, chosen=None):
         return load_medmnist(name, root)
     if layout == "tiny":
         return find_tiny(name, root)
-    return find_classes(name, root, chosen)
+    if name == "cinic10":
+        return find_cinic(name, root, chosen)
+    return find_classes(name, root, DATASETS[name].get("classes"), chosen)
 
 
 # --- the official files -----------------------------------------------------------------------
@@ -265,218 +262,18 @@ def find_tiny(name, root):
             "test_x": test_x, "test_y": torch.tensor(test_y)}
 
 
+def find_cinic(name, root, chosen=None):
+    """CINIC-10: train/<class>/…, test/<class>/… and valid/<class>/…, which is unused."""
+    if not (root / "train").is_dir():
+        root = fetch(name, root)
+    found = find_classes(name, root, DATASETS[name]["classes"], chosen)
+    check_whole(name, root, found["train_x"])
+    return found | {"unused": {"valid": len(list_images(root / "valid"))}}
+
+
 def check_whole(name, root, train_x):
     """Unpacking that was cut off leaves fewer images."""
     wanted = DATASETS[name]["train"]
     if len(train_x) != wanted:
         raise BadInput(f"{root} holds {len(train_x):,} training images, not {wanted:,}: "
                        "move it away, and it will be unpacked again")
-
-
-# --- folders ----------------------------------------------------------------------------------
-
-class Splits(NamedTuple):
-    """Where the images of a dataset lie."""
-    root: Path
-    train: Path             # root itself, where it holds no folder of that name
-    held_out: Path | None   # for the metrics
-
-
-def find_classes(name, root, chosen=None):
-    """Images in class folders: train/<class>/… and test/<class>/…, or val/.
-
-    A folder without classes is all right for --dataset folder, see find_unlabelled().
-    chosen: the classes to use, or a file that names them.
-    """
-    facts = DATASETS[name]
-    if "url" in facts and not (root / "train").is_dir():
-        root = fetch(name, root)
-    expected = (f"--dataset {name} expects train/<class>/*.png|jpg|jpeg, "
-                "and the same under test/ or val/, in --data-dir")
-    splits = find_splits(root, expected)
-    if name == "folder" and not has_classes(splits):
-        return find_unlabelled(splits)
-    if splits.held_out is None:
-        raise BadInput(f"{root} lacks a test or val directory: {expected}")
-    if splits.train == root:
-        raise BadInput(f"{root} lacks a train directory: {expected}")
-
-    classes = choose_classes(splits.train, chosen)
-    train_x, train_y = find_images(splits.train, classes)
-    test_x, test_y = find_images(splits.held_out, classes)
-    check_some(splits.train, train_x, expected)
-    check_some(splits.held_out, test_x, expected)
-    if chosen is None:
-        check_no_others(splits, classes)
-    check_class_count(name, splits.train, train_y, classes)
-    found = {"classes": classes, "train_x": train_x, "train_y": train_y,
-             "test_x": test_x, "test_y": test_y, "unused": {}}
-    if "url" in facts:      # CINIC-10
-        check_whole(name, root, train_x)
-        found["unused"]["valid"] = len(list_images(root / "valid"))
-    return found
-
-
-def find_splits(root, expected):
-    if not root.is_dir():
-        raise BadInput(f"there is no directory {root}: {expected}")
-    train = first_folder(root, ("train", "2021_train"))     # 2021: iNaturalist's
-    held_out = first_folder(root, ("test", "val", "2021_valid"))
-    return Splits(root, train or root, held_out)
-
-
-def first_folder(root, names):
-    """The first of these folders that there is, or None."""
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    return None
-
-
-def class_folders(folder):
-    folders = [path for path in folder.iterdir() if path.is_dir()]
-    return sorted(path.name for path in folders if not path.name.startswith("."))
-
-
-def loose_images(folder):
-    """Paths of the images straight in a folder."""
-    return [str(path) for path in sorted(folder.iterdir()) if is_image(path.name)]
-
-
-# --- one's own images without classes
-
-def has_classes(splits):
-    """Whether the training images are in class folders, rather than straight in train/ or root.
-
-    Stray images beside class folders don't count.
-    """
-    if not loose_images(splits.train):
-        return True
-    if splits.train == splits.root:
-        return False
-    return any(list_images(splits.train / label) for label in class_folders(splits.train))
-
-
-def find_unlabelled(splits):
-    """Images straight in train/ (and test/, or val/) or in root.
-
-    Where none are held out for the metrics, a tenth at random is, 2,048 at most.
-    """
-    train_x = loose_images(splits.train)
-    test_x = list_images(splits.held_out) if splits.held_out else []
-    if not test_x:
-        n = len(train_x)
-        if n < FEWEST:
-            raise BadInput(f"{splits.train} holds {n} images: "
-                           f"too few, {FEWEST} or more are needed")
-        count = min(MOST_HELD_OUT, max(2, n // 10))
-        held_out = set(random_subset(n, count, seed=0).tolist())
-        test_x = [path for i, path in enumerate(train_x) if i in held_out]
-        train_x = [path for i, path in enumerate(train_x) if i not in held_out]
-    return {"classes": [], "train_x": train_x, "train_y": torch.full((len(train_x),), -1),
-            "test_x": test_x, "test_y": torch.full((len(test_x),), -1)}
-
-
-# --- class folders
-
-def choose_classes(train, chosen):
-    """The classes to use: those of the folder train, or the chosen ones of them."""
-    there = class_folders(train)
-    if chosen is None:
-        return there
-    classes = chosen if isinstance(chosen, list) else read_classes(chosen, there)
-    missing = sorted(set(classes) - set(there))
-    if missing:
-        raise BadInput(f"{train} has no folder {missing[0]}, which {chosen} names")
-    return classes
-
-
-def read_classes(path, there):
-    """The class names in a file, one per line: all of it, or its first word; each once."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        text = ""
-    names = []
-    for line in map(str.strip, text.splitlines()):
-        if line:
-            names.append(line if line in there else line.split()[0])
-    if not names:
-        raise BadInput(f"{path} names no classes: it should hold the names of class folders, "
-                       "one per line")
-    return list(dict.fromkeys(names))
-
-
-def find_images(folder, classes):
-    """Paths and labels (int64) of the images in folder/<class>/…"""
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        of_this_class = list_images(folder / name)
-        paths += of_this_class
-        labels += [label] * len(of_this_class)
-    return paths, torch.tensor(labels, dtype=torch.long)
-
-
-def check_some(folder, paths, expected):
-    """There are images; if not, says whether they lie beside the class folders."""
-    if paths:
-        return
-    where = " in folders of classes" if any(map(is_image, os.listdir(folder))) else ""
-    raise BadInput(f"{folder} holds no images{where}: {expected}")
-
-
-def check_no_others(splits, classes):
-    """Every class that is tested on is trained on."""
-    for name in class_folders(splits.held_out):
-        if name not in classes:
-            raise BadInput(f"{splits.held_out / name} has no counterpart in {splits.train}: "
-                           "both need the same classes")
-
-
-def check_class_count(name, train, labels, classes):
-    """As many classes as the probe needs, and as the dataset has."""
-    if len(labels.unique()) < 2:
-        raise BadInput(f"{train} has images of one class only: the probe needs two or more")
-    wanted = DATASETS[name].get("classes", len(classes))
-    if len(classes) != wanted:
-        raise BadInput(f"{train} has {len(classes):,} classes, {name} has {wanted:,}: "
-                       "--classes FILE picks them by name, one per line")
-
-
-# --- sizes
-
-def fit(data, largest_size, largest_crop, min_size=None):
-    """Leaves out a folder's small images, and finds what suits the others.
-
-    data: train_x and test_x, lists of files, with train_y and test_y. min_size: the shortest side
-    that an image must have, in pixels; None: a quarter of their median, which is what is usual
-    for such a folder. The size that all are brought to is the shortest side then left,
-    largest_size at most; the networks see up to largest_crop of them.
-    Returns a dict: the same four, size, image_size, stem, min_size and left_out, how many images.
-    Raises BadInput where too few are left.
-    """
-    paths = data["train_x"] + data["test_x"]
-    parts = in_parallel(read_sizes, paths, "reading image sizes")
-    shorter = torch.cat([torch.tensor(part) for part in parts]).amin(1)      # n
-    shorter = shorter.clamp_max(largest_size)
-    if min_size is None:
-        min_size = max(SMALLEST, math.ceil(int(shorter.median()) / 4))
-    large_enough = shorter >= min_size
-    in_train, in_test = large_enough.split([len(data["train_x"]), len(data["test_x"])])
-    if not in_train.any() or in_test.sum() < 2:
-        raise BadInput(f"too few images have {min_size} pixels in height and width (--min-size): "
-                       f"{int(in_train.sum())} to train on, {int(in_test.sum())} to test; "
-                       f"the smallest is {paths[int(shorter.argmin())]}")
-    size = int(shorter[large_enough].min())
-    kept = {}
-    for split, chosen in (("train", in_train), ("test", in_test)):
-        files = data[f"{split}_x"]
-        kept[f"{split}_x"] = [files[i] for i in chosen.nonzero().flatten()]
-        kept[f"{split}_y"] = data[f"{split}_y"][chosen]
-    return kept | {
-        "size": size,
-        "image_size": min(size, largest_crop),
-        "stem": "small" if size <= 64 else "imagenet",
-        "min_size": min_size,
-        "left_out": int((~large_enough).sum()),
-    }

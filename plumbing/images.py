@@ -24,8 +24,8 @@ import torch
 from PIL import Image, ImageOps         # comes with torchvision
 from torch.utils.data import DataLoader, Dataset
 
-from plumbing import distributed
 from augment import AUGMENTATIONS, random_boxes
+from plumbing import distributed
 from plumbing.cli import SIGNALS, show_progress
 
 BATCH = 64              # files that a worker process decodes at a time
@@ -226,53 +226,6 @@ def broken(path, error):
     """What a worker returns in place of images."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return f"{path} is not a readable image ({reason}): mend or remove it"
-
-
-# --- smaller copies -----------------------------------------------------------------------------
-
-def resize_files(paths, folder, out, size):
-    """Copies images below `folder` to `out`, their shorter sides `size` pixels; returns how many.
-
-    What is no larger is copied as it is; a file that is there already stays, so that a copy that
-    was cut off goes on. What is larger becomes RGB, upright: a JPEG of quality 95, or PNG where
-    the name ends so. Raises OSError for a file that cannot be read or written.
-    """
-    work = functools.partial(resize_some, folder=folder, out=out, size=size)
-    return sum(len(part) for part in in_parallel(work, paths, "resizing images"))
-
-
-def resize_some(paths, folder, out, size):
-    """What a worker of resize_files does: the paths of the copies; or what went wrong."""
-    copies = []
-    for path in paths:
-        copy = os.path.join(out, os.path.relpath(path, folder))
-        copies.append(copy)
-        if os.path.exists(copy):
-            continue
-        try:
-            os.makedirs(os.path.dirname(copy), exist_ok=True)
-            save_smaller(path, copy, size)
-        except Exception as error:
-            return f"{path} could not be copied: {str(error) or type(error).__name__}"
-    return copies
-
-
-def save_smaller(path, copy, size):
-    """A copy of one image file, its shorter side `size` pixels or less; whole or not at all."""
-    unfinished = os.path.join(os.path.dirname(copy), f"unfinished-{os.getpid()}")
-    kind = "PNG" if path.lower().endswith(".png") else "JPEG"
-    try:
-        with Image.open(path) as image:
-            if min(image.size) <= size:
-                shutil.copyfile(path, unfinished)
-            else:
-                image.draft("RGB", (2 * size, 2 * size))
-                image = with_shorter_side(to_rgb(image), size, Image.Resampling.BICUBIC)
-                image.save(unfinished, kind, quality=95)
-        os.replace(unfinished, copy)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(unfinished)
 
 
 # --- random crops of files --------------------------------------------------------------------

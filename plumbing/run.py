@@ -25,7 +25,6 @@ import platform
 import socket
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -38,8 +37,7 @@ from plumbing.distributed import RANK, WORLD_SIZE
 
 LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "previous.pt", "backbone.pt", "dynamics.png",
                "evaluation.json", "events.out.*")
-CHECKPOINT_FORMAT = 5       # 1: before methods.py; 2: before metrics of the whole test set;
-                            # 3: before checkpoints in the middle of an epoch; 4: other draws
+CHECKPOINT_FORMAT = 6       # 5: AdaDim's α had other names in it
 CHECKPOINT_TYPES = {        # what a checkpoint holds
     "epoch": int,           # how many are complete
     "step": int,            # steps done of the next one
@@ -283,31 +281,6 @@ def save_checkpoint(path, checkpoint):
     write_whole(path, lambda file: torch.save(checkpoint, file), keep=previous)
 
 
-class Checkpoints:
-    """A run's last.pt: what it holds, and when the next is due."""
-
-    def __init__(self, path, minutes):
-        """minutes: a checkpoint is due that long after the one before."""
-        self.path, self.minutes = path, minutes
-        self.written, self.holds = time.time(), "nothing"
-
-    def due(self):
-        return RANK == 0 and time.time() - self.written >= 60 * self.minutes
-
-    def save(self, epoch, step, **rest):
-        """epoch: how many are complete; step: of the next one; rest: see CHECKPOINT_TYPES."""
-        save_checkpoint(self.path, {"epoch": epoch, "step": step, **rest})
-        self.note(epoch, step)
-
-    def note(self, epoch, step):
-        """Where the run can go on from now."""
-        self.written = time.time()
-        self.holds = f"epoch {epoch}" + (f" and {step} steps" if step else "")
-
-    def __str__(self):
-        return f"{self.path} holds {self.holds}"
-
-
 def facts_of(data, data_dir):
     """What a checkpoint says of the images, for evaluate.py, and of this process."""
     about_images = ("classes", "size", "image_size", "stem", "mean", "std", "streamed", "min_size")
@@ -318,12 +291,7 @@ def facts_of(data, data_dir):
 
 
 def check_same_flags(path, saved, flags, free):
-    """Raises BadInput where the checkpoint was made with other flags; those in `free` may differ.
-
-    saved: the checkpoint, or None where a run starts from nothing.
-    """
-    if saved is None:
-        return
+    """Raises BadInput where the checkpoint was made with other flags, except those in `free`."""
     differences = []
     for name, value in flags.items():
         before = saved["config"].get(name)

@@ -73,7 +73,7 @@ def run(*flags, figure=False):
     """train.py's main, in this process: its exit status, 0 where it returns."""
     with pytest.MonkeyPatch.context() as patch:
         if not figure:      # drawing it would take longer than most trainings here
-            patch.setattr(train, "draw_run", lambda log, png: None)
+            patch.setattr(train, "draw_run", lambda out: None)
         return exit_status(train.main, *flags)
 
 

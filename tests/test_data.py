@@ -29,11 +29,10 @@ import torchvision
 from PIL import Image
 
 import data
-from plumbing import datasets
 import evaluate
-from plumbing import images
 import train
 from augment import DRAWS, augment_with, normalise, random_resized_crop
+from plumbing import datasets, images
 from plumbing.cli import BadInput
 from plumbing.run import load_checkpoint, read_log
 from tests.helpers import ROOT, TINY, run, start, wait_for_epoch, equal, generator, save_images

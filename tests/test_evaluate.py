@@ -13,9 +13,9 @@ import torchvision
 
 import evaluate
 import train
-from plumbing.cli import BadInput
 from evaluate import linear_probe, load_run, share_of_labels, train_layers
 from metrics import effective_rank, lidar
+from plumbing.cli import BadInput
 from plumbing.run import last_value, read_log
 from plumbing.shapes import draw_shapes
 from tests.helpers import exit_status, save_images

@@ -1,4 +1,4 @@
-"""Tests of figures.py and labels.py on made runs: tables with known answers, names and colours,
+"""Tests of figures.py and results.py on made runs: tables with known answers, names and colours,
 bad input.
 
     python -m pytest -q tests/test_figures.py
@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import figures
-from plumbing import labels
+from plumbing import results
 from tests.helpers import exit_status
 
-COLUMNS = ("epoch", "loss", *figures.SUMMARY)
+COLUMNS = ("epoch", "loss", *results.SUMMARY)
 FLAGS = {       # AdaDim as published
     "--method": "adadim", "--alpha": "ada", "--beta": 1e-4, "--mi-scale": "alpha",
     "--alpha-from": "z", "--alpha-every": 20, "--alpha-batches": 10, "--seed": 0, "--out": "runs/a",
@@ -113,7 +113,7 @@ def test_an_evaluation_joins_its_runs_log(four_runs, tmp_path, capsys, tables_al
     for folder, value in zip(four_runs, (4, 3, 2, 1)):
         evaluation = {"lidar_z": value, "knn_top1": -1, "lidar_r": None, "dataset": "shapes"}
         (folder / "evaluation.json").write_text(json.dumps(evaluation))
-    logs = [log for logs in figures.read_runs(four_runs).values() for log in logs]
+    logs = [log for logs in results.read_runs(four_runs).values() for log in logs]
     assert sorted(log["lidar_z"][0] for log in logs) == [1, 2, 3, 4]
     assert all(log["knn_top1"][0] != -1 and "lidar_r" not in log for log in logs)
     assert run_figures(*four_runs, "--out", tmp_path / "out") == 0
@@ -129,11 +129,11 @@ def test_an_evaluation_joins_its_runs_log(four_runs, tmp_path, capsys, tables_al
 
 def test_interval_of_a_correlation():
     """Fisher's, as tables give it: r = 0.5 of 28 pairs is between 0.156 and 0.736."""
-    low, high = figures.interval(0.5, 28)
+    low, high = results.interval(0.5, 28)
     assert (low, high) == (pytest.approx(0.156, abs=1e-3), pytest.approx(0.736, abs=1e-3))
-    assert figures.interval(-0.5, 28) == (pytest.approx(-high), pytest.approx(-low))
-    assert figures.interval(1.0, 10)[1] <= 1
-    assert all(math.isnan(end) for end in figures.interval(0.5, 3))
+    assert results.interval(-0.5, 28) == (pytest.approx(-high), pytest.approx(-low))
+    assert results.interval(1.0, 10)[1] <= 1
+    assert all(math.isnan(end) for end in results.interval(0.5, 3))
 
 
 def test_summary_of_made_runs(four_runs, tmp_path, tables_alone):
@@ -150,23 +150,23 @@ def test_summary_of_made_runs(four_runs, tmp_path, tables_alone):
 
 
 def test_a_correlation_takes_three_runs(four_runs):
-    runs = figures.read_runs(four_runs[:2])
-    assert all(math.isnan(row["r"]) for row in figures.correlations(runs))
+    runs = results.read_runs(four_runs[:2])
+    assert all(math.isnan(row["r"]) for row in results.correlations(runs))
 
 
 def test_figures_show_something(four_runs, tmp_path):
     assert run_figures(*four_runs, "--out", tmp_path) == 0
-    log = figures.read_log(four_runs[0] / "log.csv")
-    figures.draw_run(log, tmp_path / "run.png")
-    for name in ("dynamics.png", "plane.png", "entropy.png", "accuracy.png", "run.png"):
-        with Image.open(tmp_path / name) as image:
+    figures.draw_run(four_runs[0])
+    drawn = [tmp_path / f"{name}.png" for name in ("dynamics", "plane", "entropy", "accuracy")]
+    for path in (*drawn, four_runs[0] / "dynamics.png"):
+        with Image.open(path) as image:
             assert image.width > 500
             assert len(image.convert("L").getcolors(256)) > 20
 
 
 def test_a_relation_says_its_correlation(four_runs):
     """Accuracy is 10 + 2·rank in the made runs; one that lacks the column is left out."""
-    runs = figures.read_runs(four_runs)
+    runs = results.read_runs(four_runs)
     del runs["SimCLR"][0]["erank_r"]
     axis = Figure().subplots()
     figures.draw_relation(axis, runs, "erank_r", "probe_top1", figures.colours(runs))
@@ -181,7 +181,7 @@ def test_accuracy_for_each_value_of_a_flag(tmp_path):
     made_run(tmp_path / "c", FLAGS | {"--epochs": 150}, 45)
     made_run(tmp_path / "d", VICREG | {"--epochs": 150}, 20)
     folders = [tmp_path / name for name in "abcd"]
-    settings = figures.differing_flags(*figures.read_folders(folders))
+    settings = results.differing_flags(*results.read_folders(folders))
     assert settings == {"--epochs": {"AdaDim": {60: [30, 40], 150: [45]}, "VICReg": {150: [20]}}}
 
     axis = Figure().subplots()
@@ -230,7 +230,7 @@ def test_unfinished_folders_are_left_out(tmp_path, capsys):
     write_log(tmp_path / "unknown", {"epoch": [1], "mi": [0.2]})
     write_config(tmp_path / "failed")
     names = ("whole", "begun", "unknown", "failed")
-    runs = figures.read_runs([tmp_path / name for name in names])
+    runs = results.read_runs([tmp_path / name for name in names])
     assert {name: len(logs) for name, logs in runs.items()} == {"AdaDim": 1}
     out = capsys.readouterr().out
     assert "begun has no epoch yet: left out" in out
@@ -262,20 +262,20 @@ def test_unfinished_folders_are_left_out(tmp_path, capsys):
     ({"--method": "byol", "--beta": -1.0, "--mi-scale": "1"}, "byol + I(R;Z), β −1"),
 ])
 def test_label(changes, expected):
-    assert labels.label(FLAGS | changes) == expected
+    assert results.label(FLAGS | changes) == expected
 
 
 def test_labels_say_in_which_flags_runs_differ():
     narrow = FLAGS | {"--width": 8, "--seed": 3, "--out": "runs/b"}
-    assert labels.labels([FLAGS, narrow]) == ["AdaDim, --width 64", "AdaDim, --width 8"]
-    assert labels.labels([narrow, narrow | {"--seed": 4}]) == ["AdaDim", "AdaDim"]
+    assert results.labels([FLAGS, narrow]) == ["AdaDim, --width 64", "AdaDim, --width 8"]
+    assert results.labels([narrow, narrow | {"--seed": 4}]) == ["AdaDim", "AdaDim"]
     few = FLAGS | {"--limit-train": 100, "--baseline": True}
-    assert labels.labels([FLAGS, few]) == ["AdaDim", "AdaDim, --limit-train 100, --baseline"]
+    assert results.labels([FLAGS, few]) == ["AdaDim", "AdaDim, --limit-train 100, --baseline"]
     # how often α is measured means something only where it is
     often = FLAGS | {"--alpha-every": 5}
-    assert labels.labels([FLAGS, often, VICREG]) == [
+    assert results.labels([FLAGS, often, VICREG]) == [
         "AdaDim, --alpha-every 20", "AdaDim, --alpha-every 5", "VICReg"]
-    assert labels.labels([often, VICREG]) == ["AdaDim", "VICReg"]
+    assert results.labels([often, VICREG]) == ["AdaDim", "VICReg"]
 
 
 def test_methods_own_defaults_are_not_spelled():
@@ -284,10 +284,10 @@ def test_methods_own_defaults_are_not_spelled():
     byol = FLAGS | {"--method": "byol", "--lr": 1.0, "--set": {"momentum": 0.99, "predictor": "8"}}
     slow = byol | {"--lr": 0.5}
     steady = byol | {"--set": {"momentum": 0.9, "predictor": "8"}}
-    assert labels.labels([adadim, byol]) == ["AdaDim", "byol"]
-    assert labels.labels([adadim, byol, slow]) == ["AdaDim", "byol, --lr 1", "byol, --lr 0.5"]
-    assert labels.labels([byol, steady]) == ["byol, momentum 0.99", "byol, momentum 0.9"]
-    assert labels.labels([adadim, byol | {"--width": 8}]) == [
+    assert results.labels([adadim, byol]) == ["AdaDim", "byol"]
+    assert results.labels([adadim, byol, slow]) == ["AdaDim", "byol, --lr 1", "byol, --lr 0.5"]
+    assert results.labels([byol, steady]) == ["byol, momentum 0.99", "byol, momentum 0.9"]
+    assert results.labels([adadim, byol | {"--width": 8}]) == [
         "AdaDim, --width 64", "byol, --width 8"]
 
 

@@ -18,7 +18,6 @@ import pytest
 import torch
 from torch import nn
 
-from tools import capture
 import losses
 import metrics
 import probe
@@ -26,7 +25,7 @@ import train
 from augment import DRAWS, augment_with
 from methods import AdaDim
 from models import encode, resnet
-from optim import LARS, clip_gradient
+from optim import LARS, clip_gradient, make_optimizer
 from plumbing.run import load_checkpoint, read_log
 from tests.helpers import ROOT
 
@@ -186,10 +185,10 @@ def small_batch(device):
     return views, index, index % 10
 
 
-def steps(device, count, precision="fp32", compiled=False, captured=False):
+def steps(device, count, precision="fp32", compiled=False):
     """That many steps of train.py on one batch: the logs of each, and the learner."""
     learner, args = small_learner(device)
-    optimizer = train.make_optimizer("lars", learner.param_groups(args))
+    optimizer = make_optimizer("lars", learner.param_groups(args))
     autocast, scaler = train.mixed_precision(precision, device)
     if compiled:
         learner.compile()
@@ -197,8 +196,6 @@ def steps(device, count, precision="fp32", compiled=False, captured=False):
     all_logs = []
     step = functools.partial(train.training_step, learner, learner, optimizer, scaler, autocast,
                              args.clip)
-    if captured:
-        step = capture.CapturedStep(step, optimizer, device)
     for number in range(count):
         train.set_learning_rates(optimizer, number, warmup=2, total=count)
         logs, _ = step(small_batch(device), progress)
@@ -241,34 +238,6 @@ def test_compiled_steps(device):
         assert logs == pytest.approx(expected, rel=1e-2, abs=1e-3)
 
 
-def test_captured_steps(device, monkeypatch):
-    """Eight steps, of which five are replayed, to 1e-3: the first ones are the plain ones.
-
-    On a CPU a step is not recorded but done again, which shows that all that changes is in
-    tensors.
-    """
-    if device.type == "cpu":
-        monkeypatch.setattr(capture, "record", done_again)
-    plain, expected = steps(device, 8)
-    captured, learner = steps(device, 8, captured=True)
-    for logs, expected_logs in zip(captured, plain):
-        assert logs == pytest.approx(expected_logs, rel=1e-3, abs=1e-4)
-    for name, p in expected.named_parameters():
-        agree(learner.get_parameter(name), p, 1e-2, name)
-
-
-def done_again(function):
-    """capture.record without a GPU: the results' places are filled by doing it all again."""
-    result = ({}, {})
-
-    def replay():
-        logs, kept = function()
-        result[0].update(logs)
-        result[1].update(kept)
-
-    return result, replay
-
-
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_mixed_precision_learns_as_float32_does(device, precision):
     """The first loss to 5 %; and after ten steps on one batch it has fallen."""
@@ -289,7 +258,7 @@ SMALL_RUN = ("--dataset shapes --limit-train 256 --arch resnet18 --width 2 --pro
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """train.py's main in this process, its folder one of tmp_path; returns its log, by columns."""
-    monkeypatch.setattr(train, "draw_run", lambda log, png: None)
+    monkeypatch.setattr(train, "draw_run", lambda out: None)
 
     def go(name, *flags):
         train.main([*SMALL_RUN, "--out", str(tmp_path / name), *flags])
@@ -365,7 +334,7 @@ args = train.parse_args("--dataset shapes --alpha 0.4 --beta 2 --w2-weight 0.7".
 encoder = nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.ReLU())
 method = methods.AdaDim(args, encoder, 20, 16)
 method.projector = nn.Linear(20, 12)
-learner = train.Learner(method, probe.OnlineProbe(encoder, 20, 3)).to(device)
+learner = probe.Learner(method, probe.OnlineProbe(encoder, 20, 3)).to(device)
 views = torch.randn(2, 16, 3, 4, 4).to(device)
 index = torch.arange(16, device=device)
 labels = index % 3

@@ -19,11 +19,11 @@ from torch import nn
 
 import methods
 import train
-from plumbing.distributed import gather
 from losses import normalize_rows, vicreg
 from methods import AdaDim, Method, StepResult, alpha_at
 from metrics import effective_rank
 from models import mlp
+from plumbing.distributed import gather
 from plumbing.run import load_checkpoint, read_log
 from tests.helpers import (TINY, run, wait_for_epoch, assert_same_run, generator, torchrun,
                            kill_rank_one, stop_at)
@@ -172,16 +172,16 @@ def test_alpha_is_the_mean_share_of_the_rank():
     progress = torch.tensor(0.5).double()
     for epoch in (1, 2):
         method.before_epoch(epoch, 5, generator(epoch))
-        measured = list(method.measured_steps)
+        measured = list(method.measured.steps)
         for step in range(5):
             method.after_step({"measured_on": z[step]}, step, progress)
         method.after_epoch(epoch)
         if epoch == 1:
-            assert measured == [] and method.alpha == 0
+            assert measured == [] and method.measured.value == 0
     assert len(measured) == len(set(measured)) == 3
     by_hand = sum(effective_rank(z[step]) / 4 for step in measured) / 3
-    assert float(method.alpha) == pytest.approx(float(by_hand))
-    assert method.schedule(progress)["alpha"] == method.alpha
+    assert float(method.measured.value) == pytest.approx(float(by_hand))
+    assert method.schedule(progress)["alpha"] == method.measured.value
 
 
 def test_alpha_is_measured_on_z_or_r():

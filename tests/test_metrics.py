@@ -1,6 +1,8 @@
 """Tests of the label-free measures in metrics.py: closed forms, float64 oracles, invariances.
 
-    python -m pytest -q tests/test_metrics.py      (the metrics of AdaDim's paper are in test_losses.py)
+    python -m pytest -q tests/test_metrics.py
+
+The metrics of AdaDim's paper are tested in test_losses.py.
 """
 import math
 

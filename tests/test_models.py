@@ -8,9 +8,9 @@ import torchvision
 from torchvision.transforms import functional as tvf
 
 import augment as augmentation
-from plumbing import shapes
 from metrics import knn_accuracy
 from models import encode, mlp, resnet
+from plumbing import shapes
 
 
 def generator(seed=0):

@@ -1,4 +1,4 @@
-"""Tests of run.py and process.py: checkpoints, the log, the folder's lock, signals.
+"""Tests of a run's folder, session and signals: checkpoints, the log, the lock, Ctrl-C.
 
     python -m pytest -q tests/test_run.py
 """
@@ -11,11 +11,12 @@ import time
 import pytest
 import torch
 
-from plumbing import process
-from plumbing import run
+import train
+from plumbing import run, signals, status
 from plumbing.cli import BadInput
+from plumbing.run import CHECKPOINT_TYPES, Log, load_checkpoint, reserved
+from plumbing.session import Session
 from tests.helpers import ROOT
-from plumbing.run import CHECKPOINT_TYPES, Checkpoints, Log, load_checkpoint, reserved
 
 WHOLE = {"epoch": 3, "step": 5, "step_logs": torch.ones(5, 2), "seconds": 1.5,
          "rows": [{"epoch": 1.0}], "config": {"--lr": 0.4}, "facts": {}, "learner": {},
@@ -24,14 +25,36 @@ WHOLE = {"epoch": 3, "step": 5, "step_logs": torch.ones(5, 2), "seconds": 1.5,
 
 # --- checkpoints ------------------------------------------------------------------------------
 
+def session_in(folder, rows=(), **flags):
+    """A session after five steps of the fourth epoch, with these rows of the log."""
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    session = Session(train.parse_args([f"--out={folder}", *words]), [], signals.Signals())
+    session.steps, session.rows = 20, list(rows)
+    session.epoch, session.step, session.step_logs = 3, 5, list(torch.full((5, 2), 40.0))
+    session.checkpoint = lambda: {**WHOLE, "epoch": session.epoch, "step": session.step,
+                                  "step_logs": session.stacked_logs()}
+    return session
+
+
 def test_a_checkpoint_is_what_was_saved(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "last.pt", minutes=1)
-    checkpoints.save(**WHOLE)
-    assert torch.equal(load_checkpoint(tmp_path / "last.pt")["step_logs"], torch.ones(5, 2))
-    assert str(checkpoints) == f"{tmp_path / 'last.pt'} holds epoch 3 and 5 steps"
-    checkpoints.save(**{**WHOLE, "epoch": 4, "step": 0})
-    assert str(checkpoints).endswith("holds epoch 4")
+    session = session_in(tmp_path)
+    session.save()
+    assert torch.equal(load_checkpoint(tmp_path / "last.pt")["step_logs"], torch.full((5, 2), 40.0))
+    assert session.holding() == f"{tmp_path / 'last.pt'} holds epoch 3 and 5 steps"
+    session.epoch, session.step = 4, 0
+    session.save()
+    assert session.holding().endswith("holds epoch 4")
     assert load_checkpoint(tmp_path / "previous.pt")["epoch"] == 3
+
+
+def test_an_exploding_loss_ends_the_run(tmp_path):
+    session = session_in(tmp_path, rows=[{"loss": 41.0}])
+    session.check_losses()
+    session.step_logs[4][0] = 4100.0
+    with pytest.raises(BadInput, match="exploded, to 4.1e.03 where 40 .* in epoch 4, step 5 of 20"):
+        session.check_losses()
+    session.rows, session.step_logs = [], [torch.tensor([0.001]), torch.tensor([0.2])]
+    session.check_losses()          # far below 1, a hundredfold means nothing
 
 
 @pytest.mark.parametrize("field", CHECKPOINT_TYPES)
@@ -81,14 +104,14 @@ def test_what_does_not_fit_is_blamed_on_the_checkpoint(tmp_path):
 
 
 def test_a_checkpoint_is_due_after_some_time(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path / "last.pt", minutes=10)
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 599)
-    assert not checkpoints.due()
-    monkeypatch.setattr(time, "time", lambda: now + 601)
-    assert checkpoints.due()
-    checkpoints.save(**WHOLE)
-    assert not checkpoints.due()
+    session = session_in(tmp_path, save_minutes=10)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 598)
+    assert not session.due()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 601)
+    assert session.due()
+    session.save()
+    assert not session.due()
 
 
 # --- the folder -------------------------------------------------------------------------------
@@ -140,43 +163,43 @@ def test_who_comes_second_is_told_whose_the_folder_is(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_held_signal_waits_and_a_second_does_not(number, monkeypatch):
-    monkeypatch.setattr(process, "ALWAYS_HEARD", (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    with process.Signals() as signals:
-        signals.hold()
+    monkeypatch.setattr(signals, "ALWAYS_HEARD", (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    with signals.Signals() as received:
+        received.hold()
         os.kill(os.getpid(), number)
-        assert signals.stop_wanted()
+        assert received.stop_wanted()
         with pytest.raises(KeyboardInterrupt) as second:
             os.kill(os.getpid(), number)
             time.sleep(1)
         assert second.value.args == (number,)
         with pytest.raises(KeyboardInterrupt):
-            signals.release()
+            received.release()
 
 
 def test_what_nohup_wants_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with process.Signals() as signals:
+        with signals.Signals() as received:
             os.kill(os.getpid(), signal.SIGHUP)
             time.sleep(0.05)
-            assert not signals.stop_wanted()
+            assert not received.stop_wanted()
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
 def test_a_slow_precision_is_said(capsys, monkeypatch):
     cpu = torch.device("cpu")
-    process.note_of_precision("fp32", cpu)
+    status.note_of_precision("fp32", cpu)
     assert capsys.readouterr().out == ""
     for name in ("bf16", "fp16"):
         monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda: False)
-        process.note_of_precision(name, cpu)
+        status.note_of_precision(name, cpu)
         assert f"computes in {name} ten times slower" in capsys.readouterr().out
 
 
 def test_another_number_of_threads_is_said(capsys):
     threads = torch.get_num_threads()
-    process.note_of_threads(threads, torch.device("cpu"))
+    status.note_of_threads(threads, torch.device("cpu"))
     assert capsys.readouterr().out == ""
-    process.note_of_threads(threads + 3, torch.device("cpu"))
+    status.note_of_threads(threads + 3, torch.device("cpu"))
     assert f"OMP_NUM_THREADS={threads + 3} gives the same bits" in capsys.readouterr().out

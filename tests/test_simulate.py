@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import simulate
+from plumbing.panels import shows
 from simulate import (blobs, bound_terms, gaussian_mutual_information, log_determinants, pca,
-                      shows, standardise)
+                      standardise)
 
 F64 = torch.float64
 
@@ -211,8 +212,8 @@ def test_trends_that_need_standardised_features(tmp_path, capsys):
     assert run("variance", "--draws", 4, "--out", tmp_path) == 0
     _, raw = capsys.readouterr().out.split("raw features, dashed")
     verdicts = [line.split(maxsplit=1) for line in raw.splitlines()[1:]]
-    missing = [sentence[:10] for verdict, sentence in verdicts if verdict == "no"]
-    assert missing == ["figure2_va", "figure2_va", "figure10 b"]
+    missing = [sentence.split(")")[0] for verdict, sentence in verdicts if verdict == "no"]
+    assert missing == ["figure2_variance, c", "figure2_variance, d", "figure10, b"]
     assert len(verdicts) == 5
 
 
@@ -239,7 +240,7 @@ def test_figure_2_has_the_panels_of_both_parts(tmp_path, capsys, monkeypatch):
     assert names == {"figure2", "figure10", "terms", "figure11"}
     panels = [row["panel"][:2] for row in rows_of(tmp_path / "figure2.csv")]
     assert list(dict.fromkeys(panels)) == ["a)", "b)", "c)", "d)"]
-    assert "figure2 a)" in capsys.readouterr().out
+    assert "figure2, a)" in capsys.readouterr().out
 
 
 def test_script_says_when_a_trend_is_missing(tmp_path, capsys):

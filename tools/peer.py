@@ -21,13 +21,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from tools import bench
-from tools import bench_pieces
-from plumbing import cli
 import train
-from plumbing.images import core_count
-from methods import AdaDim
 from models import RESNETS, memory_layout, resnet
+from plumbing import cli
+from plumbing.images import core_count
+from tools import bench
 
 AHEAD = 2           # batches that each worker makes beforehand
 
@@ -108,9 +106,12 @@ def lightly_step(args, device, precision):
 
 def our_step(args, device):
     """A function that returns train.py's step, a function without arguments."""
-    setup = bench.set_up(args, device)
-    step = bench.training_step(bench.make_learner(AdaDim, setup), setup)
-    return lambda: step
+    setup = bench.Setup(args, device, args.batch_size)
+    step = setup.training_step(*setup.learner())
+
+    def start():
+        return step
+    return start
 
 
 def samples_per_second(start, args, device):
@@ -118,11 +119,11 @@ def samples_per_second(start, args, device):
     step = start()
     for _ in range(AHEAD * args.workers + 1):
         step()
-    bench_pieces.finish(device)
+    cli.synchronise(device)
     began = time.perf_counter()
     for _ in range(args.steps):
         step()
-    bench_pieces.finish(device)
+    cli.synchronise(device)
     return args.steps * args.batch_size / (time.perf_counter() - began)
 
 
@@ -155,19 +156,23 @@ def show(speeds, args, device):
 
 def parse_args(argv):
     parser = cli.Parser("peer.py", __doc__)
-    add = parser.group("what is timed")
-    add("--arch", "resnet18", RESNETS, "encoder")
-    add("--width", 64, cli.whole_number(1), "channels of its first stage", "N")
-    add("--projector", "2048-2048-2048", cli.layer_sizes, "layer sizes", "SIZES")
-    add("--batch-size", 128, cli.whole_number(2, bench.IMAGES), "images per step", "N")
-    add("--image-size", 32, cli.whole_number(1), "in pixels", "N")
-    add("--precision", "auto", ("auto", *train.DTYPES), "auto: as train.py chooses it")
-    add("--compile", False, bool, "our networks with torch.compile")
-    add("--workers", core_count(), cli.whole_number(0), "processes of lightly's DataLoader", "N")
-    add = parser.group("how")
-    add("--steps", 10, cli.whole_number(1), "in each round", "N")
-    add("--rounds", 3, cli.whole_number(1), "that medians are of", "N")
-    add("--device", "auto", cli.device_name, "cpu, cuda, cuda:1 …; auto: a GPU if there is one")
+    add = parser.add_argument
+    add("--arch", default="resnet18", choices=tuple(RESNETS), help="encoder")
+    add("--width", default=64, type=cli.whole_number(1), metavar="N",
+        help="channels of its first stage")
+    add("--projector", default="2048-2048-2048", type=cli.layer_sizes, metavar="SIZES",
+        help="layer sizes")
+    add("--batch-size", default=128, type=cli.whole_number(2, bench.IMAGES), metavar="N",
+        help="images per step")
+    add("--image-size", default=32, type=cli.whole_number(1), metavar="N", help="in pixels")
+    add("--precision", default="auto", choices=("auto", *train.DTYPES),
+        help="auto: as train.py chooses it")
+    add("--compile", action="store_true", help="our networks with torch.compile")
+    add("--workers", default=core_count(), type=cli.whole_number(0), metavar="N",
+        help="processes of lightly's DataLoader")
+    add("--steps", default=10, type=cli.whole_number(1), metavar="N", help="in each round")
+    add("--rounds", default=3, type=cli.whole_number(1), metavar="N", help="for medians")
+    add("--device", default="auto", type=cli.device_name, help="cpu, cuda, cuda:1 …")
     return parser.parse_args(argv)
 
 

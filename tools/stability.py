@@ -15,22 +15,21 @@ bad input.
 import contextlib
 import csv
 import itertools
+import os
 import random
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from plumbing import process
 import train
-from plumbing.cli import (BadInput, Parser, device_name, fast_precision, number, one_line_errors,
-                 open_device, split_arguments, whole_number)
-from data import batches_of_views, load, pick, plan_batches, to_device
+from plumbing.cli import (BadInput, Parser, device_name, number, one_line_errors, split_arguments,
+                          whole_number)
 from plumbing.datasets import DATASETS
-from plumbing.images import mixed_seed, random_subset
-from models import memory_layout
-from optim import make_optimizer
+from plumbing.session import Session, what_went_wrong
+from plumbing.signals import Signals
 
 GRID = {
     "--arch": ("resnet18", "resnet50"),
@@ -48,58 +47,49 @@ COLUMNS = ("flags", "guard", "end", "steps", "of", "clipped", "largest_loss", "l
 
 # --- one training -----------------------------------------------------------------------------
 
-def short_training(args, images, device, most_steps, most_seconds):
-    """The losses of a training's first steps, until it goes wrong or its limits are reached.
+class Over(Exception):
+    """A trial has reached its limits, or gone wrong."""
 
-    images: from load(); args.limit_train of them are used. Each step is train.training_step's,
-    with the method and the schedules as in train.train. Returns the columns from `end` on.
-    """
-    # data, networks, optimiser
-    data = dict(images)
-    keep = random_subset(len(data["train_x"]), args.limit_train, args.seed)
-    data["train_x"], data["train_y"] = pick(data["train_x"], keep), data["train_y"][keep]
-    to_device(data, device)
-    steps = len(keep) // args.batch_size                    # per epoch
-    total_steps = steps * args.epochs
-    warmup = train.warmup_steps(args, steps)
-    learner = train.make_learner(args, data, device)
-    method = learner.method
-    layout = memory_layout(device, args.precision, args.width)
-    optimizer = make_optimizer(args.optimizer, learner.param_groups(args))
-    autocast, scaler = train.mixed_precision(args.precision, device)
 
-    # the steps
-    started = time.time()
-    plan = plan_batches(len(keep), args.batch_size, args.seed, args.epochs)
-    batches = batches_of_views(data, plan, args.augment, layout)
-    generator = torch.Generator(device)
-    all_logs, clipped, wrong = [], 0.0, None
-    with contextlib.closing(batches):       # ends processes that read files
-        for step in range(min(most_steps, total_steps)):
-            epoch, step_of_epoch = 1 + step // steps, step % steps
-            if step_of_epoch == 0:
-                generator.manual_seed(mixed_seed(args.seed, epoch, 0, train.FOR_METHODS))
-                method.before_epoch(epoch, steps, generator)
-            progress = torch.tensor(step / max(1, total_steps - 1), dtype=torch.float64)
-            train.set_learning_rates(optimizer, step, warmup, total_steps)
-            logs, kept = train.training_step(learner, learner, optimizer, scaler, autocast,
-                                             args.clip, next(batches), progress.to(device))
-            method.after_step(kept, step_of_epoch, progress)
-            if step_of_epoch == steps - 1:
-                method.after_epoch(epoch)
+class Trial(Session):
+    """A session that looks at the loss after each step, and ends a training early."""
 
-            clipped += logs["clipped"].item()
-            all_logs.append(torch.stack([logs["loss"]]))
-            wrong = process.what_went_wrong(torch.stack(all_logs))
-            if wrong or time.time() - started > most_seconds:
-                break
+    def __init__(self, args, signals, most_steps, most_seconds):
+        super().__init__(args, [], signals)
+        self.most_steps, self.most_seconds = most_steps, most_seconds
+        self.losses, self.clipped, self.wrong = [], 0, None
 
-    losses = torch.cat(all_logs)                            # steps
-    return {
-        "end": wrong[1].split(",")[0] if wrong else "trains", "steps": len(losses),
-        "of": total_steps, "clipped": int(clipped), "largest_loss": f"{losses.max():.4g}",
-        "last_loss": f"{losses[-1]:.4g}", "seconds": round(time.time() - started),
-    }
+    def after_step(self, logs):
+        self.losses.append(logs["loss"].item())
+        self.clipped += int(logs["clipped"])
+        self.wrong = what_went_wrong(torch.tensor(self.losses)[:, None])
+        last_step = min(self.most_steps, self.args.epochs * self.steps)
+        if self.wrong or len(self.losses) == last_step or self.seconds() > self.most_seconds:
+            raise Over
+        super().after_step(logs)
+
+    def evaluation_is_due(self):
+        return False
+
+    def row(self):
+        """The table's columns from `end` on."""
+        return {
+            "end": self.wrong[1].split(",")[0] if self.wrong else "trains",
+            "steps": len(self.losses), "of": self.args.epochs * self.steps,
+            "clipped": self.clipped, "largest_loss": f"{max(self.losses):.4g}",
+            "last_loss": f"{self.losses[-1]:.4g}", "seconds": round(self.seconds()),
+        }
+
+
+def short_training(words, most_steps, most_seconds):
+    """Trains with these flags of train.py until its limits are reached; returns Trial.row()."""
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, \
+            contextlib.redirect_stdout(nowhere), Signals() as signals:
+        args = train.parse_args([*words, "--out", folder])
+        with Trial(args, signals, most_steps, most_seconds) as trial:
+            with contextlib.suppress(Over):
+                train.train(args, trial)
+    return trial.row()
 
 
 # --- the grid ---------------------------------------------------------------------------------
@@ -127,32 +117,29 @@ def read_rows(path):
     return rows
 
 
-def settings_of(point, guard, args):
-    """The flags of train.py for a point; what is left to chance there follows from --seed."""
-    words = [*point.split(), "--seed", str(args.seed)]
-    settings = train.parse_args(words)
+def flags_of(point, guard, args):
+    """The flags of train.py for a point, as words; its random numbers follow from --seed."""
+    words = ["--dataset", args.dataset, "--data-dir", args.data_dir, "--device", args.device,
+             "--resident", "yes", *point.split(), "--seed", str(args.seed)]
     if guard == "without":
-        fifth = min(10, settings.epochs / 5)
-        settings = train.parse_args([*words, "--clip", "0", "--warmup-epochs", str(fifth)])
-    if settings.precision == "auto":
-        settings.precision = fast_precision(open_device(args.device))
-    return settings
+        fifth = min(10, train.parse_args(words).epochs / 5)
+        words += ["--clip", "0", "--warmup-epochs", str(fifth)]
+    return words
 
 
-def run_points(chosen, args, images, device):
+def run_points(chosen, args):
     """Trains point after point until the minutes are over; returns all rows of the table."""
     rows = read_rows(args.out)
     done = {(row["flags"], row["guard"]) for row in rows}
-    deadline = time.time() + 60 * args.minutes
+    deadline = time.monotonic() + 60 * args.minutes
     with open(args.out, "a", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COLUMNS)
         if not rows:
             table.writeheader()
         for point, guard in itertools.product(chosen, args.guards):
-            if time.time() > deadline or (point, guard) in done:
+            if time.monotonic() > deadline or (point, guard) in done:
                 continue
-            found = short_training(settings_of(point, guard, args), images, device, args.steps,
-                                   args.seconds)
+            found = short_training(flags_of(point, guard, args), args.steps, args.seconds)
             row = {"flags": point, "guard": guard, **found}
             rows.append(row)
             table.writerow(row)
@@ -178,23 +165,28 @@ def parse_args(argv):
     """The script's own arguments; and, as one point, those after --."""
     own, flags = split_arguments(argv)
     parser = Parser("stability.py", __doc__)
-    add = parser.group("what is trained")
-    add("--dataset", "shapes", DATASETS, "whose training images are used")
-    add("--data-dir", "./data", str, "where its files are", "DIR")
-    add("--only", [], str.split, "points with all of these words alone, such as 'lars fp32'",
-        "WORDS")
-    add("--guards", ["with", "without"], str.split, "'with', 'without', or both", "WORDS")
-    add("--steps", 300, whole_number(1), "at most, of each training", "N")
-    add("--seconds", 300.0, number(0, above=True), "at most, for each training", "S")
-    add("--minutes", 60.0, number(0, above=True), "start no training after that time", "M")
-    add("--seed", 0, whole_number(0, 2 ** 31 - 1), "of the points' order, and of each training")
-    add("--device", "auto", device_name, "cpu, cuda, cuda:1 …")
-    add("--out", Path("stability.csv"), Path, "the table", "CSV")
+    add = parser.add_argument
+    add("--dataset", default="shapes", choices=tuple(DATASETS),
+        help="whose training images are used")
+    add("--data-dir", default="./data", metavar="DIR", help="where its files are")
+    add("--only", default=[], type=str.split, metavar="WORDS",
+        help="points with all of these words alone, such as 'lars fp32'")
+    add("--guards", default=["with", "without"], type=str.split, metavar="WORDS",
+        help="'with', 'without', or both")
+    add("--steps", default=300, type=whole_number(1), metavar="N", help="at most, of each training")
+    add("--seconds", default=300.0, type=number(0, above=True), metavar="S",
+        help="at most, for each training")
+    add("--minutes", default=60.0, type=number(0, above=True), metavar="M",
+        help="start no training after that time")
+    add("--seed", default=0, type=whole_number(0, 2 ** 31 - 1),
+        help="of the points' order, and of each training")
+    add("--device", default="auto", type=device_name, help="cpu, cuda, cuda:1 …")
+    add("--out", default=Path("stability.csv"), type=Path, metavar="CSV", help="the table")
     args = parser.parse_args(own)
     chosen = points(args.seed, args.only)
     if flags:
         chosen = [" ".join(flags)]
-        settings_of(chosen[0], "without", args)         # refuses what train.py would refuse
+        train.parse_args(flags_of(chosen[0], "without", args))      # refuses what train.py refuses
     if not chosen:
         parser.error(f"--only: no point of the grid has {' '.join(args.only)}")
     if not args.guards or not set(args.guards) <= {"with", "without"}:
@@ -205,10 +197,7 @@ def parse_args(argv):
 def main(argv=None):
     with one_line_errors("stability.py"):
         args, chosen = parse_args(sys.argv[1:] if argv is None else argv)
-        device = open_device(args.device)
-        read_rows(args.out)
-        images = load(args.dataset, args.data_dir, resident="yes")
-        rows = run_points(chosen, args, images, device)
+        rows = run_points(chosen, args)
         print(summary(rows))
         if any(row["guard"] == "with" and row["end"] != "trains" for row in rows):
             sys.exit(1)

@@ -21,26 +21,19 @@ import contextlib
 import os
 import pickle
 import random
-import resource
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
 import zipfile
 from pathlib import Path
 
-# What takes seconds to import is imported once, here; each training is a fork of this process.
-# The project's own modules are imported in the fork: they read its environment. One thread, for
-# a fork lacks the others.
-os.environ["OMP_NUM_THREADS"] = "1"
-import torch            # noqa: E402
-import torchvision      # noqa: E402, F401
+from tools.forks import STATUS, Lost, Training, end_as_torchrun_does, pair   # before torch
+
+import torch
 
 KINDS = ("kills", "pairs", "disks", "damage", "rivals", "growth")
-STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130,
-          signal.SIGHUP: 129}
 FLAGS = ("--dataset folder --device cpu --precision fp32 --arch resnet18 --width 2 --projector "
          "16-16 --batch-size 64 --epochs 3 --alpha-every 1 --alpha-batches 2 --eval-every 2 "
          "--warmup-epochs 1 --save-minutes 0.002").split()
@@ -51,107 +44,6 @@ SETTINGS = [words.split() for words in (        # resident and streamed; every k
     "--method deepcluster_v2 --set prototypes=8",
     "--method dino --set prototypes=8 frozen_epochs=2 --resident no",
 )]
-MAX_SECONDS = 120       # for one training; more is taken as hanging
-
-
-# --- trainings as forks -----------------------------------------------------------------------
-
-class Training:
-    """A fork of this process in which train.py runs, in a process group of its own."""
-
-    count = 0
-
-    def __init__(self, flags, out, environment=None, file_limit=None):
-        Training.count += 1
-        self.words = out.with_suffix(f".{Training.count}.txt")      # what it says
-        self.status = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            os._exit(self.train([*flags, "--out", str(out), "--resume"], environment or {},
-                                file_limit))
-
-    def train(self, command, environment, file_limit):
-        """In the fork: the training's exit status."""
-        os.setsid()
-        signal.pthread_sigmask(signal.SIG_BLOCK, list(STATUS))
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)       # whatever nohup and shells have set
-        os.environ.update(environment)
-        output = os.open(self.words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        if file_limit is not None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)       # an error in place of the end
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-        from plumbing import process
-        import train
-
-        class Signals(process.Signals):
-            """Signals wait until train.py listens: what Python itself does with them, while it
-            imports and as it ends, is not what is tried here."""
-
-            def __enter__(self):
-                super().__enter__()
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, list(STATUS))
-                return self
-
-            def __exit__(self, *exception):
-                signal.pthread_sigmask(signal.SIG_BLOCK, list(STATUS))
-                super().__exit__(*exception)
-
-        train.Signals = Signals
-        train.draw_run = draw_nothing
-        try:
-            train.main(command)
-        except SystemExit as stop:
-            return stop.code
-        except BaseException as error:
-            print(f"Traceback: {error!r}", file=sys.stderr)
-            return 70
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        return 0
-
-    def send(self, number, to_group):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if to_group:
-                os.killpg(self.pid, number)
-            else:
-                os.kill(self.pid, number)
-
-    def ended(self):
-        """Its exit status; minus the signal's number where it was killed; None while it runs."""
-        if self.status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.status = os.waitstatus_to_exitcode(status)
-        return self.status
-
-    def wait(self):
-        """Its exit status. A training that hangs is killed, which is a failure."""
-        deadline = time.time() + MAX_SECONDS
-        while time.time() < deadline:
-            status = self.ended()
-            if status is not None:
-                return status
-            time.sleep(0.005)
-        self.send(signal.SIGKILL, to_group=True)
-        os.waitpid(self.pid, 0)
-        raise Lost(f"it hung: {self.said()}")
-
-    def said(self):
-        if not self.words.exists():     # it was killed at once
-            return ""
-        return self.words.read_text(errors="replace").strip()
-
-
-def draw_nothing(log, png):
-    """In place of dynamics.png, which would take longer than the training."""
-
-
-class Lost(Exception):
-    """Something was lost, or was not said as it should be."""
 
 
 def expect(condition, what):
@@ -239,34 +131,6 @@ def kill_pair(draw, flags, out, whole):
         status = training.wait()
         expect(status == 0, f"status {status} as it went on: {training.said()}")
     expect_whole(out, whole)
-
-
-def end_as_torchrun_does(trainings, seconds=15):
-    """SIGTERM to those that are left and, for torch may wait in C++ for one that is dead, SIGKILL
-    some time later; torchrun waits for 30 seconds."""
-    for training in trainings:
-        training.send(signal.SIGTERM, to_group=False)
-    deadline = time.time() + seconds
-    while time.time() < deadline and any(training.ended() is None for training in trainings):
-        time.sleep(0.01)
-    for training in trainings:
-        training.send(signal.SIGKILL, to_group=True)
-        training.wait()
-
-
-def pair(flags, out):
-    """Two processes that train together, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": str(port)}
-    trainings = []
-    for rank in ("0", "1"):
-        environment = {**shared, "RANK": rank, "LOCAL_RANK": rank}
-        training = Training(flags, out, environment)
-        trainings.append(training)
-    return trainings
 
 
 def fill_disk(draw, flags, out, whole):
@@ -455,10 +319,11 @@ def main(argv=None):
     from plumbing.cli import Parser, one_line_errors, whole_number
     with one_line_errors("torture.py"):
         parser = Parser("torture.py", __doc__)
-        add = parser.group("what is tried")
-        add("--tries", 200, whole_number(1), "kills; of the others, a share of that", "N")
-        add("--only", ",".join(KINDS), str, "some of the kinds above", "KINDS")
-        add("--seed", 0, whole_number(0), "of the moments")
+        add = parser.add_argument
+        add("--tries", default=200, type=whole_number(1), metavar="N",
+            help="kills; of the others, a share of that")
+        add("--only", default=",".join(KINDS), metavar="KINDS", help="some of the kinds above")
+        add("--seed", default=0, type=whole_number(0), help="of the moments")
         args = parser.parse_args(sys.argv[1:] if argv is None else argv)
         kinds = args.only.split(",")
         if not set(kinds) <= set(KINDS):

@@ -1,0 +1,58 @@
+"""Barlow Twins: features of one view correlate with themselves in the other view alone."""
+import torch
+
+from baselines.shared import POSITIVE
+from losses import matrices
+from methods import Method, Setting, both_views
+from plumbing.cli import number
+
+
+def barlow_twins(z1, z2, off_diagonal_weight=5e-3, scale=0.1):
+    """Barlow Twins (Zbontar et al. 2021, Eq. 1), both views at once; 0 or more.
+
+        scale · ( Σ_i (1 − C_ii)² + off_diagonal_weight · Σ_{i≠j} C_ij² )
+
+    z1, z2: n × d, n ≥ 2. C is the correlation of the features of view 1 with those of view 2,
+    d × d. A feature is standardised over the batch, with division by n and 1e-5 added to its
+    variance, as a batch norm without weights does it.
+    """
+    z1, z2 = matrices(z1, z2, rows=2, same_width=True)
+    with torch.autocast(z1.device.type, enabled=False):
+        correlation = standardise(z1).T @ standardise(z2) / len(z1)         # d × d
+        diagonal = correlation.diagonal()                                   # d
+        on_diagonal = (1 - diagonal).square().sum()
+        off_diagonal = correlation.square().sum() - diagonal.square().sum()
+        return scale * (on_diagonal + off_diagonal_weight * off_diagonal)
+
+
+def standardise(z, eps=1e-5):
+    """The columns of z (n × d) with mean 0 and variance 1; constant ones become 0."""
+    variance = z.var(0, correction=0)                                       # d
+    return (z - z.mean(0)) / (variance + eps).sqrt()
+
+
+class BarlowTwins(Method):
+    """Features of one view should correlate with themselves in the other view alone."""
+    paper = "Barlow Twins, Zbontar et al. 2021, arXiv 2103.03230"
+    defaults = Method.defaults | {
+        "--projector": "2048-2048-2048",
+        "--augment": "byol",
+        "--optimizer": "lars",
+        "--lr": 0.3,
+        "--weight-decay": 1e-4,
+    }
+    settings = {
+        "off_diagonal_weight": Setting(5e-3, number(0)),
+        "scale": Setting(0.1, POSITIVE),
+    }
+
+    def __init__(self, args, encoder, p, n_images):
+        super().__init__(args, encoder, p, n_images)
+        self.weights = args.set
+
+    def forward(self, views, index, progress):
+        r = self.encoder(views)                             # 2n × p
+        z = self.projector(r)                               # 2n × d
+        z1, z2 = both_views(z)                              # n × d each
+        loss = barlow_twins(z1, z2, **self.weights)
+        return self.result(loss, {}, r, (z1, z2), progress)

@@ -1,0 +1,46 @@
+"""BYOL: a predictor guesses what a momentum network makes of the other view; no negatives."""
+
+from baselines.shared import SHARE, MomentumMethod, paired_cosine, predictor
+from methods import Method, Setting, both_views
+from plumbing.cli import layer_sizes
+
+
+def byol(p, z):
+    """BYOL (Grill et al. 2020, Eq. 2): mean_i ‖p̂_i − ẑ_i‖² = 2 − 2·mean_i p̂_i·ẑ_i; 0 … 4.
+
+    p: predictions from one view; z: the momentum network's outputs of the other; n × d both.
+    """
+    return 2 - 2 * paired_cosine(p, z.detach())
+
+
+class Byol(MomentumMethod):
+    """A predictor guesses what a momentum network makes of the other view; no negatives.
+
+    The loss is the sum of the two directions.
+    """
+    paper = "Bootstrap Your Own Latent, Grill et al. 2020, arXiv 2006.07733"
+    defaults = Method.defaults | {
+        "--projector": "4096-256",
+        "--augment": "byol",
+        "--optimizer": "lars",
+        "--lr": 1.0,
+        "--weight-decay": 1e-5,
+    }
+    settings = {
+        "predictor": Setting("4096", layer_sizes),
+        "momentum": Setting(0.99, SHARE),
+        "last_momentum": Setting(1.0, SHARE),
+    }
+
+    def __init__(self, args, encoder, p, n_images):
+        super().__init__(args, encoder, p, n_images)
+        self.predictor = predictor(self.projector, args.set["predictor"])
+
+    def forward(self, views, index, progress):
+        r = self.encoder(views)                             # 2n × p
+        z = self.projector(r)                               # 2n × d
+        z1, z2 = both_views(z)                              # n × d each
+        p1, p2 = both_views(self.predictor(z))              # n × d each
+        target1, target2 = both_views(self.teacher(views))  # n × d each
+        loss = byol(p1, target2) + byol(p2, target1)
+        return self.result(loss, {}, r, (z1, z2), progress)

@@ -1,0 +1,113 @@
+"""DeepCluster v2: classifies images by their cluster in the epoch before."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from baselines.shared import (COUNT, POSITIVE, at_most, check_positive, cosines, images_per_epoch,
+                              unit_rows, width_of)
+from losses import matrices, normalize_rows
+from methods import Method, Setting, both_views
+from plumbing.distributed import gather
+
+
+def deepcluster_v2(scores, assignments, temperature):
+    """DeepCluster v2 (Caron et al. 2020, §4.1): classifies samples by their cluster; 0 or more.
+
+        mean −log softmax(scores_i/τ) at assignments_i, over the samples that have a cluster
+
+    scores: n × K, to the clusters' centres; assignments: n, int64, −1 for none. temperature:
+    τ > 0. Where no sample has a cluster, the loss is 0, and so is its gradient.
+    """
+    scores, = matrices(scores)
+    check_positive(temperature=temperature)
+    if assignments.shape != scores.shape[:1] or assignments.dtype != torch.int64:
+        raise ValueError(f"expected {len(scores)} int64 assignments, got {assignments.dtype} "
+                         f"{tuple(assignments.shape)}")
+    total = F.cross_entropy(scores / temperature, assignments, ignore_index=-1, reduction="sum")
+    return total / (assignments >= 0).sum().clamp_min(1)
+
+
+class DeepClusterV2(Method):
+    """Classifies images by the clusters of their embeddings in the epoch before.
+
+    Before each epoch spherical k-means, once for each head, clusters the memory of one view's
+    embeddings: the first view's for heads 1 and 3, the second's for head 2. The loss is the mean
+    over heads and views. The first epoch fills the memory, and nothing is learnt from it: its
+    loss is 0. (The public code makes an extra pass over the images instead.) Images that were
+    left out of the last, incomplete batch ever since have no cluster.
+
+    Of several processes each holds the whole memory and finds the same clusters.
+    """
+    paper = "DeepCluster v2, Caron et al. 2020, arXiv 2006.09882"
+    defaults = Method.defaults | {
+        "--projector": "2048-128",
+        "--augment": "simclr",
+        "--optimizer": "lars",
+        "--lr": 0.6,
+        "--weight-decay": 1e-6,
+    }
+    settings = {
+        "prototypes": Setting(3000, COUNT),
+        "heads": Setting(3, COUNT),
+        "temperature": Setting(0.1, POSITIVE),
+        "iterations": Setting(10, COUNT),
+    }
+
+    def __init__(self, args, encoder, p, n_images):
+        super().__init__(args, encoder, p, n_images)
+        self.chosen = args.set
+        d, heads = width_of(self.projector), args.set["heads"]
+        count = at_most(args.set["prototypes"], images_per_epoch(args, n_images), "prototypes")
+        self.register_buffer("memory", torch.zeros(2, n_images, d))         # of both views
+        self.register_buffer("seen", torch.zeros(n_images, dtype=torch.bool))
+        self.register_buffer("centres", torch.zeros(heads, count, d))
+        self.register_buffer("assigned", torch.full((heads, n_images), -1))
+
+    def before_epoch(self, epoch, steps, generator):
+        if epoch == 1:
+            return
+        seen = self.seen.nonzero().flatten()
+        for head, centres in enumerate(self.centres):
+            found, labels = k_means(self.memory[head % 2][seen], len(centres),
+                                    self.chosen["iterations"], generator)
+            centres.copy_(found)
+            self.assigned[head, seen] = labels
+
+    def forward(self, views, index, progress):
+        r = self.encoder(views)                             # 2n × p
+        z = self.projector(r)                               # 2n × d
+        z1, z2 = both_views(z)                              # n × d each
+        index = gather(index[:, None].float()).long().flatten()             # n
+        loss = 0
+        for centres, assigned in zip(self.centres, self.assigned):
+            scores = cosines(torch.cat([z1, z2]), centres)                  # 2n × K
+            labels = assigned[index].repeat(2)                              # 2n
+            loss = loss + deepcluster_v2(scores, labels, self.chosen["temperature"])
+        kept = {"z1": unit_rows(z1), "z2": unit_rows(z2), "index": index}
+        return self.result(loss / len(self.centres), {}, r, (z1, z2), progress, kept)
+
+    def after_step(self, kept, step, progress):
+        self.memory[0, kept["index"]] = kept["z1"]
+        self.memory[1, kept["index"]] = kept["z2"]
+        self.seen[kept["index"]] = True
+
+
+@torch.no_grad()
+def k_means(x, k, iterations, generator):
+    """Spherical k-means: (centres, k × d, unit rows; labels, n) of x (n × d, unit rows).
+
+    Starts from k random rows; clusters that lose all their samples keep their centre. Sums are
+    products with one-hot labels, in pieces: index_add_ adds up in random order on a GPU.
+    """
+    order = torch.randperm(len(x), generator=generator, device=generator.device)
+    centres = x[order[:k].to(x.device)]                                     # k × d
+    for _ in range(iterations):
+        sums = torch.zeros_like(centres)                                    # k × d
+        for some in x.split(8192):
+            nearest = (some @ centres.T).argmax(1)
+            members = nn.functional.one_hot(nearest, k).to(x.dtype)         # piece × k
+            sums += members.T @ some
+        has_members = sums.abs().sum(1, keepdim=True) > 0                   # k × 1
+        centres = torch.where(has_members, normalize_rows(sums), centres)
+    labels = torch.cat([(some @ centres.T).argmax(1) for some in x.split(8192)])
+    return centres, labels

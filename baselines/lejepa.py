@@ -1,0 +1,75 @@
+"""LeJEPA: both views alike, all embeddings together normally distributed."""
+import torch
+
+from baselines.shared import COUNT, SHARE
+from losses import matrices, normalize_rows
+from methods import Method, Setting, both_views
+from plumbing.distributed import mean
+
+
+def sigreg(z, directions):
+    """LeJEPA's SIGReg (Balestriero & LeCun 2025): is each projection of z a standard normal?
+
+        mean over directions a of  n · ∫ |φ(t) − e^(−t²/2)|² · e^(−t²/2) dt,
+        φ(t) = mean_i e^(i·t·(z_i·a))
+
+    The statistic of Epps and Pulley, its integral over [−3, 3] by the trapezoid rule: 17 knots
+    on [0, 3], counted twice, for the integrand is even. z: n × d, not made unit: its scale is
+    what is tested. directions: d × m, unit columns, drawn by the caller anew at each step.
+    """
+    z, = matrices(z)
+    directions, = matrices(directions)
+    if len(directions) != z.shape[1]:
+        raise ValueError(f"expected directions of {z.shape[1]} rows, got {len(directions)}")
+    knots = torch.linspace(0, 3, 17, dtype=z.dtype, device=z.device)
+    normal = (-knots.square() / 2).exp()                    # of N(0, 1), the φ that is wanted
+    weights = torch.full_like(knots, 2 * 3 / 16)            # both halves of [−3, 3]
+    weights[0] /= 2
+    weights[-1] /= 2
+    with torch.autocast(z.device.type, enabled=False):
+        angles = (z @ directions.to(z.dtype))[..., None] * knots            # n × m × 17
+        real = angles.cos().mean(0) - normal                                # m × 17
+        imaginary = angles.sin().mean(0)
+        distance = (real.square() + imaginary.square()) @ (weights * normal)        # m
+        return len(z) * distance.mean()
+
+
+class LeJepa(Method):
+    """Pulls the views together while embeddings are made an isotropic Gaussian's; no teacher.
+
+        (1 − weight) · mean squared distance of views from their mean + weight · SIGReg
+
+    SIGReg is the mean of both views'. Its directions are random at each step; of several
+    processes all have the same ones, but others than a single process has.
+    """
+    paper = "LeJEPA, Balestriero & LeCun 2025, arXiv 2511.08544"
+    columns = ("invariance", "sigreg")
+    defaults = Method.defaults | {
+        "--projector": "2048-2048-64",
+        "--augment": "simclr",
+        "--optimizer": "adamw",
+        "--lr": 2e-3,
+        "--weight-decay": 5e-2,
+    }
+    settings = {
+        "weight": Setting(0.02, SHARE),
+        "directions": Setting(256, COUNT),
+    }
+
+    def __init__(self, args, encoder, p, n_images):
+        super().__init__(args, encoder, p, n_images)
+        self.weight, self.directions = args.set["weight"], args.set["directions"]
+
+    def forward(self, views, index, progress):
+        r = self.encoder(views)                             # 2n × p
+        z = self.projector(r)                               # 2n × d
+        z1, z2 = (view.float() for view in both_views(z))   # n × d each
+        # a mean of normal directions is one: so all processes come to the same
+        drawn = mean(torch.randn(self.directions, z.shape[1], device=z.device))
+        directions = normalize_rows(drawn).T                # d × m
+        to_middle = (z1 - z2) / 2                           # n × d, the same for both views
+        invariance = to_middle.square().mean()
+        normality = (sigreg(z1, directions) + sigreg(z2, directions)) / 2
+        loss = (1 - self.weight) * invariance + self.weight * normality
+        logs = {"invariance": invariance.detach(), "sigreg": normality.detach()}
+        return self.result(loss, logs, r, (z1, z2), progress)

@@ -1,0 +1,57 @@
+"""MoCo v3: contrast with a momentum network's outputs for the batch, with a predictor."""
+
+from baselines.shared import POSITIVE, SHARE, MomentumMethod, contrast, predictor, with_last_norm
+from methods import Method, Setting, both_views
+from models import mlp
+from plumbing.cli import layer_sizes
+
+
+def moco_v3(q, k, temperature):
+    """MoCo v3 (Chen et al. 2021, Algorithm 1): the own key among the batch's, times 2τ.
+
+        2τ · mean_i −log( exp(q̂_i·k̂_i/τ) / Σ_j exp(q̂_i·k̂_j/τ) )
+
+    q: predictions from one view; k: the momentum network's keys of the other view; n × d both.
+    temperature: τ > 0.
+    """
+    return 2 * temperature * contrast(q, k.detach(), temperature)
+
+
+class MocoV3(MomentumMethod):
+    """Contrast with what a momentum network makes of the batch: no queue, but a predictor.
+
+    The loss is the sum of the two directions. The projector ends with a batch norm without
+    weights, as in the paper.
+    """
+    paper = "An Empirical Study of Training Self-Supervised ViT, Chen et al. 2021, arXiv 2104.02057"
+    defaults = Method.defaults | {
+        "--projector": "4096-256",
+        "--augment": "byol",
+        "--optimizer": "lars",
+        "--lr": 0.3,
+        "--weight-decay": 1e-6,
+    }
+    settings = {
+        "predictor": Setting("4096", layer_sizes),
+        "temperature": Setting(0.2, POSITIVE),
+        "momentum": Setting(0.99, SHARE),
+        "last_momentum": Setting(1.0, SHARE),
+    }
+
+    def __init__(self, args, encoder, p, n_images):
+        super().__init__(args, encoder, p, n_images)
+        self.temperature = args.set["temperature"]
+        self.predictor = predictor(self.projector, args.set["predictor"])
+
+    @staticmethod
+    def make_projector(p, sizes):
+        return with_last_norm(mlp(p, sizes), affine=False)
+
+    def forward(self, views, index, progress):
+        r = self.encoder(views)                             # 2n × p
+        z = self.projector(r)                               # 2n × d
+        z1, z2 = both_views(z)                              # n × d each
+        q1, q2 = both_views(self.predictor(z))              # n × d each
+        k1, k2 = both_views(self.teacher(views))            # n × d each
+        loss = moco_v3(q1, k2, self.temperature) + moco_v3(q2, k1, self.temperature)
+        return self.result(loss, {}, r, (z1, z2), progress)

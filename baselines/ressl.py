@@ -1,0 +1,74 @@
+"""ReSSL: similarities to a queue, as a momentum teacher finds them on a weaker view."""
+import torch.nn.functional as F
+
+from baselines.shared import (COUNT, POSITIVE, SHARE, MomentumMethod, Queue, at_most,
+                              check_positive, cosines, cross_entropy, images_per_epoch, unit_rows,
+                              width_of)
+from losses import matrices
+from methods import Method, Setting, both_views
+from models import mlp
+from plumbing.distributed import gather
+
+
+def ressl(q, k, queue, student_temperature, teacher_temperature):
+    """ReSSL (Zheng et al. 2021, Eq. 5): the student's similarities to a queue, and the teacher's.
+
+        mean_i −Σ_j softmax(k̂_i·queueᵀ/τ_t)_j · log softmax(q̂_i·queueᵀ/τ_s)_j
+
+    q: the student's embeddings of the strong view, k: the teacher's of the weak one; n × d both.
+    queue: K × d, the teacher's earlier outputs.
+    """
+    matrices(q, k, same_width=True)
+    check_positive(student_temperature=student_temperature,
+                   teacher_temperature=teacher_temperature)
+    queue = queue.detach()
+    student = cosines(q, queue) / student_temperature                       # n × K
+    teacher = cosines(k.detach(), queue) / teacher_temperature              # n × K
+    return cross_entropy(student, F.softmax(teacher, dim=1))
+
+
+class Ressl(MomentumMethod):
+    """Images should relate to a queue of others as a momentum teacher, shown a weak view, finds.
+
+    The student learns from the first view, the strong one, and the teacher sees the second. The
+    student encodes the weak view too, for the probe and for what flags add to the loss. The
+    projector is without batch norm.
+    """
+    paper = "Relational Self-Supervised Learning, Zheng et al. 2021, arXiv 2107.09282"
+    defaults = Method.defaults | {
+        "--projector": "4096-256",
+        "--augment": "ressl",
+        "--optimizer": "sgd",
+        "--lr": 0.05,
+        "--weight-decay": 1e-4,
+    }
+    settings = {
+        "student_temperature": Setting(0.1, POSITIVE),
+        "teacher_temperature": Setting(0.04, POSITIVE),
+        "queue": Setting(65_536, COUNT),
+        "momentum": Setting(0.99, SHARE),
+        "last_momentum": Setting(1.0, SHARE),
+    }
+
+    def __init__(self, args, encoder, p, n_images):
+        super().__init__(args, encoder, p, n_images)
+        self.temperatures = (args.set["student_temperature"], args.set["teacher_temperature"])
+        size = at_most(args.set["queue"], images_per_epoch(args, n_images), "queue entries")
+        self.queue = Queue(size, width_of(self.projector))
+
+    @staticmethod
+    def make_projector(p, sizes):
+        return mlp(p, sizes, batch_norm=False)
+
+    def forward(self, views, index, progress):
+        r = self.encoder(views)                             # 2n × p
+        z = self.projector(r)                               # 2n × d
+        z1, z2 = both_views(z)                              # n × d each
+        _, weak_images = views.chunk(2)                     # n × 3 × s × s
+        weak = gather(self.teacher(weak_images))            # n × d
+        loss = ressl(z1, weak, self.queue.rows, *self.temperatures)
+        return self.result(loss, {}, r, (z1, z2), progress, {"weak": unit_rows(weak)})
+
+    def after_step(self, kept, step, progress):
+        super().after_step(kept, step, progress)
+        self.queue.push(kept["weak"])

@@ -1,0 +1,207 @@
+"""What several of the compared methods share.
+
+Functions of tensors first, which need torch and losses.py alone: cosines, a contrast, a
+cross-entropy. Then parts of methods: momentum copies, predictors, prototypes, queues.
+
+Conventions of all losses in this folder, as in losses.py:
+- One direction each: one view's output against the other view's target. A method's class says
+  how it sums or averages its two directions.
+- Inputs are floating-point matrices, one sample per row, computed on in float32 (float64 stays
+  float64), also inside autocast. The result is a 0-dim tensor, in nats where it is an entropy.
+- x̂ is a row x scaled to unit length, which is done here; n counts samples, d features, K the
+  entries of a queue, or prototypes.
+- Nothing flows back into a target: keys, queues, teachers, centres and assignments are detached.
+- Values and gradients stay finite on collapsed batches: rows all equal, zeros.
+- ValueError on a wrong shape, a dtype that is not floating point, fewer rows than the formula
+  needs, or a setting outside its range.
+"""
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from losses import matrices, normalize_rows
+from methods import Method
+from models import mlp
+from plumbing.cli import checked, number, whole_number
+
+# types of settings, for --set
+SHARE = checked(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+POSITIVE = number(0, above=True)
+COUNT = whole_number(1)
+COUNT_OR_0 = whole_number(0)
+
+
+# --- functions of tensors -------------------------------------------------------------------------
+
+def cosines(x, y):
+    """x̂ ŷᵀ, n × m, of the rows of x (n × d) and y (m × d)."""
+    x, = matrices(x)
+    y, = matrices(y)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"expected rows of one width, got {x.shape[1]} and {y.shape[1]}")
+    with torch.autocast(x.device.type, enabled=False):
+        return normalize_rows(x) @ normalize_rows(y).to(x.dtype).T
+
+
+def paired_cosine(x, y):
+    """The mean of x̂_i·ŷ_i over the rows of x and y, n × d both."""
+    x, y = matrices(x, y, rows=1, same_width=True)
+    return (normalize_rows(x) * normalize_rows(y)).sum(1).mean()
+
+
+def cross_entropy(scores, targets):
+    """mean_i −Σ_k targets_ik·log softmax(scores_i)_k; scores, targets: n × K."""
+    return -(targets * F.log_softmax(scores, dim=1)).sum(1).mean()
+
+
+def check_positive(**settings):
+    for name, value in settings.items():
+        if not torch.is_tensor(value) and not value > 0:     # a tensor's would wait for a GPU
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
+def contrast(anchors, others, temperature):
+    """mean_i −log( exp(â_i·ô_i/τ) / Σ_k exp(â_i·ô_k/τ) ); anchors, others: n × d both."""
+    matrices(anchors, others, same_width=True)
+    check_positive(temperature=temperature)
+    scores = cosines(anchors, others) / temperature                         # n × n
+    return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
+
+
+# --- parts of methods -----------------------------------------------------------------------------
+
+class MomentumCopy(nn.Module):
+    """A slow copy of networks, which no gradient reaches: w̄ ← m·w̄ + (1 − m)·w at each step.
+
+    m goes from `first` to `last` over training, as half a cosine. It follows weights alone;
+    batch norms' running statistics are the copy's own.
+    """
+
+    def __init__(self, networks, first, last):
+        super().__init__()
+        self.copy = copy.deepcopy(nn.Sequential(*networks)).requires_grad_(False)
+        self.first, self.last = first, last
+
+    @torch.no_grad()
+    def forward(self, x):
+        return self.copy(x)
+
+    def momentum(self, progress):
+        """m at a step (0-dim float64)."""
+        return self.last - (self.last - self.first) * (1 + torch.cos(math.pi * progress)) / 2
+
+    @torch.no_grad()
+    def follow(self, networks, progress):
+        step = (1 - self.momentum(progress)).float()
+        for slow, fast in zip(self.copy.parameters(), nn.Sequential(*networks).parameters()):
+            slow.lerp_(fast, step.to(slow.device))
+
+
+def predictor(projector, hidden):
+    """An MLP from embeddings to embeddings. hidden: its hidden layers' sizes, such as "4096"."""
+    d = width_of(projector)
+    return mlp(d, f"{hidden}-{d}")
+
+
+def width_of(projector):
+    """d, the width of a projector's output."""
+    linears = [module for module in projector if isinstance(module, nn.Linear)]
+    return linears[-1].out_features
+
+
+def with_last_norm(projector, affine):
+    """The projector with a batch norm after its last layer."""
+    return projector.append(nn.BatchNorm1d(width_of(projector), affine=affine))
+
+
+class Prototypes(nn.Module):
+    """Scores of embeddings: their cosines with learnt prototypes, which count by direction."""
+
+    def __init__(self, count, d):
+        super().__init__()
+        self.weight = nn.Parameter(normalize_rows(torch.randn(count, d)))
+
+    def forward(self, z):
+        return cosines(z, self.weight)                                      # n × count
+
+
+class Queue(nn.Module):
+    """The newest unit rows that were pushed, at first random ones."""
+
+    def __init__(self, size, d):
+        super().__init__()
+        self.register_buffer("rows", normalize_rows(torch.randn(size, d)))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))   # of the oldest
+
+    def push(self, x):
+        """x: n × d, unit rows, which take the places of the n oldest."""
+        size = len(self.rows)
+        x = x[-size:]
+        places = (self.place + torch.arange(len(x), device=x.device)) % size
+        self.rows[places] = x.to(self.rows.dtype)
+        self.place.copy_((self.place + len(x)) % size)
+
+
+def at_most(wanted, available, what):
+    """The smaller of the two numbers, with a note where that is not the wanted one."""
+    if wanted > available:
+        print(f"note: {available:,} {what} in place of {wanted:,}: an epoch has no more images")
+    return min(wanted, available)
+
+
+def images_per_epoch(args, n_images):
+    """Without those of the last, incomplete batch."""
+    return n_images // args.batch_size * args.batch_size
+
+
+def unit_rows(x):
+    """x̂, detached float32, for a queue or a memory."""
+    return normalize_rows(x.detach().float())
+
+
+class MomentumMethod(Method):
+    """A method whose teacher is a momentum copy of the encoder and the projector.
+
+    Its settings momentum and last_momentum say how slow the teacher is.
+    """
+    columns = ("momentum",)
+
+    def __init__(self, args, encoder, p, n_images):
+        super().__init__(args, encoder, p, n_images)
+        self.teacher = MomentumCopy([encoder, self.projector], args.set["momentum"],
+                                    args.set["last_momentum"])
+
+    def schedule(self, progress):
+        return {"momentum": self.teacher.momentum(progress)}
+
+    def after_step(self, kept, step, progress):
+        self.teacher.follow([self.encoder, self.projector], progress)
+
+
+class PrototypeMethod(Method):
+    """A method with learnt prototypes, which stand still in its first frozen_epochs, a setting."""
+
+    def __init__(self, args, encoder, p, n_images):
+        super().__init__(args, encoder, p, n_images)
+        self.chosen = args.set
+        self.epoch = 1
+        count = at_most(args.set["prototypes"], images_per_epoch(args, n_images), "prototypes")
+        self.prototypes = Prototypes(count, width_of(self.projector))
+
+    def before_epoch(self, epoch, steps, generator):
+        self.epoch = epoch
+
+    # self.epoch is part of state_dict(): a run can be resumed in the middle of an epoch
+
+    def get_extra_state(self):
+        return torch.tensor(self.epoch)
+
+    def set_extra_state(self, state):
+        self.epoch = state.item()
+
+    def after_backward(self):
+        if self.epoch <= self.chosen["frozen_epochs"]:
+            self.prototypes.weight.grad = None

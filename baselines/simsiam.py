@@ -1,0 +1,55 @@
+"""SimSiam: BYOL without the momentum network."""
+
+from baselines.shared import paired_cosine, predictor, with_last_norm
+from methods import Method, Setting, both_views
+from models import mlp
+from plumbing.cli import layer_sizes
+
+
+def simsiam(p, z):
+    """SimSiam (Chen & He 2021, Eq. 1): −mean_i p̂_i·ẑ_i; −1 … 1.
+
+    p: predictions from one view; z: the other's embeddings, through which nothing flows back.
+    n × d both.
+    """
+    return -paired_cosine(p, z.detach())
+
+
+class SimSiam(Method):
+    """BYOL without the momentum network: nothing flows back through the other view.
+
+    The loss is the mean of the two directions. The predictor's learning rate stays constant.
+    """
+    paper = "Exploring Simple Siamese Representation Learning, Chen & He 2021, arXiv 2011.10566"
+    defaults = Method.defaults | {
+        "--projector": "2048-2048-2048",
+        "--augment": "moco",
+        "--optimizer": "lars",
+        "--lr": 0.5,
+        "--weight-decay": 1e-5,
+    }
+    settings = {
+        "predictor": Setting("512", layer_sizes),
+    }
+
+    def __init__(self, args, encoder, p, n_images):
+        super().__init__(args, encoder, p, n_images)
+        self.predictor = predictor(self.projector, args.set["predictor"])
+
+    @staticmethod
+    def make_projector(p, sizes):
+        return with_last_norm(mlp(p, sizes), affine=False)
+
+    def forward(self, views, index, progress):
+        r = self.encoder(views)                             # 2n × p
+        z = self.projector(r)                               # 2n × d
+        z1, z2 = both_views(z)                              # n × d each
+        p1, p2 = both_views(self.predictor(z))              # n × d each
+        loss = (simsiam(p1, z2) + simsiam(p2, z1)) / 2
+        return self.result(loss, {}, r, (z1, z2), progress)
+
+    def param_groups(self, lr, weight_decay):
+        learning = [*self.encoder.parameters(), *self.projector.parameters()]
+        predicting = list(self.predictor.parameters())
+        return [dict(params=learning, base_lr=lr, weight_decay=weight_decay),
+                dict(params=predicting, base_lr=lr, weight_decay=weight_decay, constant=True)]

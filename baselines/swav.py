@@ -1,0 +1,95 @@
+"""SwAV: predicts the other view's prototypes, which are used equally often."""
+import torch
+
+from baselines.shared import (COUNT, COUNT_OR_0, POSITIVE, PrototypeMethod, Queue, at_most,
+                              check_positive, cross_entropy, images_per_epoch, unit_rows, width_of)
+from losses import matrices
+from methods import Method, Setting, both_views
+
+
+def swav(scores, assignments, temperature):
+    """SwAV (Caron et al. 2020, Eq. 2): predicts the other view's assignments; 0 or more.
+
+        mean_i −Σ_k assignments_ik · log softmax(scores_i/τ)_k
+
+    scores: one view's, to K prototypes; assignments: the other's, from sinkhorn(); n × K both.
+    temperature: τ > 0.
+    """
+    scores, assignments = matrices(scores, assignments, same_width=True)
+    check_positive(temperature=temperature)
+    return cross_entropy(scores / temperature, assignments.detach())
+
+
+@torch.no_grad()
+def sinkhorn(scores, epsilon=0.05, iterations=3):
+    """SwAV's assignments (Caron et al. 2020, Eq. 5) by Sinkhorn and Knopp's rounds; no gradient.
+
+    Starts from exp(scores/ε). Each round scales prototypes to equal shares of the batch, then
+    samples to a sum of 1. scores: n × K. Returns n × K whose rows, samples, sum to 1; the more
+    rounds, the closer the columns are to n/K each. Logarithms throughout: exp(1/ε) is large.
+    """
+    scores, = matrices(scores)
+    check_positive(epsilon=epsilon)
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
+    log_q = scores / epsilon
+    for _ in range(iterations):
+        log_q = log_q - log_q.logsumexp(0, keepdim=True)
+        log_q = log_q - log_q.logsumexp(1, keepdim=True)
+    return log_q.exp()
+
+
+class Swav(PrototypeMethod):
+    """Predicts to which prototypes the other view is assigned, all prototypes equally often.
+
+    The loss is the mean of the two directions. From an epoch on, earlier embeddings from a queue
+    take part in the assignment; prototypes stand still in the first epochs. A prototype's length
+    is without effect: the public code makes it 1 after each step instead.
+    """
+    paper = "Swapping Assignments between Views, Caron et al. 2020, arXiv 2006.09882"
+    defaults = Method.defaults | {
+        "--projector": "2048-128",
+        "--augment": "simclr",
+        "--optimizer": "lars",
+        "--lr": 0.6,
+        "--weight-decay": 1e-6,
+    }
+    settings = {
+        "prototypes": Setting(3000, COUNT),
+        "frozen_epochs": Setting(2, COUNT_OR_0),
+        "temperature": Setting(0.1, POSITIVE),
+        "epsilon": Setting(0.05, POSITIVE),
+        "iterations": Setting(3, COUNT),
+        "queue": Setting(3840, COUNT),
+        "queue_from_epoch": Setting(50, COUNT),
+    }
+
+    def __init__(self, args, encoder, p, n_images):
+        super().__init__(args, encoder, p, n_images)
+        d = width_of(self.projector)
+        size = at_most(args.set["queue"], images_per_epoch(args, n_images), "queue entries")
+        self.queue1, self.queue2 = Queue(size, d), Queue(size, d)
+
+    def forward(self, views, index, progress):
+        r = self.encoder(views)                             # 2n × p
+        z = self.projector(r)                               # 2n × d
+        z1, z2 = both_views(z)                              # n × d each
+        scores1, scores2 = self.prototypes(z1), self.prototypes(z2)         # n × K each
+        assigned1 = self.assign(scores1, self.queue1)                       # n × K
+        assigned2 = self.assign(scores2, self.queue2)                       # n × K
+        temperature = self.chosen["temperature"]
+        loss = (swav(scores1, assigned2, temperature) + swav(scores2, assigned1, temperature)) / 2
+        kept = {"z1": unit_rows(z1), "z2": unit_rows(z2)}
+        return self.result(loss, {}, r, (z1, z2), progress, kept)
+
+    @torch.no_grad()
+    def assign(self, scores, queue):
+        """Each sample's shares of the prototypes, from scores; both n × K."""
+        n = len(scores)
+        if self.epoch >= self.chosen["queue_from_epoch"]:
+            scores = torch.cat([scores, self.prototypes(queue.rows)])
+        return sinkhorn(scores, self.chosen["epsilon"], self.chosen["iterations"])[:n]
+
+    def after_step(self, kept, step, progress):
+        self.queue1.push(kept["z1"])
+        self.queue2.push(kept["z2"])

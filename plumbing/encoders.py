@@ -1,0 +1,82 @@
+"""Trained encoders: of a run of train.py, or of anyone's state dict; and a run's own images."""
+from pathlib import Path
+
+import torch
+
+from baselines import METHODS
+from data import load
+from methods import Method
+from models import resnet
+from plumbing import run
+from plumbing.cli import BadInput
+from plumbing.datasets import DATASETS
+
+
+def load_run(folder):
+    """(encoder, projector, facts) of a run of train.py, from its last.pt, on the CPU.
+
+    facts is a dict: classes, size, image_size, stem, mean, std of the images that it was trained
+    on; dataset, data_dir, streamed, min_size; and flags, those of train.py, as in
+    facts["flags"]["--arch"].
+    Raises BadInput where there is no such run, or its file is damaged.
+    """
+    path = Path(folder) / "last.pt"
+    saved = run.load_checkpoint(path)
+    try:
+        flags = saved["config"]
+        facts = saved["facts"] | {
+            "dataset": flags["--dataset"],
+            "flags": flags,
+        }
+        encoder, p = resnet(flags["--arch"], flags["--width"], facts["stem"])
+        method = METHODS.get(flags["--method"], Method)     # a method of one's own is not known
+        projector = method.make_projector(p, flags["--projector"])
+        encoder.load_state_dict(below("method.encoder.", saved["learner"]))
+        projector.load_state_dict(below("method.projector.", saved["learner"]))
+    except Exception as error:      # whatever else a file may hold
+        raise BadInput(f"{path} is not a whole checkpoint of train.py "
+                       f"({type(error).__name__})") from error
+    return encoder, projector, facts
+
+
+def below(prefix, state):
+    """The part of a state dict whose names begin with the prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items()
+            if name.startswith(prefix)}
+
+
+def load_weights(path):
+    """An encoder from a state dict of torchvision's ResNet-18 or ResNet-50, whichever it fits.
+
+    Its width and stem are what the weights have. Raises BadInput where they fit neither.
+    """
+    try:
+        run.check_whole_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+        width, _, kernel_size, _ = state["conv1.weight"].shape
+        stem = "small" if kernel_size == 3 else "imagenet"
+        # ResNet-50's blocks have three convolutions each, ResNet-18's two
+        arch = "resnet50" if "layer1.0.conv3.weight" in state else "resnet18"
+        encoder, _ = resnet(arch, width, stem)
+        encoder.load_state_dict(state)
+    except OSError as error:
+        raise BadInput(error) from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:150]
+        raise BadInput(f"{path} is not a state dict of torchvision's ResNet-18 or ResNet-50 "
+                       f"({reason})") from error
+    return encoder
+
+
+def load_own_images(facts, data_dir=None, classes=None):
+    """The images that a run was trained on: from its place, with its classes, in its sizes."""
+    layout = DATASETS[facts["dataset"]]["layout"]
+    if classes is None and layout in ("classes", "folder"):
+        classes = facts["classes"] or None
+    # a folder's images as files, or they would be decoded to the size that suits them today
+    resident = "no" if layout == "folder" else "auto"
+    data = load(facts["dataset"], data_dir or facts["data_dir"], classes=classes,
+                resident=resident, min_size=facts["min_size"])
+    return data | {"size": facts["size"], "image_size": facts["image_size"]}

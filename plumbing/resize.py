@@ -1,0 +1,98 @@
+"""data.py --resize: a copy of a folder of images with smaller images, which decodes sooner."""
+import argparse
+import contextlib
+import functools
+import os
+import shutil
+from pathlib import Path
+
+from PIL import Image
+
+from plumbing.cli import BadInput, make_output_folder, whole_number
+from plumbing.datasets import DATASETS
+from plumbing.images import in_parallel, list_images, to_rgb, with_shorter_side
+
+
+def check_resize(parser, name, folder, classes, pixels, out):
+    """--resize's two words as a number and a path; parser.error() where they are wrong."""
+    try:
+        size = whole_number(1)(pixels)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"--resize: PIXELS {error}")
+    if DATASETS[name]["layout"] not in ("classes", "folder"):
+        parser.error(f"--resize copies image files, and {name} has none")
+    if classes:
+        parser.error("--resize copies all images: leave out --classes")
+    if not out or is_inside(out, folder) or is_inside(folder, out):
+        parser.error(f"--resize: {out!r} must be a folder outside of {folder}, of which it is a "
+                     "copy")
+    return size, Path(out)
+
+
+def is_inside(path, folder):
+    """Whether a path is the folder, or below it, whatever links lead there."""
+    path, folder = os.path.realpath(path), os.path.realpath(folder)
+    return os.path.join(path, "").startswith(os.path.join(folder, ""))
+
+
+def resize(folder, out, size):
+    """Copies the folder's images to `out`, see resize_files.
+
+    A file in `out` remembers the size: another one is refused, for what is there would stay.
+    """
+    paths = [path for path in list_images(folder) if not is_inside(path, out)]
+    if not paths:
+        raise BadInput(f"--resize: there are no images in {folder} (--data-dir)")
+    make_output_folder(out)
+    note = out / "shorter-sides.txt"
+    if note.exists() and note.read_text() != f"{size}\n":
+        raise BadInput(f"--resize: {out} holds copies of another size, see {note}: choose another "
+                       "folder")
+    note.write_text(f"{size}\n")
+    count = resize_files(paths, folder, out, size)
+    print(f"{count:,} images are in {out}: train with --data-dir {out}")
+
+
+def resize_files(paths, folder, out, size):
+    """Copies images below `folder` to `out`, their shorter sides `size` pixels; returns how many.
+
+    What is no larger is copied as it is; a file that is there already stays, so that a copy that
+    was cut off goes on. What is larger becomes RGB, upright: a JPEG of quality 95, or PNG where
+    the name ends so. Raises OSError for a file that cannot be read or written.
+    """
+    work = functools.partial(resize_some, folder=folder, out=out, size=size)
+    return sum(len(part) for part in in_parallel(work, paths, "resizing images"))
+
+
+def resize_some(paths, folder, out, size):
+    """What a worker of resize_files does: the paths of the copies; or what went wrong."""
+    copies = []
+    for path in paths:
+        copy = os.path.join(out, os.path.relpath(path, folder))
+        copies.append(copy)
+        if os.path.exists(copy):
+            continue
+        try:
+            os.makedirs(os.path.dirname(copy), exist_ok=True)
+            save_smaller(path, copy, size)
+        except Exception as error:
+            return f"{path} could not be copied: {str(error) or type(error).__name__}"
+    return copies
+
+
+def save_smaller(path, copy, size):
+    """A copy of one image file, its shorter side `size` pixels or less; whole or not at all."""
+    unfinished = os.path.join(os.path.dirname(copy), f"unfinished-{os.getpid()}")
+    kind = "PNG" if path.lower().endswith(".png") else "JPEG"
+    try:
+        with Image.open(path) as image:
+            if min(image.size) <= size:
+                shutil.copyfile(path, unfinished)
+            else:
+                image.draft("RGB", (2 * size, 2 * size))
+                image = with_shorter_side(to_rgb(image), size, Image.Resampling.BICUBIC)
+                image.save(unfinished, kind, quality=95)
+        os.replace(unfinished, copy)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(unfinished)

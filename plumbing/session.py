@@ -1,0 +1,245 @@
+"""A run's session: its checkpoint, log, status line and signals, as train.py's loop sees them.
+
+    with Session(args, command, signals) as session:
+        session.record(flags)                   # refuses a checkpoint of other flags
+        session.start(steps, columns, …)
+        for epoch in range(session.epoch + 1, epochs + 1):
+            for step in range(session.step, steps):
+                session.after_step(logs)
+            row = session.after_steps()
+            session.after_epoch(row)
+"""
+import contextlib
+import math
+import sys
+import time
+
+import torch
+
+from plumbing import run
+from plumbing.cli import BadInput, show_progress
+from plumbing.distributed import RANK
+from plumbing.status import StatusLine, epoch_line, note_of_threads
+
+# flags that do not change the result
+MAY_DIFFER_ON_RESUME = ("--out", "--data-dir", "--classes", "--resident", "--device", "--compile",
+                        "--save-minutes", "--tensorboard", "--resume", "--overwrite")
+
+
+class Session:
+    """Everything about a run that is not learning.
+
+    epoch       how many epochs are complete
+    step        steps done of the next one; more than 0 where a run is resumed within an epoch
+    rows        of log.csv, so far
+    saved       the checkpoint that the run is resumed from, or None
+    """
+
+    def __init__(self, args, command, signals):
+        """command: the words of the command line. Reads last.pt, if there is one to resume."""
+        self.args, self.command, self.signals = args, command, signals
+        self.last = args.out / "last.pt"
+        self.config = {}
+        self.saved = None
+        if args.resume and self.last.exists():
+            self.saved = run.load_checkpoint(self.last)
+        elif args.resume and RANK == 0:
+            print(f"{args.out} holds no checkpoint yet: starting from the beginning",
+                  file=sys.stderr)
+        begin = self.saved or {"epoch": 0, "step": 0, "rows": [], "seconds": 0.0}
+        self.epoch, self.step, self.rows = begin["epoch"], begin["step"], begin["rows"]
+        self.seconds_before = begin["seconds"]
+        self.step_logs = []             # of the epoch so far, a vector for each step
+        self.holds = "nothing"          # what last.pt does
+        self.at_end = contextlib.ExitStack()        # callbacks that run however training ends
+        self.started = self.written = time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.at_end.close()
+
+    # --- before the first step
+
+    def record(self, flags):
+        """Adds to the run's configuration, {flag: value}, which stays as the run began.
+
+        Raises BadInput if the checkpoint to resume was made with other flags.
+        """
+        if self.saved is not None:
+            run.check_same_flags(self.last, self.saved, flags, MAY_DIFFER_ON_RESUME)
+            flags = {flag: self.saved["config"].get(flag, flags[flag]) for flag in flags}
+        self.config |= flags
+
+    def restoring(self):
+        """A `with` block whose errors are blamed on the checkpoint: its content does not fit."""
+        return run.restoring(self.last)
+
+    def close_at_end(self, batches):
+        """Closes a generator however training ends; otherwise image workers survive it."""
+        self.at_end.callback(batches.close)
+        return batches
+
+    def start(self, steps, columns, method_columns, checkpoint, device):
+        """Makes the run's files, or goes on with them.
+
+        steps: of an epoch. columns: of log.csv; method_columns: those printed for each epoch.
+        checkpoint: a function that returns the content of last.pt, a dict.
+        """
+        self.steps, self.method_columns, self.checkpoint = steps, method_columns, checkpoint
+        self.signals.hold()     # until the end of a step: no file is left half written
+        if self.saved is not None:
+            with self.restoring():
+                self.step_logs = list(self.saved["step_logs"].to(device).unbind())
+            self.note_of_content()
+            note_of_threads(self.saved["facts"].get("threads"), device)
+        if RANK == 0 and self.args.overwrite:
+            run.remove_run(self.args.out)
+        if RANK == 0 and self.saved is None:
+            run.write_config(self.args.out, self.command, self.config, device)
+            self.save()
+        if RANK == 0:
+            self.log = run.Log(self.args.out, columns, self.rows, self.args.tensorboard)
+        self.status = StatusLine(self.args, steps, self.epoch, self.step)
+
+    # --- in the loop
+
+    def after_step(self, logs):
+        """Status line, checkpoint, Ctrl-C. logs: {column: 0-dim tensor}, the loss first.
+
+        Raises BadInput where a loss is not finite, KeyboardInterrupt once a stop was wanted.
+        """
+        # logs stay on the device: reading them waits for a GPU, so it is done once per second
+        self.logged = list(logs)
+        self.step_logs.append(torch.stack(list(logs.values())))
+        self.step += 1
+        ends_epoch = self.step == self.steps        # then after_epoch() saves, and stops
+        stop = self.signals.stop_wanted() and not ends_epoch
+        save = stop or (self.due() and not ends_epoch)
+        if save or self.status.due():
+            self.check_losses()
+            self.status.show(self.step, logs["loss"].item())
+        if save:
+            self.save()
+        if stop:
+            self.stop()
+
+    def after_steps(self):
+        """The epoch's row of the log, as far as its steps give it: means, {column: number}."""
+        step_logs = self.check_losses()
+        means = dict(zip(self.logged, step_logs.mean(0).tolist()))
+        means["clipped"] *= self.steps              # a number of steps, not their share
+        epoch = self.epoch + 1
+        return {"epoch": epoch, "step": epoch * self.steps, **means,
+                "samples_per_s": self.status.samples_per_second(self.steps)}
+
+    def evaluation_is_due(self):
+        """After every --eval-every'th epoch and the last one, in the first process."""
+        epoch = self.epoch + 1
+        return RANK == 0 and (epoch % self.args.eval_every == 0 or epoch == self.args.epochs)
+
+    def after_epoch(self, row):
+        """Log, checkpoint, a printed line, Ctrl-C. row: of log.csv, {column: number}."""
+        self.epoch, self.step, self.step_logs = self.epoch + 1, 0, []
+        if RANK == 0:
+            row["seconds"] = self.seconds()
+            check_evaluation(row, self.rows, self.holding())
+            self.rows.append(row)
+            self.log.append(row)
+            stop = self.signals.stop_wanted()       # one that comes later waits for the next step
+            if stop or self.due() or self.epoch == self.args.epochs:
+                self.save()
+            show_progress("")
+            print(epoch_line(row, self.args.epochs, self.method_columns,
+                             self.status.seconds_left()), flush=True)
+            if stop:
+                self.stop()
+        self.status.start_epoch(self.epoch + 1, 0)
+
+    def stop(self):
+        """Ends the run after a signal; image workers first, or they would hang on to it."""
+        self.at_end.close()
+        self.signals.release()
+
+    # --- the checkpoint
+
+    def due(self):
+        """Whether --save-minutes have gone by since the last checkpoint."""
+        seconds = time.monotonic() - self.written
+        return RANK == 0 and seconds >= 60 * self.args.save_minutes
+
+    def save(self):
+        checkpoint = self.checkpoint()
+        check_weights(checkpoint["learner"], self.epoch + 1, self.holding())
+        run.save_checkpoint(self.last, checkpoint)
+        self.note_of_content()
+
+    def note_of_content(self):
+        """Notes where the run can go on from now."""
+        self.written = time.monotonic()
+        self.holds = f"epoch {self.epoch}" + (f" and {self.step} steps" if self.step else "")
+
+    def holding(self):
+        return f"{self.last} holds {self.holds}"
+
+    def seconds(self):
+        """Of training, those before a resume included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def stacked_logs(self):
+        """Of the epoch's steps so far: steps × columns."""
+        return torch.stack(self.step_logs) if self.step_logs else torch.empty(0)
+
+    # --- what must not happen
+
+    def check_losses(self):
+        """Ends the run where a loss is not finite, or has exploded; returns stacked_logs()."""
+        step_logs = self.stacked_logs()
+        found = what_went_wrong(step_logs, [row["loss"] for row in self.rows])
+        if found is not None:
+            step, what = found
+            raise BadInput(f"the loss {what} in epoch {self.epoch + 1}, step {step + 1} of "
+                           f"{self.steps}: try a lower --lr or a longer --warmup-epochs (200 "
+                           f"steps or more), with --clip 2; {self.holding()}")
+        return step_logs
+
+
+def what_went_wrong(step_logs, earlier=()):
+    """(step from 0, what happened) of the first loss that is not finite, or a hundred times the
+    usual; None where all is well.
+
+    step_logs: steps × columns, the loss first. earlier: mean losses of the epochs before.
+    """
+    losses = step_logs[:, 0].abs()
+    earlier = losses.new_tensor(earlier).abs()
+    usual = torch.cat([losses, earlier]).nanmedian().clamp_min(1)
+    broken = ~step_logs.isfinite().all(1)                   # steps
+    bad = broken | (losses > 100 * usual)
+    if not bad.any():
+        return None
+    step = int(bad.int().argmax())
+    if broken[step]:
+        return step, "became NaN or infinite"
+    return step, f"exploded, to {losses[step]:.3g} where {usual:.3g} is usual,"
+
+
+def check_weights(weights, epoch, holding):
+    """Ends the run where a weight is not finite: the last step's update can break them.
+
+    weights: a state dict. holding: what can be gone on from, for the message.
+    """
+    if not all(value.isfinite().all() for value in weights.values()):
+        raise BadInput(f"a weight became NaN or infinite in epoch {epoch}: try a lower --lr or a "
+                       f"longer --warmup-epochs, with --clip 2; {holding}")
+
+
+def check_evaluation(row, rows, holding):
+    """Ends the run where an evaluation is not finite, before it is saved; warns of a collapse."""
+    bad = [column for column, value in row.items() if not math.isfinite(value)]
+    if bad:
+        raise BadInput(f"the evaluation of epoch {row['epoch']} is not finite ({', '.join(bad)}): "
+                       f"try a lower --lr; {holding}")
+    was_collapsed = any(earlier.get("erank_z", 2) < 2 for earlier in rows)
+    if row.get("erank_z", 2) < 2 and not was_collapsed:
+        print(f"note: the embeddings have collapsed: their effective rank is {row['erank_z']:.2f}")

@@ -1,0 +1,149 @@
+"""Trainings as forks of one process, which has imported torch already: for torture.py.
+
+    training = Training(flags, out)         # train.py with these flags, in a process of its own
+    training.send(signal.SIGTERM, to_group=False)
+    status = training.wait()
+"""
+import contextlib
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+
+# What takes seconds to import is imported once, here; each training is a fork of this process.
+# The project's own modules are imported in the fork: they read its environment. One thread, for
+# a fork lacks the others.
+os.environ["OMP_NUM_THREADS"] = "1"
+import torchvision      # noqa: E402, F401
+
+STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130,
+          signal.SIGHUP: 129}
+MAX_SECONDS = 120       # for one training; more is taken as hanging
+
+
+class Training:
+    """A fork of this process in which train.py runs, in a process group of its own."""
+
+    count = 0
+
+    def __init__(self, flags, out, environment=None, file_limit=None):
+        Training.count += 1
+        self.words = out.with_suffix(f".{Training.count}.txt")      # what it says
+        self.status = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os._exit(self.train([*flags, "--out", str(out), "--resume"], environment or {},
+                                file_limit))
+
+    def train(self, command, environment, file_limit):
+        """In the fork: the training's exit status."""
+        os.setsid()
+        signal.pthread_sigmask(signal.SIG_BLOCK, list(STATUS))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)       # whatever nohup and shells have set
+        os.environ.update(environment)
+        output = os.open(self.words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        if file_limit is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)       # an error in place of the end
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+        import train
+        from plumbing import signals
+
+        class Signals(signals.Signals):
+            """Signals wait until train.py listens: what Python itself does with them, while it
+            imports and as it ends, is not what is tried here."""
+
+            def __enter__(self):
+                super().__enter__()
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, list(STATUS))
+                return self
+
+            def __exit__(self, *exception):
+                signal.pthread_sigmask(signal.SIG_BLOCK, list(STATUS))
+                super().__exit__(*exception)
+
+        signals.Signals = Signals
+        train.draw_run = draw_nothing
+        try:
+            train.main(command)
+        except SystemExit as stop:
+            return stop.code
+        except BaseException as error:
+            print(f"Traceback: {error!r}", file=sys.stderr)
+            return 70
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        return 0
+
+    def send(self, number, to_group):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if to_group:
+                os.killpg(self.pid, number)
+            else:
+                os.kill(self.pid, number)
+
+    def ended(self):
+        """Its exit status; minus the signal's number where it was killed; None while it runs."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+        return self.status
+
+    def wait(self):
+        """Its exit status. A training that hangs is killed, which is a failure."""
+        deadline = time.time() + MAX_SECONDS
+        while time.time() < deadline:
+            status = self.ended()
+            if status is not None:
+                return status
+            time.sleep(0.005)
+        self.send(signal.SIGKILL, to_group=True)
+        os.waitpid(self.pid, 0)
+        raise Lost(f"it hung: {self.said()}")
+
+    def said(self):
+        if not self.words.exists():     # it was killed at once
+            return ""
+        return self.words.read_text(errors="replace").strip()
+
+
+def draw_nothing(out):
+    """In place of dynamics.png, which would take longer than the training."""
+
+
+class Lost(Exception):
+    """Something was lost, or was not said as it should be."""
+
+
+def end_as_torchrun_does(trainings, seconds=15):
+    """SIGTERM to those that are left and, for torch may wait in C++ for one that is dead, SIGKILL
+    some time later; torchrun waits for 30 seconds."""
+    for training in trainings:
+        training.send(signal.SIGTERM, to_group=False)
+    deadline = time.time() + seconds
+    while time.time() < deadline and any(training.ended() is None for training in trainings):
+        time.sleep(0.01)
+    for training in trainings:
+        training.send(signal.SIGKILL, to_group=True)
+        training.wait()
+
+
+def pair(flags, out):
+    """Two processes that train together, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": str(port)}
+    trainings = []
+    for rank in ("0", "1"):
+        environment = {**shared, "RANK": rank, "LOCAL_RANK": rank}
+        training = Training(flags, out, environment)
+        trainings.append(training)
+    return trainings
