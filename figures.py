@@ -15,8 +15,8 @@ evaluation.json in a run's folder joins its log. In your own code:
 
 What a run is called follows from its flags: see labels.py.
 """
+import itertools
 import math
-import zlib
 from pathlib import Path
 
 import torch
@@ -61,34 +61,24 @@ COLOURS = {
 }
 FREE_COLOURS = ("#332288", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499",
                 "#661100", "#888888", "#000000", "#44aa99")
-LIGHTER_COLOURS = ("#9990c3", "#88b890", "#cccc99", "#eeddbb", "#e5b2bb", "#c390aa", "#d4a2cc",
-                   "#b28880", "#c3c3c3", "#606060", "#a1d4cc")     # of the same hues
 
 
 # --- figures --------------------------------------------------------------------------------------
 # All raise ImportError without matplotlib, which nothing else here needs.
 
 def colours(names):
-    """{method: colour}. A method keeps its colour whatever it is drawn beside.
-
-    The paper's methods have colours of their own; α between 0 and 1 is on a scale. Any other
-    colour follows from the method's name. Should two names lead to the same one, the later in
-    the alphabet takes the next that is free; when none is, a lighter one.
-    """
+    """{method: colour}: the paper's methods have their own, α between 0 and 1 is on a scale."""
     from matplotlib import colormaps
+    free = itertools.cycle(FREE_COLOURS)
     found = {}
-    taken = []
-    for name in sorted(names):
+    for name in names:
         if name in COLOURS:
             found[name] = COLOURS[name]
         elif name.startswith("α ") and is_number(name[2:]):
             found[name] = colormaps["viridis"](float(name[2:]))
         else:
-            own = zlib.crc32(name.encode()) % len(FREE_COLOURS)
-            preferred = FREE_COLOURS[own:] + FREE_COLOURS[:own] + LIGHTER_COLOURS
-            found[name] = min(preferred, key=taken.count)       # the first of the least used
-            taken.append(found[name])
-    return {name: found[name] for name in names}
+            found[name] = next(free)
+    return found
 
 
 def draw_run(folder):

@@ -129,41 +129,27 @@ def label(flags):
 
     flags: those of config.json. Those that are not among SPELLED play no part.
     """
+    alpha, beta = flags["--alpha"], flags["--beta"]
+    constant = flags["--mi-scale"] == "1" and beta != 0         # the regulariser of [32]
     if flags["--method"] != "adadim":
-        return with_regulariser(flags["--method"], flags)
-    if flags["--alpha"] == "ada":
-        return measured_label(flags)
-    return fixed_label(flags)
+        words = [flags["--method"]]
+    elif alpha == "ada":
+        words = ["AdaDim"]
+    else:
+        words = [{0: "VICReg", 1: "SimCLR"}.get(alpha, f"α {spelled(alpha)}")]
 
-
-def measured_label(flags):
-    """With α measured: AdaDim, and what differs from the published method."""
-    words = ["AdaDim"]
-    if flags["--beta"] != 1e-4:
-        words.append(f"β {spelled(flags['--beta'])}")
-    if flags["--mi-scale"] == "1" and flags["--beta"] != 0:
+    is_adadim = words == ["AdaDim"]
+    if constant and not is_adadim:
+        words[0] += " + I(R;Z)"
+    published = 1e-4 if constant or is_adadim else 0
+    has_beta = constant or flags["--method"] == "adadim"
+    if has_beta and beta != published:
+        words.append(f"β {spelled(beta)}")
+    if constant and is_adadim:
         words.append("m 1")
-    if flags["--alpha-from"] == "r":
+    if flags["--alpha-from"] == "r" and is_adadim:
         words.append("α from R")
     return ", ".join(words)
-
-
-def fixed_label(flags):
-    """With α fixed or growing, and I(R;Z) where it has a part."""
-    alpha = flags["--alpha"]
-    name = {0: "VICReg", 1: "SimCLR"}.get(alpha, f"α {spelled(alpha)}")
-    if flags["--beta"] != 0 and flags["--mi-scale"] != "1":
-        return f"{name}, β {spelled(flags['--beta'])}"
-    return with_regulariser(name, flags)
-
-
-def with_regulariser(name, flags):
-    """The name, and the constant regulariser of [32], whose weight is 1e-4, where there is one."""
-    beta = flags["--beta"]
-    if beta == 0 or flags["--mi-scale"] != "1":
-        return name
-    name = f"{name} + I(R;Z)"
-    return name if beta == 1e-4 else f"{name}, β {spelled(beta)}"
 
 
 def spelled(value):
