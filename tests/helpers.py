@@ -36,10 +36,15 @@ def close(a, b, tolerance=1e-9):
     assert float(a) == pytest.approx(float(b), rel=tolerance, abs=tolerance)
 
 
-def save_images(folder, images):
+def random_images(n, size, seed=0):
+    return torch.randint(256, (n, 3, size, size), dtype=torch.uint8, generator=generator(seed))
+
+
+def save_images(folder, images, suffix=".png"):
     folder.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:05}.png")
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        picture.save(folder / f"{i:05}{suffix}", quality=100, subsampling=0)    # of JPEGs
 
 
 def shapes_folder(root, names, n_train, n_test, size):

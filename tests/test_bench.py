@@ -1,4 +1,4 @@
-"""Tests of the tools bench and peer, and of the compiled step: no timed tests, machines differ.
+"""Tests of the tools bench and peer, and of the compiled step; without limits on time.
 
     python -m pytest -q tests/test_bench.py
 """
@@ -23,7 +23,7 @@ SMALL = "--width 2 --projector 16-8 --image-size 16 --device cpu --minutes 0".sp
 
 
 def dense_learner(p=20, d=12):
-    """A Learner of dense layers, for images of 4 pixels and three classes."""
+    """A Learner of dense layers, for images of 4 × 4 pixels and three classes."""
     torch.manual_seed(0)
     args = train.parse_args("--dataset shapes --alpha 0.4 --beta 2".split())
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(48, p), nn.ReLU())
@@ -33,7 +33,7 @@ def dense_learner(p=20, d=12):
 
 
 def dense_batch():
-    """16 images of 4 pixels: both views, index, labels, progress."""
+    """16 images of 4 × 4 pixels: both views, index, labels, progress."""
     views = torch.randn(32, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     index = torch.arange(16)
     return views, index, index % 3, torch.tensor(0.5, dtype=torch.float64)
@@ -59,7 +59,7 @@ def test_a_small_run(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("seconds_per_step, batch", [(0.001, 256), (0.7, 64), (9.0, 16)])
 def test_batches_follow_the_machine(monkeypatch, seconds_per_step, batch):
-    """By the time of a trial with 16 images: 64 of them take 2.8 s where 16 take 0.7."""
+    """In a trial 16 images take this long: if 0.7 s, then 64 images take 2.8 s."""
     def trial(functions, device, budget):
         return dict.fromkeys(functions, seconds_per_step)
 
@@ -72,7 +72,7 @@ def test_batches_follow_the_machine(monkeypatch, seconds_per_step, batch):
 def test_flops_are_counted():
     """2·n·in·out for each dense layer: forward, weight gradient, and input gradient.
 
-    The first layer has no input gradient; the probe's forward pass alone is counted.
+    The first layer has no input gradient; of the probe, only the forward pass is counted.
     """
     setup = bench.Setup(bench.parse_args([*SMALL, "--image-size=4", "--precision=fp32"]), CPU, 5)
     n = 2 * 5
@@ -84,7 +84,7 @@ def test_functions_take_turns():
     calls = []
     functions = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
     times = bench.seconds(functions, CPU, budget=0)
-    assert "".join(calls) == "abababab"         # the first turn is to warm up
+    assert "".join(calls) == "abababab"         # the first turn is a warm-up
     assert times.keys() == functions.keys()
 
 
@@ -132,7 +132,7 @@ def test_a_compiler_that_does_not_work_is_one_line(monkeypatch):
         compiling.compile_networks(dense_learner(), CPU)
 
 
-# --- beside lightly ---------------------------------------------------------------------------
+# --- compared with lightly --------------------------------------------------------------------
 
 TINY_PEER = "--width 4 --projector 16-16-8 --batch-size 8 --steps 1 --rounds 2 --device cpu"
 

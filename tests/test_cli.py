@@ -1,4 +1,4 @@
-"""Property-based tests of the command lines: whatever is typed, no traceback, no odd exit status.
+"""Property-based tests of the command lines: no input gives a traceback or an odd exit status.
 
     python -m pytest -q tests/test_cli.py
 """
@@ -18,7 +18,7 @@ from baselines import METHODS
 from plumbing import cli
 from tests.helpers import SMALL
 
-# each script, and what its main would spend its time with
+# each script, and the functions that do its work: replaced here
 WORK = {
     "train": ["train"], "evaluate": ["measure_images"], "figures": [], "study": ["train_all"],
     "simulate": ["simulate"], "uniformity": ["study"], "bench": ["measure", "show"],
@@ -43,7 +43,7 @@ def module_of(script):
 
 
 def flags_of(script):
-    """All flags that --help names."""
+    """All flags in the output of --help."""
     told = io.StringIO()
     with contextlib.redirect_stdout(told), pytest.raises(SystemExit):
         module_of(script).main(["--help"])
@@ -51,7 +51,7 @@ def flags_of(script):
 
 
 def outcome(main, words):
-    """(exit status, stderr). Any exception but SystemExit would be a traceback."""
+    """(exit status, stderr). Any exception but SystemExit fails the test."""
     out, err = io.StringIO(), io.StringIO()
     status = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -66,7 +66,7 @@ def outcome(main, words):
 @given(data=st.data())
 @settings(REPEATABLE, max_examples=60)
 def test_whatever_is_typed(script, data, tmp_path, monkeypatch):
-    """Everything but the work itself: flags are read, checked, and refused in one line."""
+    """Runs everything but the work itself: bad flags are refused in one line."""
     monkeypatch.chdir(tmp_path)
     module = module_of(script)
     for name in WORK[script]:
@@ -84,7 +84,7 @@ def test_whatever_is_typed(script, data, tmp_path, monkeypatch):
 
 # --- trainings --------------------------------------------------------------------------------
 
-# values that train.py takes, ordinary and extreme, for a network of a few weights
+# values that train.py accepts, ordinary and extreme, for a network of a few weights
 TRAINED = {
     "--method": tuple(METHODS),
     "--alpha": ("0", "1", "0.5", "ada", "linear", "cosine", "1e-30"),
@@ -122,7 +122,7 @@ FEW_STEPS = "--arch resnet18 --width 1 --projector 4-4 --limit-train 64 --batch-
 @given(data=st.data())
 @settings(REPEATABLE, max_examples=15)
 def test_whatever_is_trained(data, monkeypatch):
-    """A training ends well, or in one line: of bad input, or a loss that is not finite."""
+    """A run succeeds, or ends with one line about bad input or a loss that is not finite."""
     monkeypatch.setattr(train, "draw_run", lambda out: None)
     words = [*SMALL, *FEW_STEPS.split()]
     for flag in data.draw(st.lists(st.sampled_from(sorted(TRAINED)), max_size=5)):
@@ -136,7 +136,7 @@ def test_whatever_is_trained(data, monkeypatch):
 
 
 def test_every_flag_of_train_is_tried_above():
-    """A new flag has to be thought of: here, or among those that a training cannot vary."""
+    """A new flag must be added to TRAINED, or here if it cannot vary."""
     elsewhere = {"--help", "--arch", "--classes", "--compile", "--data-dir", "--dataset",
                  "--device", "--methods", "--nproc", "--out", "--set"}
     named = set(flags_of("train")) - elsewhere
@@ -145,7 +145,7 @@ def test_every_flag_of_train_is_tried_above():
 
 @pytest.mark.parametrize("name, index", [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
 def test_a_gpu_becomes_the_current_one(monkeypatch, name, index):
-    """torch refuses to make a GPU without a number the current one; no GPU is needed to see it."""
+    """torch.cuda.set_device refuses a GPU without a number, even on a machine without GPUs."""
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "empty", lambda *shape, device: None)

@@ -1,10 +1,10 @@
-"""Tests of a GPU against the CPU: the same inputs, the same results to stated tolerances.
+"""Tests of a GPU against the CPU: the same inputs give the same results, up to stated tolerances.
 
-    python -m pytest -q tests/test_gpu.py          skipped where there is no CUDA
+    python -m pytest -q tests/test_gpu.py          skipped without CUDA
 
-A GPU adds in another order, so float32 agrees to about 1e-5 in a formula and to 1e-3 in a network's
-gradient; each tolerance stands where it is used. ADADIM_TEST_DEVICE=cpu runs the same functions
-with the CPU on both sides: a check of this file where no GPU is at hand, not of any GPU.
+A GPU sums in another order, so float32 agrees to about 1e-5 in a formula and to 1e-3 in a network's
+gradient; each test states its tolerance. ADADIM_TEST_DEVICE=cpu compares the CPU with itself,
+which checks this file without a GPU.
 """
 import copy
 import functools
@@ -43,7 +43,7 @@ def device():
 
 @pytest.fixture(autouse=True)
 def full_float32():
-    """Without TF32, whose products are right to 1e-3 alone."""
+    """Disables TF32, whose products are only accurate to 1e-3."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -56,14 +56,14 @@ def randn(*shape, seed=0):
 
 
 def agree(found, expected, tolerance, name=""):
-    """Whether two tensors differ by less than this share of the expected one's norm."""
+    """Asserts that two tensors differ by at most this share of the expected one's norm."""
     difference = (found.detach().cpu().double() - expected.detach().cpu().double()).norm()
     assert difference <= tolerance * expected.detach().double().norm().cpu() + 1e-7, name
 
 
 # --- functions ----------------------------------------------------------------------------------
 
-LOSSES = {      # of both views' r and z
+LOSSES = {      # functions of both views' r and z
     "info_nce": lambda r1, r2, z1, z2: losses.info_nce(z1, z2),
     "vicreg": lambda r1, r2, z1, z2: losses.vicreg(z1, z2),
     "information": lambda r1, r2, z1, z2: losses.matrix_mutual_information(r1, z1),
@@ -111,7 +111,7 @@ def test_losses_stay_in_float32_under_autocast(device):
                                           ("ressl", 0), ("ressl", 1)])
 @pytest.mark.parametrize("size", [32, 224])         # vicreg's blur begins at 224
 def test_augmentation_of_the_same_draws(device, recipe, view, size):
-    """To 1e-3 of the range, a quarter of a grey level."""
+    """To 1e-3, which is a quarter of a grey level."""
     images = torch.randint(256, (8, 3, size, size), dtype=torch.uint8,
                            generator=torch.Generator().manual_seed(0))
     draws = torch.rand(8, DRAWS, generator=torch.Generator().manual_seed(1))
@@ -122,7 +122,7 @@ def test_augmentation_of_the_same_draws(device, recipe, view, size):
 
 
 def three_lars_steps(device):
-    """Weights, momenta and the gradient's mean norm after three clipped steps."""
+    """Weights, momenta and the gradients' mean norm after three steps with clipping."""
     shapes = ((20, 12), (12,), (8, 3, 3, 3))
     weights = [nn.Parameter(randn(*shape, seed=i).to(device)) for i, shape in enumerate(shapes)]
     optimizer = LARS(weights, lr=0.3)
@@ -168,7 +168,7 @@ def test_metrics(device):
 # --- networks -----------------------------------------------------------------------------------
 
 def small_learner(device, *flags):
-    """A narrow ResNet-18 with AdaDim and a probe, the same weights wherever it is."""
+    """A narrow ResNet-18 with AdaDim and a probe, with the same weights on every device."""
     torch.manual_seed(0)
     args = train.parse_args(["--dataset", "shapes", "--alpha", "0.4", "--projector", "32-32",
                              "--lr", "0.1", *flags])
@@ -179,14 +179,14 @@ def small_learner(device, *flags):
 
 
 def small_batch(device):
-    """64 images of 16 pixels: both views, index, labels."""
+    """64 images of 16 × 16 pixels: both views, index, labels."""
     views = randn(128, 3, 16, 16).to(device, memory_format=torch.channels_last)
     index = torch.arange(64, device=device)
     return views, index, index % 10
 
 
 def steps(device, count, precision="fp32", compiled=False):
-    """That many steps of train.py on one batch: the logs of each, and the learner."""
+    """Takes `count` steps of train.py on one batch; returns the logs of each, and the learner."""
     learner, args = small_learner(device)
     optimizer = make_optimizer("lars", learner.param_groups(args))
     autocast, scaler = train.mixed_precision(precision, device)
@@ -240,7 +240,7 @@ def test_compiled_steps(device):
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_mixed_precision_learns_as_float32_does(device, precision):
-    """The first loss to 5 %; and after ten steps on one batch it has fallen."""
+    """The first loss to 5 %; after ten steps on one batch it has fallen."""
     expected, _ = steps(device, 1)
     logs, learner = steps(device, 10, precision)
     assert logs[0]["loss"] == pytest.approx(expected[0]["loss"], rel=0.05)
@@ -257,7 +257,7 @@ SMALL_RUN = ("--dataset shapes --limit-train 256 --arch resnet18 --width 2 --pro
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """train.py's main in this process, its folder one of tmp_path; returns its log, by columns."""
+    """Runs train.py's main in this process, in a folder in tmp_path; returns its log by columns."""
     monkeypatch.setattr(train, "draw_run", lambda out: None)
 
     def go(name, *flags):
@@ -268,7 +268,7 @@ def run(monkeypatch, tmp_path):
 
 
 def stopped_after_one_epoch(monkeypatch, run, name, *flags):
-    """A run of two epochs that ends, as a machine does, right after its first checkpoint."""
+    """A run of two epochs that breaks off right after its first, as in a power cut."""
     class PowerCut(BaseException):
         pass
 
@@ -282,7 +282,7 @@ def stopped_after_one_epoch(monkeypatch, run, name, *flags):
 
 
 def test_an_epoch(device, run, tmp_path):
-    """All that a row of the log should hold is finite, and α was set on the device."""
+    """The log's figures are finite, and α was set on the device."""
     log = run("whole", "--device", device.type)
     for column in ("loss", "probe_loss", "erank_r", "mi", "probe_top1", "knn_top1"):
         assert len(log[column]) == 2
@@ -292,9 +292,9 @@ def test_an_epoch(device, run, tmp_path):
 
 
 def test_resumed_on_the_same_device(device, run, monkeypatch, tmp_path):
-    """The second epoch's losses and α are those of a run that was not stopped, to 1 %.
+    """The second epoch's losses and α are those of an uninterrupted run, to 1 %.
 
-    On a CPU they are equal bit for bit; a GPU's sums come in any order.
+    On a CPU they are equal bit for bit; the order of a GPU's sums varies.
     """
     whole = run("whole", "--device", device.type)
     stopped_after_one_epoch(monkeypatch, run, "stopped", "--device", device.type)
@@ -307,7 +307,7 @@ def test_resumed_on_the_same_device(device, run, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("moves_to", ["cpu", "device"])
 def test_resumed_on_the_other_device(device, run, monkeypatch, moves_to):
-    """It goes on with the weights and α; the random numbers are another generator's."""
+    """The run continues with its weights and α; its random numbers are another generator's."""
     first, second = device.type, "cpu"
     if moves_to == "device":
         first, second = second, first
@@ -318,8 +318,8 @@ def test_resumed_on_the_other_device(device, run, monkeypatch, moves_to):
     assert log["loss"][1] < 1.5 * log["loss"][0]
 
 
-# Each of two processes has half of a batch on the same GPU; one process has the whole. Without
-# batch norm, whose statistics would be those of a half.
+# Two processes, each with half of a batch on the same GPU, or one with all of it. Without batch
+# norm, whose statistics would be those of a half.
 HALVES = """
 import sys
 import torch
@@ -374,7 +374,7 @@ def test_two_processes_on_one_gpu(device, tmp_path):
 
 
 def test_weights_of_a_gpu_are_read_by_a_cpu(device):
-    """A copy that has gone to the device and back is the same bit for bit."""
+    """A copy that was moved to the device and back is the same bit for bit."""
     learner, _ = small_learner(CPU)
     there_and_back = copy.deepcopy(learner).to(device).to(CPU)
     for name, value in learner.named_parameters():

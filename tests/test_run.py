@@ -54,7 +54,7 @@ def test_an_exploding_loss_ends_the_run(tmp_path):
     with pytest.raises(BadInput, match="exploded, to 4.1e.03 where 40 .* in epoch 4, step 5 of 20"):
         session.check_losses()
     session.rows, session.step_logs = [], [torch.tensor([0.001]), torch.tensor([0.2])]
-    session.check_losses()          # far below 1, a hundredfold means nothing
+    session.check_losses()          # far below 1, a hundredfold loss is no explosion
 
 
 @pytest.mark.parametrize("field", CHECKPOINT_TYPES)
@@ -79,7 +79,7 @@ def test_a_cut_off_checkpoint_is_refused_wherever_it_ends(tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_both_before_it(tmp_path, monkeypatch):
-    """As if the process was killed while it writes: last.pt and previous.pt are two files."""
+    """As if the process were killed while writing: last.pt and previous.pt stay intact."""
     path = tmp_path / "last.pt"
     for epoch in (1, 2):
         run.save_checkpoint(path, {**WHOLE, "epoch": epoch})
@@ -140,7 +140,7 @@ with run.reserved(Path(sys.argv[1]), resume=True, overwrite=False):
 
 
 def test_who_comes_second_is_told_whose_the_folder_is(tmp_path):
-    """And one that was killed leaves nothing locked, though a process that it began lives on."""
+    """A killed process leaves nothing locked, even if a process that it started lives on."""
     out = tmp_path / "run"
     fork = HOLD.replace("    print", "    import os\n    if os.fork() == 0:\n"
                         "        time.sleep(3)\n        os._exit(0)\n    print")

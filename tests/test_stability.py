@@ -1,4 +1,4 @@
-"""Tests of stability.py: that it trains as train.py does, sees what goes wrong, and goes on.
+"""Tests of stability.py: it trains as train.py does, notices divergence, continues its table.
 
     python -m pytest -q tests/test_stability.py
 """
@@ -31,7 +31,7 @@ def test_the_grid_is_every_combination_once():
 
 
 def test_it_trains_as_train_does(tmp_path):
-    """One step per epoch: train.py's log has each step's loss, and its clipped steps."""
+    """With one step per epoch, train.py's log has every step's loss."""
     words = [*TINY, "--batch-size", "256", "--epochs", "6", "--alpha-every", "2"]
     assert run(*words, "--out", tmp_path / "run") == 0
     log = read_log(tmp_path / "run" / "log.csv")
@@ -43,7 +43,7 @@ def test_it_trains_as_train_does(tmp_path):
 
 
 def test_the_guard_keeps_a_wide_projector_alive(tmp_path):
-    """In the eighth step at the latest it has exploded without; train.py's test has another."""
+    """Without the guard, it explodes by the eighth step."""
     out = tmp_path / "table.csv"
     flags = ("--arch resnet18 --width 16 --projector 2048-2048-2048 --lr 0.1 --limit-train 2048 "
              "--epochs 2 --precision fp32").split()
@@ -55,7 +55,7 @@ def test_the_guard_keeps_a_wide_projector_alive(tmp_path):
 
 
 def test_a_broken_training_is_seen_and_the_table_goes_on(tmp_path, capsys):
-    """A learning rate at which nothing can train; then more of the same grid, nothing twice."""
+    """First a learning rate at which nothing can train; then more points, none trained twice."""
     out = tmp_path / "table.csv"
     data = ["--dataset", "folder", "--data-dir", SMALL_IMAGES, "--device", "cpu", "--out", out]
     flags = [*SMALL, *"--arch resnet18 --width 2 --projector 8-8 --limit-train 64".split(),

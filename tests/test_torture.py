@@ -1,4 +1,4 @@
-"""The quick form of torture.py.
+"""A quick run of torture.py.
 
     python -m pytest -q tests/test_torture.py
 """
