@@ -1,14 +1,14 @@
-"""What training sees: a dataset's images, as tensors or as files, and batches of views of them.
+"""Loads a dataset's images, as tensors or as files, and makes batches of views of them.
 
     python data.py cifar100     downloads and checks it, prints its splits, and draws
                                 figures/cifar100.png: images, and two views of each
-    python data.py folder --data-dir photos --resize 256 small      a copy of smaller images,
-                                which decodes in less time: train with --data-dir small
+    python data.py folder --data-dir photos --resize 256 small      copies the images at a
+                                smaller size, which decodes faster: train with --data-dir small
     data = load("cifar100", "data")                         # a dict, see load()
     views = augment(data["train_x"][:256], "vicreg")        # from augment.py
 
-A training set that fits stays on the device as one tensor, and a batch is an index into it. One
-that does not stays a list of files, and worker processes decode and crop what is needed.
+A training set that fits stays on the device as one tensor, and a batch is an index into it. A
+larger one stays a list of files, and worker processes decode and crop the images of each batch.
 batches_of_views() hides the difference.
 """
 import contextlib
@@ -30,33 +30,33 @@ from plumbing.images import (PlannedBatch, decode_all, machine_memory, mixed_see
                              stream_crops)
 from plumbing.resize import check_resize, resize
 
-STATISTICS_IMAGES = 2048        # of a list of files, for mean and standard deviation
+STATISTICS_IMAGES = 2048        # files sampled for mean and standard deviation
 
 
 def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident="auto",
          room=None, min_size=None):
-    """A dataset, as a dict:
+    """Loads a dataset as a dict:
 
     train_x, test_x   uint8, n × 3 × size × size, or a list of files
     train_y, test_y   int64, −1 without a label
-    classes           their names; none at all where nothing is labelled
+    classes           their names; empty without labels
     size              of the images, in pixels
-    image_size        of what networks see
+    image_size        of the networks' input, in pixels
     stem              small or imagenet, see models.resnet
     streamed          whether train_x is a list of files
     mean, std         of the training images in [0, 1], for each channel
-    unused            {split: how many images}, of splits neither trained nor tested on
-    min_size          of a folder: the shortest side of an image that is not left out
-    left_out          how many images were smaller
+    unused            {split: number of images}, of splits neither trained nor tested on
+    min_size          of a folder: images with a shorter side below this are left out
+    left_out          number of images left out
 
     name: a key of DATASETS. data_dir: where the files are, or are downloaded to. limit_train:
     keep only that many training images, drawn at random with `seed`. classes: names of class
-    folders to use in place of all, or a file of them, one per line. resident: yes for tensors;
-    no for lists where the dataset is files; auto for tensors where they take no more than `room`
-    bytes (None: half of the machine's memory). min_size: see datasets.fit.
-    Tensors hold the central square of each image, so that crops are of that; crops of files are
-    of the whole image.
-    Raises BadInput, or OSError for files that cannot be read, with what is wrong and what to do.
+    folders to use instead of all, or a file with one name per line. resident: "yes" for tensors;
+    "no" for lists, if the dataset consists of files; "auto" for tensors if they take up to `room`
+    bytes (None: half of the machine's memory). min_size: see folders.fit.
+    Tensors hold the central square of each image, from which views are cropped; views of files
+    are cropped from the whole image.
+    Raises BadInput, or OSError for unreadable files; the message tells what to do.
     """
     if name not in DATASETS:
         raise BadInput(f"unknown dataset {name!r}: choose from {', '.join(DATASETS)}")
@@ -66,7 +66,7 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
 
     data = read_dataset(name, Path(data_dir), classes)
     if len(data["test_x"]) < 2:
-        raise BadInput("there is one test image: the metrics need two or more")
+        raise BadInput("there is only one test image: the metrics need two or more")
     if limit_train and limit_train < len(data["train_x"]):
         keep = random_subset(len(data["train_x"]), limit_train, seed)
         data["train_x"] = pick(data["train_x"], keep)
@@ -89,21 +89,21 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
 
 
 def pick(images, index):
-    """images[index], of a tensor or of a list."""
+    """images[index], for a tensor or a list."""
     if isinstance(images, list):
         return [images[i] for i in index]
     return images[index]
 
 
 def becomes_resident(data, resident, room):
-    """Whether files are to be decoded into one tensor, see load()."""
+    """Whether to decode the files into one tensor, see load()."""
     count = len(data["train_x"]) + len(data["test_x"])
     needed = count * 3 * data["size"] ** 2      # bytes
     memory = machine_memory()
     if resident == "yes" and needed > 0.8 * memory:
         raise BadInput(f"{count:,} images of {data['size']} pixels take {needed / 1e9:.0f} GB "
                        f"of memory, and this machine has {memory / 1e9:.0f}: "
-                       "leave --resident to itself, or use --limit-train")
+                       "use --resident auto, or --limit-train")
     if resident == "auto":
         if room is None:
             room = memory / 2
@@ -112,11 +112,11 @@ def becomes_resident(data, resident, room):
 
 
 def channel_statistics(data):
-    """mean and std of the training images in [0, 1], for each channel; of files, of some."""
+    """Each channel's mean and std over the training images in [0, 1]; over a sample of files."""
     sample = data["train_x"]
     if isinstance(sample, list):
         sample = pixels(data, "train_x", random_subset(len(sample), STATISTICS_IMAGES, seed=0))
-    # by counting the 256 levels: exact, and without a copy in float
+    # counting the 256 levels is exact and needs no copy in float
     channels = sample.transpose(0, 1)       # 3 × n × size × size
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256)
                           for channel in channels]).double()
@@ -129,10 +129,7 @@ def channel_statistics(data):
 
 
 def pixels(data, split, index):
-    """The images data[split][index] as at test time: the central square, no augmentation.
-
-    Returns uint8, n × 3 × image_size × image_size.
-    """
+    """The central squares of data[split][index]: uint8, n × 3 × image_size × image_size."""
     images = pick(data[split], index)
     side = data["image_size"]
     if isinstance(images, list):
@@ -142,9 +139,9 @@ def pixels(data, split, index):
 
 
 def fingerprint(data):
-    """A checksum of labels, classes and images; of files, their names, sizes and times.
+    """A checksum of classes, labels and images; for files, of their names, sizes and times.
 
-    With it a run makes sure that it is resumed on the data that it began with.
+    It ensures that a run is resumed on the same data.
     """
     total = zlib.crc32("/".join(data["classes"]).encode(errors="surrogateescape"))
     for key in ("train_x", "train_y", "test_x", "test_y"):
@@ -162,14 +159,14 @@ def fingerprint(data):
 # --- batches ----------------------------------------------------------------------------------
 
 def to_device(data, device):
-    """Moves what batches are made of: labels and, unless they are streamed, training images."""
+    """Moves the training labels and, unless they are streamed, the training images."""
     data["train_y"] = data["train_y"].to(device)
     if not data["streamed"]:
         data["train_x"] = data["train_x"].to(device)        # n × 3 × size × size, uint8
 
 
 def epoch_order(n_images, batch_size, seed):
-    """A random order of the images, as the batches of an epoch: steps × this process's images.
+    """An epoch's batches in random order, as indices: steps × this process's images.
 
     The same seed gives all processes the same order; each takes its part of every batch. An
     incomplete last batch is dropped.
@@ -181,10 +178,10 @@ def epoch_order(n_images, batch_size, seed):
 
 
 def plan_batches(n_images, batch_size, seed, epochs, first_epoch=1, first_step=0):
-    """Yields this process's PlannedBatch of each step of a run, to the end of its last epoch.
+    """Yields this process's PlannedBatch of each step, to the end of the last epoch.
 
-    All of a step's randomness follows from seed, epoch, process and step. So a run can go on at
-    any of them: first_epoch counts from 1, first_step from 0.
+    Seed, epoch, process and step determine all random numbers of a step, so a run can be resumed
+    at any step. first_epoch counts from 1, first_step from 0.
     """
     for epoch in range(first_epoch, epochs + 1):
         order = epoch_order(n_images, batch_size, mixed_seed(seed, epoch))  # steps × batch
@@ -198,12 +195,12 @@ def batches_of_views(data, plan, recipe, layout=torch.channels_last, view_of=aug
     """Yields, for each PlannedBatch, (views, index, labels), from tensors or from files.
 
     views: float32, 2·batch × 3 × image_size × image_size, normalised, in the memory format
-    `layout`; view 1's rows above view 2's. index: the images', int64. labels: train_y[index],
-    batch. All three are on the device of data["train_y"].
+    `layout`; the images' first views above their second. index: batch, int64. labels:
+    train_y[index]. All three are on the device of data["train_y"].
 
-    data: from load(), its tensors on the device. plan: an iterable, see plan_batches(). recipe: a
-    key of AUGMENTATIONS. view_of: augment_with, or what torch.compile makes of it.
-    Worker processes, where there are any, end when this generator is closed.
+    data: from load(), moved by to_device(). plan: an iterable, see plan_batches(). recipe: a key
+    of AUGMENTATIONS. view_of: augment_with, perhaps compiled. Closing this generator ends its
+    worker processes, if there are any.
     """
     device = data["train_y"].device
     generator = torch.Generator(device)
@@ -213,7 +210,7 @@ def batches_of_views(data, plan, recipe, layout=torch.channels_last, view_of=aug
     with contextlib.closing(image_pairs(data, plan, recipe, device)) as pairs:
         for planned, index, images in pairs:
             generator.manual_seed(mixed_seed(planned.seed, planned.step))
-            # both views' numbers at once, so that view_of is free of random draws
+            # drawn for both views here, so that view_of is deterministic
             draws = torch.rand(2, len(index), DRAWS, generator=generator, device=device)
             views = torch.cat([
                 view_of(draws[view], images[view], recipe, view, data["image_size"], streamed)
@@ -223,13 +220,12 @@ def batches_of_views(data, plan, recipe, layout=torch.channels_last, view_of=aug
 
 
 def image_pairs(data, plan, recipe, device):
-    """Yields (planned batch, its index on the device, its images twice, to become two views).
+    """Yields (planned batch, its index on the device, its images twice, one for each view).
 
-    The images are uint8, 2 × batch × 3 × s × s: whole if they come from a tensor; from files,
-    they are random crops already.
+    The images are uint8, 2 × batch × 3 × s × s: whole from a tensor, random crops from files.
     """
     if data["streamed"]:
-        plan, ahead = itertools.tee(plan)       # the workers' place in it is ahead of ours
+        plan, ahead = itertools.tee(plan)       # workers read the plan ahead of us
         crops = stream_crops(data["train_x"], ahead, recipe, data["image_size"],
                              pin=device.type == "cuda")
         with contextlib.closing(crops):
@@ -245,9 +241,9 @@ def image_pairs(data, plan, recipe, device):
 # --- a first look -----------------------------------------------------------------------------
 
 def contact_sheet(data, recipe, columns=16):
-    """Random training images and, under each, two views of it; small ones are enlarged.
+    """Draws random training images with two views under each, enlarged if small.
 
-    Returns one picture, with the rows' names on its left.
+    Returns a PIL image with the rows' names on its left.
     """
     shuffled = torch.randperm(len(data["train_x"]), generator=torch.Generator().manual_seed(0))
     index = shuffled[:2 * columns]
@@ -259,7 +255,7 @@ def contact_sheet(data, recipe, columns=16):
     else:
         pair = data["train_x"][index].expand(2, -1, -1, -1, -1)
     generator = torch.Generator().manual_seed(0)
-    kinds = [pixels(data, "train_x", index)]        # the images, the first views, the second
+    kinds = [pixels(data, "train_x", index)]        # images, first views, second views
     for view in (0, 1):
         seen = augment(pair[view], recipe, view, generator, size, cropped=streamed)
         kinds.append((seen * 255).round().to(torch.uint8))
@@ -269,7 +265,7 @@ def contact_sheet(data, recipe, columns=16):
     images = torch.cat(rows).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     grid = make_grid(images, nrow=min(columns, len(index)))     # 3 × h × w
 
-    margin = 64     # pixels, for the names
+    margin = 64     # pixels, for the rows' names
     height, width = grid.shape[1:]
     picture = Image.new("RGB", (margin + width, height), "white")
     picture.paste(Image.fromarray(grid.permute(1, 2, 0).numpy()), (margin, 0))
@@ -281,7 +277,7 @@ def contact_sheet(data, recipe, columns=16):
 
 
 def describe(name, data):
-    """Prints the facts of a dataset, and of each split."""
+    """Prints the properties of a dataset and of its splits."""
     mean = " ".join(f"{value:.4f}" for value in data["mean"])
     std = " ".join(f"{value:.4f}" for value in data["std"])
     print(f"{name}: {len(data['classes'])} classes, images of {data['size']} pixels, networks "
@@ -291,16 +287,16 @@ def describe(name, data):
     if data.get("left_out"):
         print(f"left out: {left_out(data)}")
     for split, count in data.get("unused", {}).items():
-        print(f"{split:5}  {count:,} images, which are left unused")
+        print(f"{split:5}  {count:,} images, not used")
 
 
 def left_out(data):
-    """How many images of a folder were too small, in words."""
+    """The number of images left out for their size, in words."""
     return f"{data['left_out']:,} images of less than {data['min_size']} pixels (--min-size)"
 
 
 def describe_labels(labels, classes):
-    """How many images there are, in all and in the classes."""
+    """The numbers of images, in total and per class, in words."""
     text = f"{len(labels):,} images"
     unlabelled = int((labels < 0).sum())
     if unlabelled:
@@ -321,19 +317,19 @@ def parse_args(argv):
                                "images with two views of each.")
     parser.add_argument("name", choices=DATASETS)
     parser.add_argument("--data-dir", default="./data", metavar="DIR",
-                        help="where the files are, or are downloaded to")
+                        help="folder of the dataset's files, and of downloads")
     parser.add_argument("--classes", type=Path, metavar="FILE",
-                        help="names of the class folders to use, one per line")
+                        help="a file that lists the class folders to use, one per line")
     parser.add_argument("--min-size", type=whole_number(1), metavar="N",
-                        help="leave out a folder's images of less than N pixels in height or "
-                        "width (default: a quarter of their median)")
+                        help="leave out a folder's images whose shorter side has fewer than N "
+                        "pixels (default: a quarter of the median)")
     parser.add_argument("--augment", choices=AUGMENTATIONS, default="vicreg",
-                        help="of the views")
+                        help="augmentation scheme of the views")
     parser.add_argument("--out", type=Path, metavar="PNG",
                         help="the contact sheet (default: figures/NAME.png)")
     parser.add_argument("--resize", nargs=2, metavar=("PIXELS", "DIR"),
-                        help="do nothing but copy the images to DIR, their shorter sides of so "
-                        "many pixels; goes on where such a copy was cut off")
+                        help="only copy the images to DIR, with shorter sides of PIXELS; "
+                        "continues an interrupted copy")
     args = parser.parse_args(argv)
     if args.resize:
         args.resize = check_resize(parser, args.name, args.data_dir, args.classes, *args.resize)
@@ -354,7 +350,7 @@ def main(argv=None):
         describe(args.name, data)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(data, args.augment).save(args.out)
-        print(f"images, and two views under each: {args.out}")
+        print(f"images with two views under each: {args.out}")
 
 
 if __name__ == "__main__":

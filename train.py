@@ -7,15 +7,14 @@
     python train.py --dataset folder --data-dir my_images --arch resnet18 --epochs 100
     torchrun --nproc_per_node=8 train.py …                      the same on eight GPUs
 
-A run leaves in --out: config.json, log.csv (one row per epoch), last.pt (to --resume from),
+A run writes to --out: config.json, log.csv (one row per epoch), last.pt (for --resume),
 backbone.pt (the encoder, for torchvision's ResNet) and dynamics.png. Exit status: 0; 2 with one
-line on stderr for bad input or a loss that is no longer finite; 129, 130 or 143 when stopped by
-SIGHUP, Ctrl-C or SIGTERM.
+line on stderr for bad input or a non-finite loss; 129, 130 or 143 after SIGHUP, Ctrl-C or SIGTERM.
 
 From top to bottom: flags, learning rate, one step, and train(), the whole run as one function.
-The loss is in losses.py, the method that weighs it and sets α in methods.py, the methods that it
-is compared with in baselines/, the online probe in probe.py, LARS in optim.py; everything about a
-run that is not learning in plumbing/session.py.
+losses.py has the loss, methods.py the method that weights its terms and sets α, baselines/ the
+compared methods, probe.py the online probe, optim.py LARS; plumbing/session.py has everything
+about a run that is not learning.
 """
 import math
 import sys
@@ -45,70 +44,70 @@ from plumbing.signals import orderly_end
 from plumbing.status import announce, last_lines
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-FOR_METHODS = 2     # sets random numbers of methods apart from those of views and crops
+FOR_METHODS = 2     # seeds the methods' random numbers apart from those of views and crops
 
 
 # --- flags ----------------------------------------------------------------------------------------
 
 def parse_args(argv):
-    """The flags, with the defaults of the method that --method names."""
+    """Parses the flags; --method determines the defaults of some. Raises BadInput."""
     method = METHODS[chosen_method(argv, METHODS)]
     parser = Parser("train.py", __doc__)
-    # "version" is argparse's word for a flag that prints something, and ends with status 0
+    # argparse's action "version" prints a text and exits with status 0
     parser.add_argument("--methods", action="version",
                         version=all_methods(METHODS, Method.defaults),
-                        help="print every method: its paper, its defaults, its settings")
+                        help="list all methods with their papers, defaults and settings")
 
     add = parser.add_argument_group("data").add_argument
     add("--dataset", default="cifar100", choices=tuple(DATASETS),
-        help="shapes is built in. folder: your own images, in train/<class>/… and test/<class>/… "
+        help="shapes: built in. folder: your own images, in train/<class>/… and test/<class>/… "
         "(or val/), or without classes. imagenet, imagenet100, inat21: your own copy, in "
-        "--data-dir. The others are downloaded")
+        "--data-dir. All others are downloaded")
     add("--data-dir", default="./data", metavar="DIR",
-        help="where the files are, or are downloaded to")
+        help="folder of the dataset's files, and of downloads")
     add("--augment", default="vicreg", choices=tuple(AUGMENTATIONS), help="augmentation scheme")
     add("--classes", type=Path, metavar="FILE",
-        help="a file with the class folders to use, one per line")
+        help="a file that lists the class folders to use, one per line")
     add("--resident", default="auto", choices=("auto", "yes", "no"),
-        help="keep the images on the device (their central squares), or stream their files; auto: "
-        "keep them if they fit")
+        help="yes: keep the images' central squares on the device; no: stream the files; auto: "
+        "yes if the images fit")
     add("--min-size", type=whole_number(1), metavar="N",
-        help="leave out a folder's images of less than N pixels in height or width (default: a "
-        "quarter of their median)")
+        help="leave out a folder's images whose shorter side has fewer than N pixels (default: a "
+        "quarter of the median)")
     add("--limit-train", type=whole_number(1), metavar="N",
         help="train on N random images, for quick trials")
 
     add = parser.add_argument_group("networks").add_argument
     add("--arch", default="resnet50", choices=tuple(RESNETS), help="encoder")
     add("--width", default=64, type=whole_number(1), metavar="N",
-        help="channels of its first stage; fewer suit a CPU")
+        help="channels of the encoder's first stage; use fewer on a CPU")
     add("--projector", default="2048-2048-2048", type=layer_sizes, metavar="SIZES",
-        help="layer sizes")
+        help="layer sizes of the projector")
 
     add = parser.add_argument_group("method").add_argument
     add("--method", default="adadim", choices=tuple(METHODS),
-        help="the method to train with, see --methods")
+        help="the training method, see --methods")
     add("--set", action="extend", nargs="+", metavar="NAME=VALUE",
         help="the method's own settings, as in --set queue=4096 momentum=0.9")
     add("--alpha", default="ada", type=alpha_type,
-        help="weight of InfoNCE against VICReg: ada (measured: AdaDim), linear or cosine (from 0 "
-        "to 1 over training), or from 0 (VICReg) to 1 (SimCLR)")
+        help="weight of InfoNCE against VICReg: ada (measured, AdaDim), linear or cosine (from 0 "
+        "to 1 over training), or a number from 0 (VICReg) to 1 (SimCLR)")
     add("--alpha-every", default=20, type=whole_number(1), metavar="N",
         help="with ada: set α after every Nth epoch")
     add("--alpha-batches", default=10, type=whole_number(1), metavar="N",
-        help="with ada: batches on which α is measured")
+        help="with ada: number of batches on which α is measured")
     add("--alpha-from", default="z", choices=("z", "r"),
         help="with ada: measure α on embeddings z (published) or on representations r")
     add("--beta", default=1e-4, type=number(),
-        help="weight of I(R;Z): above 0 lowers it, below 0 raises it")
+        help="weight of I(R;Z): above 0, training lowers it; below 0, training raises it")
     add("--mi-scale", default="alpha", choices=("alpha", "1"),
         help="m, the factor of β: alpha (published), or 1")
     add("--temperature", default=0.1, type=number(0, above=True), help="τ of InfoNCE")
     add("--vicreg-weights", default="25,25,1", type=three_weights, metavar="S,V,C",
-        help="of VICReg's invariance, variance and covariance")
+        help="weights of VICReg's invariance, variance and covariance")
     add("--w2-weight", default="0", type=weight_type, metavar="MAX[:MIN]",
-        help="add MAX times the embeddings' Wasserstein uniformity; or a weight that goes from MAX "
-        "to MIN over training")
+        help="add MAX times the embeddings' Wasserstein uniformity to the loss; with MIN, the "
+        "weight moves from MAX to MIN over training")
     add("--lu-weight", default="0", type=weight_type, metavar="MAX[:MIN]",
         help="the same with Wang & Isola's uniformity")
 
@@ -118,39 +117,40 @@ def parse_args(argv):
     add("--batch-size", default=256, type=whole_number(2), metavar="N",
         help="global batch size: images per step, over all processes")
     add("--optimizer", default="lars", choices=tuple(LEARNING_RATES),
-        help="for the encoder, the projector and the probe")
+        help="optimiser of encoder, projector and probe")
     add("--lr", type=number(0, above=True),
         help="learning rate for a batch of 256 (default by optimiser: 0.4 for lars, 0.05 for sgd, "
         "0.001 for adam and adamw; a method may set its own)")
-    add("--weight-decay", default=1e-4, type=number(0), metavar="W", help="not on the probe")
+    add("--weight-decay", default=1e-4, type=number(0), metavar="W",
+        help="weight decay; the probe has none")
     add("--warmup-epochs", type=number(0), metavar="N",
-        help="linear warm-up before the cosine decay (default: 10, or a fifth of a run of less "
-        "than 50 epochs, but at least 200 steps)")
+        help="epochs of linear warm-up before the cosine decay (default: 10, or a fifth of a run "
+        "of fewer than 50, but at least 200 steps)")
     add("--clip", default=2.0, type=number(0), metavar="N",
-        help="clip gradients to N times their mean norm; 0: never")
+        help="clip gradients to N times their running mean norm; 0: never")
     add("--precision", default="auto", choices=("auto", *DTYPES),
-        help="of the networks; losses and metrics use true fp32, never TF32. auto: bf16 where the "
-        "device is fast at it, fp32 elsewhere")
+        help="precision of the networks; losses and metrics use true fp32, never TF32. auto: bf16 "
+        "if the device is fast at it, else fp32")
     add("--compile", default="no", choices=("yes", "no"),
         help="use torch.compile: slow to start, then faster on some machines")
     add("--device", default="auto", type=device_name,
-        help="cpu, cuda, cuda:1 …; auto takes a GPU if there is one")
+        help="auto (a GPU if there is one), cpu, cuda, cuda:1 …")
     add("--seed", default=0, type=whole_number(0, 2 ** 31 - 1),
         help="random seed for weights, order and augmentation")
 
     add = parser.add_argument_group("the run").add_argument
     add("--out", type=Path, metavar="DIR",
-        help="its folder (default: runs/ and dataset, α, β and seed)")
+        help="the run's folder (default: runs/ plus dataset, α and β or method, and seed)")
     add("--eval-every", default=1, type=whole_number(1), metavar="N",
-        help="evaluate after every Nth epoch, and the last")
+        help="evaluate after every Nth epoch and after the last")
     add("--save-minutes", default=10.0, type=number(0), metavar="N",
-        help="write last.pt that often, in the middle of an epoch too, and when the run is "
-        "stopped; 0: after every step")
+        help="write last.pt every N minutes, also within an epoch, and when the run is stopped; "
+        "0: after every step")
     add("--baseline", action="store_true",
-        help="train a probe on a frozen, randomly initialised encoder too")
-    add("--tensorboard", action="store_true", help="write the log for TensorBoard too, into --out")
+        help="also train a probe on a frozen, randomly initialised encoder")
+    add("--tensorboard", action="store_true", help="also write the log for TensorBoard, to --out")
     add("--resume", action="store_true",
-        help="continue exactly from last.pt in --out; start if there is none")
+        help="continue exactly from last.pt in --out; start from scratch if there is none")
     add("--overwrite", action="store_true", help="replace the run in --out")
 
     parser.set_defaults(**{flag[2:].replace("-", "_"): value
@@ -162,7 +162,7 @@ def parse_args(argv):
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite exclude each other")
     if args.batch_size % WORLD_SIZE:
-        parser.error(f"--batch-size {args.batch_size} cannot be shared by {WORLD_SIZE} processes")
+        parser.error(f"--batch-size {args.batch_size} cannot be split over {WORLD_SIZE} processes")
     own_optimizer = args.optimizer == parser.get_default("optimizer")
     if args.lr is None or ("--lr" not in given and not own_optimizer):
         args.lr = LEARNING_RATES[args.optimizer]["encoder"]
@@ -178,10 +178,10 @@ def parse_args(argv):
 
 
 def settle(args, saved, device):
-    """Replaces "auto" in --precision and --resident; saved: the checkpoint to resume, or None.
+    """Replaces "auto" in --precision and, on resuming, sets --resident. saved: see Session.
 
-    A run goes on with the precision that it began with, or its results would change; and with
-    images from memory, or from files, as it began: their crops differ.
+    A resumed run keeps its first precision, and keeps its images on the device or streams them
+    as before: otherwise its results would change, because the two ways crop differently.
     """
     if saved and args.precision == "auto":
         args.precision = saved["config"].get("--precision")
@@ -194,7 +194,7 @@ def settle(args, saved, device):
 # --- learning rate --------------------------------------------------------------------------------
 
 def warmup_steps(args, steps):
-    """10 epochs, or a fifth of a short run; at least 200 steps, but at most half of the run."""
+    """Default: 10 epochs or a fifth of a short run; at least 200 steps, or half of a tiny run."""
     if args.warmup_epochs is not None:
         return args.warmup_epochs * steps
     usual = min(10, args.epochs / 5) * steps
@@ -210,16 +210,16 @@ def learning_rate(step, base, warmup, total):
 
 
 def set_learning_rates(optimizer, step, warmup, total):
-    """Every group's, except those that a method keeps constant."""
+    """Sets each group's learning rate, unless the method keeps it constant."""
     for group in optimizer.param_groups:
         if not group.get("constant"):
             group["lr"] = learning_rate(step, group["base_lr"], warmup, total)
 
 
-# --- the networks, and one step of their training -------------------------------------------------
+# --- the networks, and one training step ----------------------------------------------------------
 
 def make_learner(args, data, device):
-    """The networks as the flags describe them, on the device; the seed determines the weights."""
+    """Builds the networks on the device; the seed determines their weights."""
     torch.manual_seed(args.seed)
     encoder, p = resnet(args.arch, args.width, data["stem"])
     method = METHODS[args.method](args, encoder, p, len(data["train_x"]))
@@ -231,7 +231,7 @@ def make_learner(args, data, device):
 
 
 def mixed_precision(precision, device):
-    """The autocast in which networks run, and the scaler of their gradients."""
+    """The networks' autocast context, and the scaler of their gradients (for fp16)."""
     autocast = torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     return autocast, scaler
@@ -264,8 +264,8 @@ def training_step(model, learner, optimizer, scaler, autocast, clip, batch, prog
 # --- the run --------------------------------------------------------------------------------------
 
 def train(args, session):
-    """One run. session: its checkpoint, log, status line and signals."""
-    # fail fast: check everything before anything is loaded or written
+    """Trains one run. session: its checkpoint, log, status line and signals."""
+    # fail fast: check everything before loading or writing anything
     if args.tensorboard:
         run.check_tensorboard()
     device = open_device(distributed.own_device(args.device))
@@ -299,13 +299,13 @@ def train(args, session):
             "learner": learner.state_dict(),            # networks, probe, α, queues
             "optimizer": optimizer.state_dict(),        # momenta
             "scaler": scaler.state_dict(),              # fp16's loss scale
-            "epoch": session.epoch,                     # how many are complete
-            "step": session.step,                       # steps done of the next one
+            "epoch": session.epoch,                     # complete epochs
+            "step": session.step,                       # steps done in the next epoch
             "step_logs": session.stacked_logs(),        # of those steps
             "rows": session.rows,                       # of log.csv
             "seconds": session.seconds(),               # of training
             "config": session.config,                   # flags, and a checksum of the images
-            "facts": run.facts_of(data, args.data_dir),     # of the images, for evaluate.py
+            "facts": run.facts_of(data, args.data_dir),     # about the images, for evaluate.py
         }
 
     if session.saved:
@@ -327,7 +327,7 @@ def train(args, session):
                *method.columns, *probe.columns())
     session.start(steps, columns, method.columns, checkpoint, device)
 
-    # all batches to come: image workers prefetch while an epoch is evaluated
+    # one generator for the whole run: image workers prefetch while an epoch is evaluated
     plan = plan_batches(n_images, args.batch_size, args.seed, args.epochs, session.epoch + 1,
                         session.step)
     layout = memory_layout(device, args.precision, args.width)
@@ -338,7 +338,7 @@ def train(args, session):
         first_step = (epoch - 1) * steps
         progress = torch.arange(first_step, first_step + steps, dtype=torch.float64)
         progress = (progress / max(1, total_steps - 1)).to(device)      # steps, from 0 to 1
-        if session.step == 0:       # a run can be resumed in the middle of an epoch
+        if session.step == 0:       # not if resumed within an epoch
             generator.manual_seed(mixed_seed(args.seed, epoch, 0, FOR_METHODS))
             method.before_epoch(epoch, steps, generator)
 
@@ -351,7 +351,7 @@ def train(args, session):
             method.after_step(kept, step, progress[step])
             session.after_step(logs)        # status line, checkpoint, Ctrl-C
 
-        # α as this epoch used it; then, if --alpha is ada and its epoch has come, α is set anew
+        # the row records the α that this epoch used; after_epoch() may then set a new one
         row = session.after_steps()         # mean losses
         row["lr"] = optimizer.param_groups[0]["lr"]
         for column, value in method.schedule(progress[-1]).items():
@@ -361,7 +361,7 @@ def train(args, session):
             row |= probe.evaluate(method, online_probe, data, device, autocast)
         session.after_epoch(row)            # log, checkpoint, Ctrl-C
 
-    # what the run leaves
+    # final files and summary
     batches.close()
     distributed.finish()
     if RANK == 0:

@@ -1,12 +1,12 @@
-"""What all command lines share: numbers, devices, and one line in place of a traceback.
+"""Shared by all command lines: argument types, devices, one-line errors instead of tracebacks.
 
     parser = Parser("evaluate.py", __doc__)
     parser.add_argument("--epochs", type=whole_number(1))
     with one_line_errors("evaluate.py"):
         device = open_device(parser.parse_args().device)
 
-Exit status of every script: 0; 2 with one line on stderr for bad input; 130 after Ctrl-C; 141
-where the program that reads its output has gone.
+Exit statuses of all scripts: 0; 2 with one line on stderr for bad input; 130 after Ctrl-C; 141 if
+the program that reads their output has exited.
 """
 import argparse
 import contextlib
@@ -18,17 +18,17 @@ import sys
 import torch
 
 
-# what ends a program in an orderly way: Ctrl-C, a scheduler, a terminal that closes (not Windows)
+# requests to stop, by Ctrl-C, a scheduler or a closed terminal; Windows has no SIGHUP
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
            if hasattr(signal, name)]
 
 
 class BadInput(ValueError):
-    """Something that the user can mend. Scripts print it as one line and exit with status 2."""
+    """An error that the user can fix. Scripts print it as one line and exit with status 2."""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps a docstring's line breaks, and names every default that says something."""
+    """Keeps a docstring's line breaks; shows all defaults except None and False."""
 
     def _get_help_string(self, action):
         if action.default in (None, False, argparse.SUPPRESS) or "(default:" in action.help:
@@ -37,7 +37,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, without abbreviations of flags; whatever it does not understand is BadInput."""
+    """argparse's parser without abbreviated flags; raises BadInput where argparse would exit."""
 
     def __init__(self, program, description, **settings):
         super().__init__(prog=program, description=description, allow_abbrev=False,
@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         raise BadInput(f"{message} (--help explains the flags)")
 
     def parse_known_args(self, args=None, namespace=None):
-        """Takes --beta -1e-4 as --beta=-1e-4: argparse would see another flag in the number."""
+        """Reads --beta -1e-4 as --beta=-1e-4: argparse would take the number for another flag."""
         joined = []
         for word in sys.argv[1:] if args is None else args:
             if joined and joined[-1].startswith("--") and is_negative_number(word):
@@ -64,7 +64,7 @@ def is_negative_number(text):
 # --- types for argparse ---------------------------------------------------------------------
 
 def checked(kind, accept, wanted):
-    """An argparse type: kind(text), where accept() holds for it. wanted: what to say if not."""
+    """An argparse type: kind(text), if accept() allows it. wanted: words for the error message."""
     def parse(text):
         try:
             value = kind(text)
@@ -77,7 +77,7 @@ def checked(kind, accept, wanted):
 
 
 def whole_number(low, high=None):
-    """Integers from low to high, both included; without high, from low on."""
+    """Integers from low to high, inclusive; without high there is no upper limit."""
     def accept(value):
         return low <= value and (high is None or value <= high)
 
@@ -85,7 +85,7 @@ def whole_number(low, high=None):
     return checked(int, accept, wanted)
 
 
-LARGEST_NUMBER = 1e30       # far below where float32 ends
+LARGEST_NUMBER = 1e30       # far below float32's limit of 3e38
 
 
 def number(low=-LARGEST_NUMBER, above=False):
@@ -100,7 +100,6 @@ def number(low=-LARGEST_NUMBER, above=False):
 
 
 def matching(pattern, wanted):
-    """Text that a regular expression describes."""
     return checked(str, lambda text: re.fullmatch(pattern, text), wanted)
 
 
@@ -108,13 +107,13 @@ layer_sizes = matching(r"[1-9]\d*(-[1-9]\d*)*", "layer sizes such as 2048-2048-2
 device_name = matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
 
 
-# --- what the scripts do with them ------------------------------------------------------------
+# --- devices, output, errors ------------------------------------------------------------------
 
 def open_device(name):
-    """The torch.device that --device names; auto takes a GPU where there is one.
+    """The torch.device for --device; auto takes a GPU if there is one.
 
-    A GPU has its number, and is the current one from here on: kernels and memory that name no
-    GPU are then on the same one. Raises BadInput where that device cannot be used.
+    A GPU is returned with its number and becomes the current device, so kernels and memory use
+    it by default. Raises BadInput if the device cannot be used.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -126,22 +125,22 @@ def open_device(name):
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"--device {name} cannot be used here ({reason}): "
-                       "leave it out, or say cpu") from error
+                       "leave it out, or use cpu") from error
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        # float32 is float32: convolutions would take TF32, with ten bits of mantissa, for it
+        # true float32: by default convolutions use TF32, with ten bits of mantissa
         torch.backends.cudnn.allow_tf32 = False
     return device
 
 
 def synchronise(device):
-    """Waits until the device has done everything that it was given."""
+    """Waits until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def is_fast(precision, device):
-    """Whether the device has instructions for it; a CPU that has none is ten times slower."""
+    """Whether the hardware supports the precision; a CPU that emulates it is ten times slower."""
     if precision == "bf16" and device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16":
@@ -152,25 +151,24 @@ def is_fast(precision, device):
 
 
 def fast_precision(device):
-    """bf16 where the device is fast at it, else fp32."""
     return "bf16" if is_fast("bf16", device) else "fp32"
 
 
 def split_arguments(argv):
-    """A script's own arguments, and those after --, which it hands on to train.py."""
+    """A script's own arguments, and those after --, which it passes on to train.py."""
     split = argv.index("--") if "--" in argv else len(argv)
     return argv[:split], argv[split + 1:]
 
 
 def make_output_folder(path):
-    """Makes --out's folder; BadInput or OSError where nothing can be written to it."""
+    """Creates the folder for --out; raises BadInput or OSError if it cannot be written to."""
     path.mkdir(parents=True, exist_ok=True)
     if not os.access(path, os.W_OK | os.X_OK):
         raise BadInput(f"--out: cannot write to {path}")
 
 
 def check_output_file(path, flag):
-    """Raises BadInput unless a file can be written at path; None, a flag left out, is fine."""
+    """Raises BadInput if no file can be written at path. None, for a flag not given, passes."""
     if path is None:
         return
     folder = path.absolute().parent
@@ -179,22 +177,22 @@ def check_output_file(path, flag):
 
 
 def show_progress(text):
-    """Rewrites the terminal's last line; where stdout is not a terminal, does nothing."""
+    """Rewrites the terminal's last line; does nothing if stdout is not a terminal."""
     if sys.stdout.isatty():
         print(f"\r\033[K{text}", end="", flush=True)
 
 
 def out_of_memory(error):
-    """Whether an exception says that memory ran out, on the device or in the machine."""
+    """Whether an exception means that the device or the machine ran out of memory."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     words = ("out of memory", "not enough memory", "can't allocate memory",
-             "DefaultCPUAllocator", "STATUS_ALLOC_FAILED")      # the last is cuBLAS's and cuDNN's
+             "DefaultCPUAllocator", "STATUS_ALLOC_FAILED")      # the last: cuBLAS and cuDNN
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def stop(program, message):
-    """One line on stderr, whatever line breaks the message holds, and exit status 2."""
+    """Prints the message on stderr, as a single line, and exits with status 2."""
     show_progress("")
     print(f"{program}: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(2)
@@ -202,9 +200,9 @@ def stop(program, message):
 
 @contextlib.contextmanager
 def one_line_errors(program):
-    """Ends the program with one line where the input was bad, and quietly on Ctrl-C.
+    """Ends the program with one line on bad input or lack of memory, and quietly on Ctrl-C.
 
-    Any other exception is a mistake of ours, and keeps its traceback.
+    Any other exception is a bug of ours and keeps its traceback.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")        # for terminals that cannot show α

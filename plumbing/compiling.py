@@ -1,4 +1,4 @@
-"""torch.compile: the parts of a run that it compiles, and whether it works here."""
+"""torch.compile: the parts of a run that it compiles, and a check that it works here."""
 import torch
 
 from plumbing.cli import BadInput
@@ -6,8 +6,8 @@ from plumbing.distributed import WORLD_SIZE
 
 
 def compile_networks(learner, device):
-    """Compiles a Learner, in place. With several processes, the networks alone: communication
-    between the processes stays out. Raises BadInput where torch.compile does not work."""
+    """Compiles a Learner in place; with several processes only its networks, so that no
+    communication is compiled. Raises BadInput if torch.compile does not work here."""
     check_compiler(device)
     modules = [learner]
     if WORLD_SIZE > 1:
@@ -17,7 +17,7 @@ def compile_networks(learner, device):
 
 
 def check_compiler(device):
-    """torch.compile needs a C++ compiler on a CPU, for one: better said now than in a traceback."""
+    """Raises BadInput if torch.compile fails, for example because a CPU has no C++ compiler."""
     try:
         torch.compile(torch.sin)(torch.ones(8, device=device))
     except Exception as error:      # torch raises many kinds

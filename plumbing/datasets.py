@@ -1,11 +1,11 @@
-"""The datasets: a table of facts, the official files and where they come from.
+"""The datasets: a table of their properties; downloading and reading their official files.
 
-    found = read_dataset("cifar10", Path("data"))       # downloads it, unless it is there
+    found = read_dataset("cifar10", Path("data"))       # downloads it if it is missing
 
-What is found is a dict: train_x, test_x (uint8, n × 3 × h × w, or a list of paths), train_y,
-test_y (int64, −1 without a label), classes (their names), and, where a dataset has images that
-are neither trained nor tested on, unused ({name of the split: how many}).
-Raises BadInput, or OSError for files that cannot be read, with what is wrong and what to do.
+A dataset is a dict: train_x, test_x (uint8, n × 3 × h × w, or a list of paths), train_y, test_y
+(int64, −1 without a label), classes (their names) and, if some images serve neither training
+nor testing, unused ({name of the split: number of images}). Reading raises BadInput, or OSError
+for files that cannot be read; the message tells what to do.
 """
 import contextlib
 import os
@@ -22,11 +22,11 @@ from plumbing.images import list_images
 from plumbing.shapes import load_shapes
 
 # --- the table --------------------------------------------------------------------------------
-# The paper's datasets [Table 16]. layout: how the files lie. size: of the images, in pixels (of
-# the shorter side, where they differ). crop: of what networks see. mean, std: the customary
-# ones; where there are none, they are measured. url, md5: of the archive, as torchvision,
-# MedMNIST 3 and the datasets' own pages give them. unpacked: the folder that is in it.
-# train: how many training images show that unpacking was not cut off.
+# The paper's datasets [Table 16]. layout: how the files are arranged. size: of the images, in
+# pixels (of the shorter side, if sizes vary). crop: size of the networks' input. mean, std: the
+# customary values; measured if absent. url, md5: of the archive, as published by torchvision,
+# MedMNIST 3 or the dataset's authors. unpacked: the folder in the archive. train: number of
+# training images, to detect an incomplete unpacking.
 
 IMAGENET = dict(
     layout="classes", size=256, crop=224, stem="imagenet",
@@ -84,15 +84,15 @@ DATASETS = {
     "imagenet": dict(IMAGENET, classes=1000),
     "imagenet100": dict(IMAGENET, classes=100),
     "inat21": dict(IMAGENET, classes=10_000),
-    "folder": dict(layout="folder", size=256, crop=224),        # at most; see fit()
+    "folder": dict(layout="folder", size=256, crop=224),        # upper limits, see fit()
     "shapes": dict(layout="shapes", size=32, crop=32, stem="small"),
 }
 
 
 def read_dataset(name, root, chosen=None):
-    """What is found of a key of DATASETS in the folder root, as the module's docstring says.
+    """Reads a dataset, a key of DATASETS, from the folder root; returns the dict described above.
 
-    chosen: names of class folders to use in place of all, or a file of them, one per line.
+    chosen: names of class folders to use instead of all, or a file with one name per line.
     """
     layout = DATASETS[name]["layout"]
     if layout == "shapes":
@@ -111,11 +111,10 @@ def read_dataset(name, root, chosen=None):
 # --- the official files -----------------------------------------------------------------------
 
 def fetch(name, root):
-    """The path of a dataset's files in root, downloaded and unpacked unless they are there.
+    """The path of a dataset's files in root; downloads and unpacks them if they are missing.
 
-    They are there whole, or not at all: a download goes to a name of its own, and takes its
-    place when its md5 is right; so does what is unpacked from it. Of several processes that
-    want the same, one fetches and the others wait.
+    Both are atomic: they write under a temporary name and rename at the end, a download after
+    its md5 was checked. If several processes need the files, one fetches and the others wait.
     """
     facts = DATASETS[name]
     url = facts["url"]
@@ -127,7 +126,7 @@ def fetch(name, root):
 
     try:
         with only_process_in(root):
-            if unpacked.is_dir():       # by the process that was waited for
+            if unpacked.is_dir():       # by the process that had the lock
                 return unpacked
             if not archive.exists():
                 download(url, archive, facts["md5"])
@@ -147,7 +146,7 @@ def fetch(name, root):
 
 @contextlib.contextmanager
 def only_process_in(folder):
-    """Makes a folder and keeps other processes waiting; removes it again if it stays empty."""
+    """Creates and locks a folder: other processes wait. Removes it again if it stays empty."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     lock = None
     try:
@@ -178,11 +177,11 @@ def download(url, archive, md5):
 def unpack(archive, folder):
     print(f"unpacking {archive}", flush=True)
     part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)     # of a process that was killed
+    shutil.rmtree(part, ignore_errors=True)     # left by a process that was killed
     try:
         extract_archive(str(archive), str(part))
         content = part / folder.name
-        if not content.is_dir():        # CINIC-10's archive has no folder of its own
+        if not content.is_dir():        # CINIC-10's archive has no top-level folder
             content = part
         os.replace(content, folder)
     finally:
@@ -203,7 +202,7 @@ def load_torchvision(name, root):
             source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
             splits = {"train": source(root, train=True), "test": source(root, train=False)}
     except Exception as error:
-        raise BadInput(f"{folder} is damaged or not whole: move it away, "
+        raise BadInput(f"{folder} is damaged or incomplete: move it away, "
                        "and it will be unpacked again") from error
 
     found = {"classes": splits["train"].classes}
@@ -220,7 +219,7 @@ def load_torchvision(name, root):
 
 
 def load_medmnist(name, root):
-    """A set of MedMNIST v2, an npz file; grey images get three equal channels. val is unused."""
+    """A dataset of MedMNIST v2, one npz file; grey images get three equal channels."""
     path = fetch(name, root)
     found = {"classes": list(DATASETS[name]["classes"])}
     try:
@@ -241,13 +240,13 @@ def load_medmnist(name, root):
 
 
 def find_tiny(name, root):
-    """Tiny ImageNet: train/<class>/images/…, and val/images/…, labelled in a file beside it."""
+    """Tiny ImageNet: train/<class>/images/…, and val/images/… with their labels in a file."""
     root = fetch(name, root)
     classes = class_folders(root / "train")
     train_x, train_y = find_images(root / "train", classes)
     check_whole(name, root, train_x)
 
-    notes = root / "val" / "val_annotations.txt"        # file, class, and a box, tab-separated
+    notes = root / "val" / "val_annotations.txt"        # file, class, box; tab-separated
     labels = {label: i for i, label in enumerate(classes)}
     test_x, test_y = [], []
     try:
@@ -272,7 +271,7 @@ def find_cinic(name, root, chosen=None):
 
 
 def check_whole(name, root, train_x):
-    """Unpacking that was cut off leaves fewer images."""
+    """Raises BadInput if training images are missing: unpacking was interrupted."""
     wanted = DATASETS[name]["train"]
     if len(train_x) != wanted:
         raise BadInput(f"{root} holds {len(train_x):,} training images, not {wanted:,}: "

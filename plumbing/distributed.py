@@ -1,4 +1,4 @@
-"""Several processes, one on each GPU, started by torchrun: who this one is, and how they share.
+"""Training in several processes, one per GPU, started by torchrun: ranks and communication.
 
     torchrun --nproc_per_node=8 train.py …
 
@@ -15,25 +15,25 @@ from torch import nn
 
 
 def from_torchrun(name, otherwise):
-    """A number that torchrun leaves in the environment; without torchrun, `otherwise`."""
+    """A number from torchrun's environment variables; without torchrun, `otherwise`."""
     started_by_torchrun = {"RANK", "MASTER_ADDR"} <= os.environ.keys()
     return int(os.environ[name]) if started_by_torchrun else otherwise
 
 
 RANK = from_torchrun("RANK", 0)                             # this process's number, from 0
-WORLD_SIZE = from_torchrun("WORLD_SIZE", 1)                 # how many there are
-LOCAL_RANK = from_torchrun("LOCAL_RANK", 0)                 # the same two on this machine
+WORLD_SIZE = from_torchrun("WORLD_SIZE", 1)                 # number of processes
+LOCAL_RANK = from_torchrun("LOCAL_RANK", 0)                 # the same two within this machine
 LOCAL_WORLD_SIZE = from_torchrun("LOCAL_WORLD_SIZE", 1)
 
 
 def own_device(name):
-    """--device's name for this process: of several on GPUs, each takes the next GPU."""
+    """The name of this process's device: several processes on GPUs take one each."""
     wants_gpu = name.startswith("cuda") or (name == "auto" and torch.cuda.is_available())
     return f"cuda:{LOCAL_RANK}" if WORLD_SIZE > 1 and wants_gpu else name
 
 
 def start(device):
-    """Joins the other processes of this run. device: this process's."""
+    """Connects this process to the others of the run. device: this process's."""
     if WORLD_SIZE > 1:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(hours=2))
@@ -45,18 +45,18 @@ def finish():
 
 
 def parallel(module, device):
-    """The module as it trains on several processes: gradients are averaged over them and, on
-    GPUs, batch norms see the whole batch. Of a single process, the module itself.
+    """Wraps a module for several processes: gradients are averaged over them and, on GPUs, batch
+    norms see the whole batch. With a single process, returns the module itself.
 
-    torch's SyncBatchNorm makes the processor wait for its GPU once in every layer and step, in
-    case that some process has no rows. A small network on many GPUs feels it.
+    torch's SyncBatchNorm synchronises with the GPU in every layer at every step, in case some
+    process has no rows. This slows down a small network on many GPUs.
     """
     if WORLD_SIZE == 1:
         return module
     if device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    # buffers (queues, α, running statistics) follow from what is gathered and so are equal
-    # everywhere, but for a CPU's running statistics, of which the first process's are used
+    # buffers need no synchronising: queues, α and running statistics follow from gathered
+    # tensors and so are equal everywhere (on CPUs running statistics differ: rank 0's are used)
     known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True,
@@ -64,7 +64,7 @@ def parallel(module, device):
 
 
 def smallest(number, device):
-    """The smallest of the processes' numbers."""
+    """The minimum of a number over the processes."""
     if not dist.is_initialized():
         return number
     found = torch.tensor(float(number), dtype=torch.float64, device=device)
@@ -102,17 +102,14 @@ class Gather(torch.autograd.Function):
 
 
 def gather(x):
-    """x (n × d) of this process → that of the whole batch (world size · n × d), with gradient.
-
-    In float32, but for a single process, which gets x as it is.
-    """
+    """This process's x (n × d) → the whole batch's (world size · n × d), float32, with gradient."""
     if not dist.is_initialized():
         return x
     return Gather.apply(x.float())
 
 
 def gather_at_once(*parts):
-    """gather() of several tensors with n rows each, in one message between the processes."""
+    """gather() for several tensors with n rows each, in one communication."""
     if not dist.is_initialized():
         return parts
     widths = [x.shape[1] for x in parts]

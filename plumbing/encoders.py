@@ -1,4 +1,4 @@
-"""Trained encoders: of a run of train.py, or of anyone's state dict; and a run's own images."""
+"""Loads trained encoders, from a run of train.py or any state dict, and the images of a run."""
 from pathlib import Path
 
 import torch
@@ -15,10 +15,9 @@ from plumbing.datasets import DATASETS
 def load_run(folder):
     """(encoder, projector, facts) of a run of train.py, from its last.pt, on the CPU.
 
-    facts is a dict: classes, size, image_size, stem, mean, std of the images that it was trained
-    on; dataset, data_dir, streamed, min_size; and flags, those of train.py, as in
-    facts["flags"]["--arch"].
-    Raises BadInput where there is no such run, or its file is damaged.
+    facts is a dict: classes, size, image_size, stem, mean, std of the training images; dataset,
+    data_dir, streamed, min_size; and train.py's flags, as in facts["flags"]["--arch"].
+    Raises BadInput if there is no such run, or its checkpoint is damaged.
     """
     path = Path(folder) / "last.pt"
     saved = run.load_checkpoint(path)
@@ -29,26 +28,26 @@ def load_run(folder):
             "flags": flags,
         }
         encoder, p = resnet(flags["--arch"], flags["--width"], facts["stem"])
-        method = METHODS.get(flags["--method"], Method)     # a method of one's own is not known
+        method = METHODS.get(flags["--method"], Method)     # Method for one of the user's own
         projector = method.make_projector(p, flags["--projector"])
         encoder.load_state_dict(below("method.encoder.", saved["learner"]))
         projector.load_state_dict(below("method.projector.", saved["learner"]))
-    except Exception as error:      # whatever else a file may hold
+    except Exception as error:      # the content can be anything
         raise BadInput(f"{path} is not a whole checkpoint of train.py "
                        f"({type(error).__name__})") from error
     return encoder, projector, facts
 
 
 def below(prefix, state):
-    """The part of a state dict whose names begin with the prefix, without it."""
+    """The entries of a state dict whose names begin with the prefix, which is removed."""
     return {name.removeprefix(prefix): value for name, value in state.items()
             if name.startswith(prefix)}
 
 
 def load_weights(path):
-    """An encoder from a state dict of torchvision's ResNet-18 or ResNet-50, whichever it fits.
+    """An encoder, of any width and stem, from a state dict of torchvision's ResNet-18 or ResNet-50.
 
-    Its width and stem are what the weights have. Raises BadInput where they fit neither.
+    Raises BadInput if it fits neither.
     """
     try:
         run.check_whole_file(path)
@@ -71,11 +70,11 @@ def load_weights(path):
 
 
 def load_own_images(facts, data_dir=None, classes=None):
-    """The images that a run was trained on: from its place, with its classes, in its sizes."""
+    """Loads the images that a run was trained on. data_dir, classes: instead of the run's own."""
     layout = DATASETS[facts["dataset"]]["layout"]
     if classes is None and layout in ("classes", "folder"):
         classes = facts["classes"] or None
-    # a folder's images as files, or they would be decoded to the size that suits them today
+    # resident images of a folder would be decoded to a size that depends on today's files
     resident = "no" if layout == "folder" else "auto"
     data = load(facts["dataset"], data_dir or facts["data_dir"], classes=classes,
                 resident=resident, min_size=facts["min_size"])

@@ -1,4 +1,4 @@
-"""Files of features: npz with r (n × p) and, if there are any, z, labels y, split, files, views."""
+"""Feature files: npz with r (n × p) and optionally z, labels y, split, files and views."""
 import numpy as np
 import torch
 
@@ -9,9 +9,9 @@ from plumbing.run import write_whole
 
 def load_features(path):
     """The arrays of an npz file as a dict: r (n × p), float32; z (n × d), y (n, int64), test
-    (n, bool: the rows to test on) and views (images × views × p), or None where it lacks them.
+    (n, bool: the rows to test on) and views (images × views × p), each None if it is absent.
 
-    Raises BadInput where they are not numbers, not finite or do not fit together.
+    Raises BadInput if they are not numbers, not finite or do not fit together.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -40,16 +40,16 @@ def load_features(path):
     if "split" in arrays:
         test = torch.from_numpy(arrays["split"] == "test")
         if test.sum() < 2 or (~test).sum() < 2:
-            raise BadInput(f"{path}: split must say 'test' of two rows or more, and something "
-                           "else of two or more")
+            raise BadInput(f"{path}: split must say 'test' for two or more rows, and something "
+                           "else for two or more")
     if views is not None and (views.ndim != 3 or min(views.shape[:2]) < 2):
-        raise BadInput(f"{path}: views must be images × views × features, two or more of the "
-                       f"first two, not {tuple(views.shape)}")
+        raise BadInput(f"{path}: views must be images × views × features, with two or more images "
+                       f"and views, not {tuple(views.shape)}")
     return {"r": r, "z": z, "y": y, "test": test, "views": views}
 
 
 def real_matrix(arrays, name):
-    """One of the arrays as a float32 tensor, n × d; BadInput if it is no finite real matrix."""
+    """One of the arrays as a float32 tensor, n × d; BadInput unless it is finite and real."""
     if name not in arrays:
         raise BadInput(f"it lacks an array {name}")
     x = arrays[name]
@@ -59,7 +59,7 @@ def real_matrix(arrays, name):
 
 
 def class_numbers(labels):
-    """Labels, whole numbers or words, as classes from 0; −1, no label, stays −1."""
+    """Labels, whole numbers or words, as class numbers from 0; −1 (unlabelled) stays −1."""
     labels = labels.reshape(len(labels), -1)
     if labels.dtype.kind not in "iuU" or labels.shape[1] != 1:
         raise BadInput(f"y must be a whole number or a word per row, not {labels.dtype} "
@@ -74,7 +74,7 @@ def class_numbers(labels):
 
 
 def save_features(path, data, features):
-    """Writes r, z (where there is one), y, split and, of folders, the files' names to an npz.
+    """Writes r, z (if there is one), y, split and, if streamed, the images' file names to an npz.
 
     features: {split: {"index": of the images, "outputs": [r] or [r, z]}}.
     """

@@ -1,4 +1,4 @@
-"""Folders of images: class folders, folders without classes, and sizes that suit the images."""
+"""Datasets in folders, with or without class folders, and a size that suits their images."""
 import math
 import os
 from pathlib import Path
@@ -9,23 +9,23 @@ import torch
 from plumbing.cli import BadInput
 from plumbing.images import in_parallel, is_image, list_images, random_subset, read_sizes
 
-SMALLEST = 8            # pixels: smaller images are left out
-FEWEST = 20             # images that a folder without classes must hold
-MOST_HELD_OUT = 2048    # … of which a tenth, but no more than so many, is for the metrics
+SMALLEST = 8            # pixels: lower bound of the default for min_size
+FEWEST = 20             # images needed in a folder without classes, to hold out a tenth
+MOST_HELD_OUT = 2048    # images held out for the metrics, at most
 
 
 class Splits(NamedTuple):
-    """Where the images of a dataset lie."""
+    """The folders of a dataset."""
     root: Path
-    train: Path             # root itself, where it holds no folder of that name
+    train: Path             # root itself if it has no train folder
     held_out: Path | None   # for the metrics
 
 
 def find_classes(name, root, n_classes=None, chosen=None):
-    """Images in class folders: train/<class>/… and test/<class>/…, or val/.
+    """Finds images in class folders: train/<class>/…, and test/<class>/… or val/<class>/….
 
-    name: of the dataset; folder may be without classes, see find_unlabelled(). n_classes: how
-    many it should have; None: two or more. chosen: the classes to use, or a file that names them.
+    name: of the dataset; "folder" may lack classes, see find_unlabelled(). n_classes: how many
+    it should have; None: two or more. chosen: the classes to use, or a file that lists them.
     Returns a dict, see datasets.py.
     """
     expected = (f"--dataset {name} expects train/<class>/*.png|jpg|jpeg, "
@@ -59,7 +59,6 @@ def find_splits(root, expected):
 
 
 def first_folder(root, names):
-    """The first of these folders that there is, or None."""
     for name in names:
         if (root / name).is_dir():
             return root / name
@@ -72,16 +71,16 @@ def class_folders(folder):
 
 
 def loose_images(folder):
-    """Paths of the images straight in a folder."""
+    """Paths of the images directly in a folder."""
     return [str(path) for path in sorted(folder.iterdir()) if is_image(path.name)]
 
 
-# --- one's own images without classes
+# --- images without classes
 
 def has_classes(splits):
-    """Whether the training images are in class folders, rather than straight in train/ or root.
+    """Whether the training images are in class folders, not directly in train/ or root.
 
-    Stray images beside class folders don't count.
+    Stray images beside the class folders in train/ are ignored.
     """
     if not loose_images(splits.train):
         return True
@@ -91,9 +90,9 @@ def has_classes(splits):
 
 
 def find_unlabelled(splits):
-    """Images straight in train/ (and test/, or val/) or in root.
+    """Finds images directly in train/ (and test/, or val/) or in root.
 
-    Where none are held out for the metrics, a tenth at random is, 2,048 at most.
+    Without test images, a random tenth, at most 2,048, is held out for the metrics.
     """
     train_x = loose_images(splits.train)
     test_x = list_images(splits.held_out) if splits.held_out else []
@@ -113,7 +112,7 @@ def find_unlabelled(splits):
 # --- class folders
 
 def choose_classes(train, chosen):
-    """The classes to use: those of the folder train, or the chosen ones of them."""
+    """The classes to use: all class folders in train, or the chosen ones."""
     there = class_folders(train)
     if chosen is None:
         return there
@@ -125,7 +124,7 @@ def choose_classes(train, chosen):
 
 
 def read_classes(path, there):
-    """The class names in a file, one per line: all of it, or its first word; each once."""
+    """Class names from a file: each line is a name, or begins with one. Drops duplicates."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -151,7 +150,7 @@ def find_images(folder, classes):
 
 
 def check_some(folder, paths, expected):
-    """There are images; if not, says whether they lie beside the class folders."""
+    """Raises BadInput if there are no images; tells if some lie beside the class folders."""
     if paths:
         return
     where = " in folders of classes" if any(map(is_image, os.listdir(folder))) else ""
@@ -159,7 +158,7 @@ def check_some(folder, paths, expected):
 
 
 def check_no_others(splits, classes):
-    """Every class that is tested on is trained on."""
+    """Raises BadInput if a class of the test images is not one of the training images."""
     for name in class_folders(splits.held_out):
         if name not in classes:
             raise BadInput(f"{splits.held_out / name} has no counterpart in {splits.train}: "
@@ -167,7 +166,7 @@ def check_no_others(splits, classes):
 
 
 def check_class_count(name, train, labels, classes, wanted):
-    """As many classes as the probe needs, and as the dataset has. wanted: None for any number."""
+    """Raises BadInput for fewer than two classes, or any number but `wanted`, unless it is None."""
     if len(labels.unique()) < 2:
         raise BadInput(f"{train} has images of one class only: the probe needs two or more")
     if wanted is not None and len(classes) != wanted:
@@ -178,14 +177,14 @@ def check_class_count(name, train, labels, classes, wanted):
 # --- sizes
 
 def fit(data, largest_size, largest_crop, min_size=None):
-    """Leaves out a folder's small images, and finds what suits the others.
+    """Leaves out a folder's small images, and chooses a size for the rest.
 
-    data: train_x and test_x, lists of files, with train_y and test_y. min_size: the shortest side
-    that an image must have, in pixels; None: a quarter of their median, which is what is usual
-    for such a folder. The size that all are brought to is the shortest side then left,
-    largest_size at most; the networks see up to largest_crop of them.
-    Returns a dict: the same four, size, image_size, stem, min_size and left_out, how many images.
-    Raises BadInput where too few are left.
+    data: train_x and test_x, lists of files, with train_y and test_y. min_size: images with a
+    shorter side of fewer pixels are left out; None: a quarter of the median. The others are to be
+    resized to their smallest shorter side, at most largest_size; networks see up to largest_crop
+    pixels of that.
+    Returns a dict: the same four, size, image_size, stem, min_size and left_out, a count.
+    Raises BadInput if too few are left.
     """
     paths = data["train_x"] + data["test_x"]
     parts = in_parallel(read_sizes, paths, "reading image sizes")

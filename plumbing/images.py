@@ -6,9 +6,8 @@
     for views in stream_crops(paths, plan, recipe="vicreg", size=224):
         ...                                         # uint8, 2 × batch × 3 × 224 × 224
 
-Worker processes do the decoding. What a worker cannot read it returns as a text, because that
-survives the way between processes better than an exception; here it becomes an OSError that
-names the file.
+Worker processes do the decoding. For an unreadable file they return an error text, which passes
+between processes more reliably than an exception; the main process raises it as an OSError.
 """
 import contextlib
 import functools
@@ -29,11 +28,11 @@ from plumbing import distributed
 from plumbing.cli import SIGNALS, show_progress
 
 BATCH = 64              # files that a worker process decodes at a time
-FEW_FILES = 2000        # up to so many are decoded here: starting workers would take longer
+FEW_FILES = 2000        # up to this many are decoded without workers, whose start takes longer
 MAX_WORKERS = 16
-SHARED_MEMORY = "/dev/shm"     # where Linux keeps what processes share
+SHARED_MEMORY = "/dev/shm"     # on Linux
 EXIF_ORIENTATION = 0x0112
-CROPS = 1               # sets the crops' random numbers apart from an augmentation's others
+CROPS = 1               # seeds the crops apart from the rest of the augmentation
 
 
 def is_image(name):
@@ -41,11 +40,11 @@ def is_image(name):
 
 
 def list_images(folder):
-    """Paths of the images in a folder and below, sorted; regular files only.
+    """Paths of the images in a folder and its subfolders, sorted; regular files only.
 
-    Links are followed, but not to a folder that was visited already or that this one is in: such
-    a link would bring in everything beside it. Empty where there is no such folder; OSError where
-    one cannot be read.
+    Links are followed, except to a folder visited before or to a parent of this one, which would
+    add everything beside it. Returns [] if the folder does not exist; raises OSError if one
+    cannot be read.
     """
     start = os.path.realpath(folder)
     waiting, visited, found = [str(folder)], set(), []
@@ -65,7 +64,7 @@ def list_images(folder):
 
 
 def random_subset(n, limit, seed):
-    """Sorted indices of `limit` of n things, at random; all of them where limit is None or ≥ n."""
+    """`limit` random indices below n, sorted; all n of them if limit is None or ≥ n."""
     if limit is None or limit >= n:
         return torch.arange(n)
     generator = torch.Generator().manual_seed(seed)
@@ -73,7 +72,7 @@ def random_subset(n, limit, seed):
 
 
 def mixed_seed(*numbers):
-    """A seed that follows from several numbers, 0 or more each; other numbers, another seed."""
+    """Hashes several numbers, each 0 or more, into one seed."""
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     return int(state >> np.uint64(1))       # manual_seed takes 63 bits
 
@@ -81,17 +80,15 @@ def mixed_seed(*numbers):
 # --- the machine ------------------------------------------------------------------------------
 
 def machine_memory():
-    """In bytes; without a limit where the system does not tell."""
+    """The machine's memory in bytes; infinite if the system does not report it."""
     if not hasattr(os, "sysconf"):
         return math.inf
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def memory_for_images(device):
-    """Bytes that resident images may take: half of the machine's and of the device's memory.
-
-    With several processes, as many as the one with the least has.
-    """
+    """Bytes that resident images may take: half of the machine's memory and half of what is free
+    on a GPU, if less. Processes on one machine share its memory; the smallest result is used."""
     room = machine_memory() / 2 / distributed.LOCAL_WORLD_SIZE
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -100,24 +97,24 @@ def memory_for_images(device):
 
 
 def core_count():
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):        # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def worker_count():
-    """Worker processes: one per core, shared by the training processes that torchrun started."""
+    """The number of worker processes: one per core, divided among torchrun's processes."""
     share = max(1, core_count() // distributed.LOCAL_WORLD_SIZE)
     return min(share, MAX_WORKERS)
 
 
 @contextlib.contextmanager
 def signals_blocked():
-    """Processes that are started in this block never see Ctrl-C and the like.
+    """Processes started in this block never receive Ctrl-C and the like.
 
-    Terminals and schedulers send them to a whole group of processes; but it is the main process
-    that ends its workers. Should it be killed, they notice within seconds, and end.
+    Terminals and schedulers signal a whole process group, but workers must be ended by the main
+    process. If that is killed, they notice within seconds and exit.
     """
     if not hasattr(signal, "pthread_sigmask"):      # on Windows
         yield
@@ -132,7 +129,7 @@ def signals_blocked():
 # --- whole files ------------------------------------------------------------------------------
 
 def decode_all(paths, size, crop):
-    """The files as one tensor, see decode(): uint8, n × 3 × crop × crop."""
+    """Decodes files into one tensor, see decode(): uint8, n × 3 × crop × crop."""
     images = torch.empty(len(paths), 3, crop, crop, dtype=torch.uint8)
     done = 0
     work = functools.partial(decode, size=size, crop=crop)
@@ -143,12 +140,12 @@ def decode_all(paths, size, crop):
 
 
 def in_parallel(function, paths, title):
-    """Yields function(some of the paths), in order, from worker processes; shows its progress.
+    """Yields function(some of the paths), in order, from worker processes; shows the progress.
 
-    A function returns a sequence, or a text that says which file is broken: raised as OSError.
+    The function returns a sequence, or an error text that names a file: raised as OSError.
     """
     workers = worker_count() if len(paths) > FEW_FILES else 0
-    # DataLoader's workers call collate_fn with some items of the dataset, which here is a list
+    # the dataset is the list of paths: workers call collate_fn with some of its items
     loader = DataLoader(paths, batch_size=BATCH, num_workers=workers, collate_fn=function)
     done = 0
     with signals_blocked():
@@ -163,7 +160,7 @@ def in_parallel(function, paths, title):
 
 
 def read_sizes(paths):
-    """[width, height] of each file, from its header; or broken()'s text."""
+    """Reads each image's (width, height) from its header; returns a list, or broken()'s text."""
     sizes = []
     for path in paths:
         try:
@@ -175,15 +172,12 @@ def read_sizes(paths):
 
 
 def decode(paths, size, crop):
-    """The central squares of the files, their shorter sides resized to `size` before.
-
-    Returns an array, uint8, n × crop × crop × 3; or broken()'s text.
-    """
+    """The files' central squares (see below): uint8, n × crop × crop × 3; or broken()'s text."""
     images = np.empty((len(paths), crop, crop, 3), np.uint8)
     for i, path in enumerate(paths):
         try:
             with Image.open(path) as image:
-                # a JPEG's decoder can halve sizes; of twice the size, nobody sees that it did
+                # a JPEG decodes faster at a reduced size; twice the final size shows no loss
                 image.draft("RGB", (2 * size, 2 * size))
                 image = to_rgb(image)
         except Exception as error:
@@ -193,7 +187,7 @@ def decode(paths, size, crop):
 
 
 def central_square(image, size, crop):
-    """Of a PIL image: its shorter side resized to `size`, then crop × crop from the middle."""
+    """Resizes a PIL image's shorter side to `size`; returns its central crop × crop pixels."""
     image = with_shorter_side(image, size, Image.Resampling.BILINEAR)
     left = (image.width - crop) // 2
     top = (image.height - crop) // 2
@@ -201,7 +195,6 @@ def central_square(image, size, crop):
 
 
 def with_shorter_side(image, size, resampling):
-    """A PIL image, its shorter side resized to `size` pixels."""
     ratio = size / min(image.size)
     width, height = (max(size, round(length * ratio)) for length in image.size)
     if image.size == (width, height):
@@ -210,9 +203,9 @@ def with_shorter_side(image, size, resampling):
 
 
 def to_rgb(image):
-    """A PIL image the right way up, as RGB: 16-bit greys scaled, transparency laid on white."""
+    """Converts a PIL image to upright RGB; scales 16-bit greys, puts transparency on white."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):      # PIL would clip what is above 255
+    if image.mode.startswith("I"):      # PIL would clip values above 255
         grey = (np.asarray(image) / 256).clip(0, 255).astype(np.uint8)
         image = Image.fromarray(grey)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -223,23 +216,23 @@ def to_rgb(image):
 
 
 def broken(path, error):
-    """What a worker returns in place of images."""
+    """The error text that a worker returns instead of images."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{path} is not a readable image ({reason}): mend or remove it"
+    return f"{path} is not a readable image ({reason}): fix or remove it"
 
 
 # --- random crops of files --------------------------------------------------------------------
 
 class PlannedBatch(NamedTuple):
-    """Which images a step will see. Seed and step together fix all that is drawn for it."""
+    """The images of one training step. Seed and step determine all its random numbers."""
     seed: int
     step: int               # of its epoch, from 0
-    index: torch.Tensor     # n, int64, on the CPU: places in the training set
+    index: torch.Tensor     # n, int64, on the CPU: indices into the training set
 
 
 class Box(NamedTuple):
-    """One of augment.Boxes, as plain numbers: a part of an image that spans −1 … 1."""
-    width: float            # as a share of the image's
+    """One of augment.Boxes, as plain numbers: a crop of an image that spans −1 … 1."""
+    width: float            # share of the image's
     height: float
     centre_x: float
     centre_y: float
@@ -247,13 +240,12 @@ class Box(NamedTuple):
 
 
 def stream_crops(paths, plan, recipe, size, pin=False):
-    """Yields, for each PlannedBatch of the plan, both views' random crops of its paths.
+    """Yields both views' random crops of each PlannedBatch: uint8, 2 × n × 3 × size × size.
 
-    Each is uint8, 2 × n × 3 × size × size. Worker processes, a few batches ahead, decode each
-    file once, and crop and mirror it twice; the rest of an augmentation is
-    augment(…, cropped=True). plan: an iterable, which is read as far ahead as the workers are;
-    with a whole run's, they are busy between epochs too. recipe: a key of AUGMENTATIONS. pin:
-    whether into pinned memory, for faster copies to a GPU.
+    Worker processes prefetch a few batches: they decode each file once, and crop and mirror it
+    twice. augment(…, cropped=True) does the rest of the augmentation. plan: an iterable, read as
+    far ahead as the workers are; a whole run's keeps them busy between epochs too. recipe: a key
+    of AUGMENTATIONS. pin: whether to use pinned memory, for faster copies to a GPU.
     Raises OSError for a file that cannot be read. The workers end with the generator.
     """
     plan = iter(plan)
@@ -264,7 +256,7 @@ def stream_crops(paths, plan, recipe, size, pin=False):
     scale = AUGMENTATIONS[recipe]["scale"]
     loader = DataLoader(
         Crops(paths, scale, size),
-        sampler=map(plain, itertools.chain([first], plan)),     # what Crops is asked for
+        sampler=map(plain, itertools.chain([first], plan)),     # the indices passed to Crops
         batch_size=None,                            # each is a batch already
         num_workers=workers,
         prefetch_factor=ahead,
@@ -279,10 +271,10 @@ def stream_crops(paths, plan, recipe, size, pin=False):
 
 
 def workers_and_batches_ahead(batch_bytes):
-    """How many worker processes, and how many finished batches of so many bytes for each.
+    """The number of worker processes, and of batches of this size that each may prefetch.
 
-    Together they take an eighth of the machine's memory at most, and half of what is free where
-    processes share memory: containers often have little there.
+    All batches take at most an eighth of the machine's memory, and half of the free shared
+    memory, of which containers often have little.
     """
     room = machine_memory() / 8
     if os.path.isdir(SHARED_MEMORY):
@@ -293,7 +285,7 @@ def workers_and_batches_ahead(batch_bytes):
 
 
 class Crops(Dataset):
-    """crops[plain(planned batch)]: the crops, or broken()'s text; DataLoader's workers ask."""
+    """A dataset for DataLoader's workers: plain(planned batch) → its crops, or broken()'s text."""
 
     def __init__(self, paths, scale, size):
         self.paths = paths
@@ -305,16 +297,13 @@ class Crops(Dataset):
 
 
 def plain(planned):
-    """A PlannedBatch as numbers: of a tensor that is a part of a larger one, processes would be
-    sent all of it, through shared memory."""
+    """A PlannedBatch as plain numbers: sending a worker part of a tensor would copy all of it to
+    shared memory."""
     return planned.seed, planned.step, planned.index.tolist()
 
 
 def crop_batch(numbers, paths, scale, size):
-    """What a worker of stream_crops does for one batch: the crops; or broken()'s text.
-
-    numbers: a PlannedBatch's, see plain().
-    """
+    """The crops of one batch, made by a worker; or broken()'s text. numbers: see plain()."""
     seed, step, files = numbers
     generator = torch.Generator().manual_seed(mixed_seed(seed, step, CROPS))
     rand = functools.partial(torch.rand, generator=generator)
@@ -332,17 +321,17 @@ def crop_batch(numbers, paths, scale, size):
 
 
 def open_for_crops(path, scale, size, rand):
-    """The file as an RGB image, no larger than two crops need it, and the boxes of both."""
+    """Draws both crops' boxes; returns an RGB image, as large as the crops need, and the boxes."""
     with Image.open(path) as image:
         stored_width, stored_height = image.size
         width, height = image.size
-        if image.getexif().get(EXIF_ORIENTATION, 1) > 4:    # the camera was held upright
+        if image.getexif().get(EXIF_ORIENTATION, 1) > 4:    # stored turned by 90°
             width, height = stored_height, stored_width
         drawn = random_boxes(2, scale, rand, shape=height / width)
         boxes = [Box(*map(float, numbers)) for numbers in zip(*drawn)]
 
-        # a JPEG decodes at 1/2, 1/4 or 1/8 of its size in less time: as long as no crop would
-        # have to be enlarged for it
+        # a JPEG decodes faster at 1/2, 1/4 or 1/8 of its size: use the smallest one at which no
+        # crop needs enlarging
         shortest = min(min(box.width * width, box.height * height) for box in boxes)
         reduction = size / shortest
         needed_width = max(1, round(stored_width * reduction))
@@ -352,7 +341,7 @@ def open_for_crops(path, scale, size, rand):
 
 
 def cut(image, box, size):
-    """The part of a PIL image in the box, resized: uint8, size × size × 3."""
+    """Crops a PIL image to the box, resizes and perhaps mirrors it: uint8, size × size × 3."""
     left = (1 + box.centre_x - box.width) / 2 * image.width
     top = (1 + box.centre_y - box.height) / 2 * image.height
     right = min(image.width, left + box.width * image.width)

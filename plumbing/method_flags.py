@@ -1,4 +1,4 @@
-"""The flags of train.py that belong to a method: its name, its own settings, weights of terms."""
+"""The flags of train.py that belong to a method: its name, its settings, weights of loss terms."""
 import argparse
 
 from plumbing.cli import BadInput, Parser, checked, matching
@@ -20,7 +20,7 @@ alpha_type = checked(read_alpha, is_alpha, "ada, linear, cosine or a number from
 
 
 def chosen_method(argv, methods):
-    """The name that --method gives: the defaults of other flags depend on it."""
+    """Reads --method alone: the defaults of other flags depend on it."""
     parser = Parser("train.py", None, add_help=False)
     parser.add_argument("--method", default="adadim", choices=tuple(methods))
     args, _ = parser.parse_known_args(argv)
@@ -36,11 +36,11 @@ def check_method_flags(parser, args, given, methods):
     if without_effect:
         print(f"note: {args.method} has no use for {', '.join(sorted(without_effect))}")
     if args.mi_scale == "alpha" and "--alpha" not in method.uses:
-        parser.error(f"--mi-scale alpha: {args.method} has no α, and 1 is its only m")
+        parser.error(f"--mi-scale alpha: {args.method} has no α; use --mi-scale 1")
 
 
 def read_settings(name, words, methods):
-    """{setting: value} of the named method: its defaults, and what --set changes.
+    """{setting: value} of the named method: its defaults, overridden by --set.
 
     words: such as ["queue=4096"], or None. Raises BadInput on an unknown setting or a bad value.
     """

@@ -1,17 +1,17 @@
-"""Figures that simulate.py and uniformity.py share: panels of curves, as a picture and as a CSV.
+"""The figures of simulate.py and uniformity.py: panels of curves, as a picture and as a CSV.
 
-A figure is a list of panels. A panel is a dict of its title, its axes' names x and y, and
+A figure is a list of panels. A panel is a dict of its title, the names of its axes x and y, and
 
-    at          where its curves have points: a list of x
+    at          the x values of its curves' points
     curves      {label: values}, a tensor of points × draws
     claims      {label: the trend that the paper claims for the curve}
 
 and, optionally,
 
     raw         the same curves of raw features, drawn dashed
-    range       how far y can go, from best to worst
+    range       the distance between the best and the worst possible y
     facts       {sentence: whether it holds}: other claims
-    log         whether the axis of x is logarithmic
+    log         whether the x axis is logarithmic
 """
 import csv
 import itertools
@@ -23,10 +23,10 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")   # safe for t
 # --- claims -------------------------------------------------------------------------------------
 
 def shows(claim, means, largest=0.0):
-    """Whether a curve has the claimed trend; wiggles of 2 % of its range count for nothing.
+    """Whether a curve has the claimed trend; wiggles of up to 2 % of its range are ignored.
 
-    means: of the curve's points. largest: how far the measure can go, for claims about how far a
-    curve moves: "level" is less than 0.2 % of that, "rising" more, "hardly moving" less than
+    means: of the curve's points. largest: the measure's possible range, for claims about how far
+    a curve moves: "level" is less than 0.2 % of that, "rising" more, "hardly moving" less than
     12 %, "rising far" more than 25 %.
     """
     low, high = min(means), max(means)
@@ -47,7 +47,7 @@ def shows(claim, means, largest=0.0):
 
 
 def rises_then_levels(means):
-    """Most of the rise comes first, and the last third of the points stays within a fifth of it."""
+    """Whether most of the rise comes first: the last third varies by less than a fifth of it."""
     rise = max(means) - means[0]
     end = means[-max(2, len(means) // 3):]
     rises = rise > 0.05 * abs(means[0]) and min(end) > means[0] + 0.5 * rise
@@ -55,10 +55,7 @@ def rises_then_levels(means):
 
 
 def check(name, panels, kind="curves"):
-    """{sentence: whether it holds} for each claim about a figure.
-
-    kind: "raw" asks the same of the curves of raw features.
-    """
+    """{sentence: whether it holds} for each claim about a figure's curves, or its "raw" ones."""
     results = {}
     for panel in panels:
         where = f"{name}, {panel['title']}"
@@ -74,7 +71,7 @@ def check(name, panels, kind="curves"):
 
 
 def report(results, holds="yes ", lacks="NO  "):
-    """Prints {sentence: whether it holds}; whether all hold."""
+    """Prints {sentence: whether it holds}; returns whether all hold."""
     for sentence, value in results.items():
         print(holds if value else lacks, sentence)
     return all(results.values())
@@ -83,13 +80,14 @@ def report(results, holds="yes ", lacks="NO  "):
 # --- files --------------------------------------------------------------------------------------
 
 def write_figure(out, name, panels):
-    """Writes NAME.csv and, with matplotlib, NAME.png; returns the files' names."""
+    """Writes NAME.csv and, if matplotlib is installed, NAME.png; returns the files' names."""
     write_csv(out / f"{name}.csv", panels)
     return [f"{name}.csv", *picture(out / f"{name}.png", draw, panels)]
 
 
 def picture(path, draw, content):
-    """draw(path, content), if matplotlib is there; returns the file's name in a list."""
+    """Calls draw(path, content); returns the file's name in a list, which is empty if matplotlib
+    is not installed."""
     try:
         draw(path, content)
     except ImportError:
@@ -99,7 +97,7 @@ def picture(path, draw, content):
 
 
 def write_csv(path, panels):
-    """A row per point of each curve: its mean and standard deviation over the draws."""
+    """Writes a row per point of each curve: its mean and standard deviation over the draws."""
     axes = {panel["x"] for panel in panels}
     x_name = axes.pop() if len(axes) == 1 else "x"
     with open(path, "w", newline="") as file:
@@ -115,7 +113,7 @@ def write_csv(path, panels):
 
 
 def draw(path, panels):
-    """The panels as a picture, two in a row."""
+    """Draws the panels into one picture, two per row."""
     from matplotlib.figure import Figure
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -127,7 +125,7 @@ def draw(path, panels):
 
 
 def draw_panel(axis, panel):
-    """Each curve's mean, with a band of one standard deviation on either side."""
+    """Draws each curve's mean, with a band of one standard deviation on either side."""
     for label, colour in zip(panel["curves"], itertools.cycle(COLOURS)):
         draw_curve(axis, panel["at"], panel["curves"][label], colour, "solid", label)
         if "raw" in panel:

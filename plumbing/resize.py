@@ -1,4 +1,4 @@
-"""data.py --resize: a copy of a folder of images with smaller images, which decodes sooner."""
+"""data.py --resize: copies a folder of images at a smaller size, for faster decoding."""
 import argparse
 import contextlib
 import functools
@@ -14,7 +14,7 @@ from plumbing.images import in_parallel, list_images, to_rgb, with_shorter_side
 
 
 def check_resize(parser, name, folder, classes, pixels, out):
-    """--resize's two words as a number and a path; parser.error() where they are wrong."""
+    """--resize's two values as a number and a path; calls parser.error() if they are wrong."""
     try:
         size = whole_number(1)(pixels)
     except argparse.ArgumentTypeError as error:
@@ -24,21 +24,20 @@ def check_resize(parser, name, folder, classes, pixels, out):
     if classes:
         parser.error("--resize copies all images: leave out --classes")
     if not out or is_inside(out, folder) or is_inside(folder, out):
-        parser.error(f"--resize: {out!r} must be a folder outside of {folder}, of which it is a "
-                     "copy")
+        parser.error(f"--resize: {out!r} must be a folder outside of {folder}, the one to copy")
     return size, Path(out)
 
 
 def is_inside(path, folder):
-    """Whether a path is the folder, or below it, whatever links lead there."""
+    """Whether a path is the folder, or below it, once links are resolved."""
     path, folder = os.path.realpath(path), os.path.realpath(folder)
     return os.path.join(path, "").startswith(os.path.join(folder, ""))
 
 
 def resize(folder, out, size):
-    """Copies the folder's images to `out`, see resize_files.
+    """Copies the folder's images to `out`, see resize_files().
 
-    A file in `out` remembers the size: another one is refused, for what is there would stay.
+    A file in `out` records the size; another size is refused, since existing copies are kept.
     """
     paths = [path for path in list_images(folder) if not is_inside(path, out)]
     if not paths:
@@ -56,16 +55,16 @@ def resize(folder, out, size):
 def resize_files(paths, folder, out, size):
     """Copies images below `folder` to `out`, their shorter sides `size` pixels; returns how many.
 
-    What is no larger is copied as it is; a file that is there already stays, so that a copy that
-    was cut off goes on. What is larger becomes RGB, upright: a JPEG of quality 95, or PNG where
-    the name ends so. Raises OSError for a file that cannot be read or written.
+    Images that are no larger are copied unchanged. Larger ones become upright RGB, as PNG if
+    they are .png files, else as JPEG of quality 95. Existing copies are kept, so an interrupted
+    call can be continued. Raises OSError for a file that cannot be read or written.
     """
     work = functools.partial(resize_some, folder=folder, out=out, size=size)
     return sum(len(part) for part in in_parallel(work, paths, "resizing images"))
 
 
 def resize_some(paths, folder, out, size):
-    """What a worker of resize_files does: the paths of the copies; or what went wrong."""
+    """Copies some images, in a worker; returns the paths of the copies, or an error text."""
     copies = []
     for path in paths:
         copy = os.path.join(out, os.path.relpath(path, folder))
@@ -81,7 +80,7 @@ def resize_some(paths, folder, out, size):
 
 
 def save_smaller(path, copy, size):
-    """A copy of one image file, its shorter side `size` pixels or less; whole or not at all."""
+    """Copies one image file, its shorter side reduced to `size` pixels if larger; atomic."""
     unfinished = os.path.join(os.path.dirname(copy), f"unfinished-{os.getpid()}")
     kind = "PNG" if path.lower().endswith(".png") else "JPEG"
     try:

@@ -1,11 +1,11 @@
-"""What runs logged: reading it, naming the runs, tables of where they end.
+"""Reads the logs of runs, names the runs, and makes tables of their final values.
 
     from plumbing.results import labels, read_runs
     read_runs([Path("runs/a"), Path("runs/b")])             # {method: [log of a run, …]}
     labels([config["flags"] for config in configs])         # ["VICReg", "AdaDim, --width 8", …]
 
-Runs are named by the flags in their config.json, never by their folder. The seed plays no part:
-runs that differ in it alone are one method.
+Runs are named after the flags in their config.json, never after their folder. Runs that differ
+only in their seed are one method.
 """
 import csv
 import json
@@ -17,17 +17,17 @@ from metrics import pearson
 from plumbing.cli import BadInput
 from plumbing.run import last_value, read_config, read_log
 
-# flags of which label() makes a name
+# flags that label() turns into a name
 SPELLED = ("--method", "--alpha", "--beta", "--mi-scale", "--alpha-from")
-# flags that tell no method from another
+# flags that do not distinguish methods
 NO_DIFFERENCE = ("--seed", "--out", "--data-dir", "--device", "--resident", "--compile",
                  "--tensorboard", "--resume", "--overwrite", "--classes")
-# flags whose defaults are the method's: between methods they tell nothing
+# flags whose defaults depend on the method: only compared within a method
 METHODS_OWN = ("--projector", "--augment", "--optimizer", "--lr", "--weight-decay")
-# flags that are without effect unless α is measured
+# flags without effect unless α is measured
 ONLY_WITH_ADA = ("--alpha-every", "--alpha-batches")
 
-# The tables are of the last value of these columns; a quotient is what Table 3 calls a ratio.
+# The tables show the last values of these columns; "divided by" makes Table 3's ratios.
 SUMMARY = ("probe_top1", "knn_top1", "erank_r", "erank_z", "mi", "alpha")
 CORRELATES = {
     "effective rank of R": {"column": "erank_r"},
@@ -50,12 +50,11 @@ CORRELATES |= {f"{measure} of {letter.upper()}": {"column": f"{column}_{letter}"
 # --- reading --------------------------------------------------------------------------------------
 
 def read_runs(folders):
-    """The logs of runs, by what the runs are called: {method: [log, …]}; raises as read_folders."""
+    """The logs of runs by their names: {method: [log, …]}; raises the errors of read_folders()."""
     return by_name(*read_folders(folders))
 
 
 def by_name(all_flags, logs):
-    """{method: [log, …]}."""
     runs = {}
     for name, log in zip(labels(all_flags), logs):
         runs.setdefault(name, []).append(log)
@@ -63,10 +62,10 @@ def by_name(all_flags, logs):
 
 
 def read_folders(folders):
-    """The flags of each run, and its log: two lists.
+    """The flags and the log of each run, as two lists.
 
     A folder without a log, a configuration or an epoch is left out, and named on stdout.
-    Raises BadInput if a file is damaged or nothing is left, OSError if a folder is not there.
+    Raises BadInput if a file is damaged or no run is left, OSError if a folder does not exist.
     """
     all_flags = []
     logs = []
@@ -86,9 +85,9 @@ def read_folders(folders):
 
 
 def read_evaluation(folder):
-    """What evaluate.py found of a run and its log does not have, {column: [number]}; or nothing.
+    """evaluate.py's figures that a run's log lacks, {column: [number]}; {} if there are none.
 
-    Its k-NN is of all images, the log's of some: the log's columns stay what they are.
+    Not its k-NN accuracy, which is on all images; the log's is on some.
     """
     path = folder / "evaluation.json"
     if not path.exists():
@@ -102,7 +101,7 @@ def read_evaluation(folder):
 
 
 def what_is_missing(folder):
-    """Why a folder cannot be drawn yet, in words; None if it can."""
+    """The reason why a folder cannot be drawn yet, or None."""
     if folder.is_dir() and not (folder / "log.csv").exists():       # a run that failed at once
         return "holds no log.csv"
     if not read_log(folder / "log.csv")["epoch"]:
@@ -113,7 +112,7 @@ def what_is_missing(folder):
 
 
 def read_flags(folder):
-    """The flags in a run's config.json; BadInput where one is missing that names are made of."""
+    """The flags in a run's config.json; raises BadInput if one that label() needs is missing."""
     flags = read_config(folder)["flags"]
     for flag in SPELLED:
         if flag not in flags:
@@ -125,9 +124,9 @@ def read_flags(folder):
 # --- names ----------------------------------------------------------------------------------------
 
 def label(flags):
-    """What a method with these flags is called: VICReg, AdaDim, "α 0.5", "AdaDim, β 0" …
+    """The name of a method with these flags: VICReg, AdaDim, "α 0.5", "AdaDim, β 0" …
 
-    flags: those of config.json. Those that are not among SPELLED play no part.
+    flags: from config.json; only those in SPELLED are used.
     """
     alpha, beta = flags["--alpha"], flags["--beta"]
     constant = flags["--mi-scale"] == "1" and beta != 0         # the regulariser of [32]
@@ -153,7 +152,6 @@ def label(flags):
 
 
 def spelled(value):
-    """A flag's value in a name."""
     if isinstance(value, float):
         value = f"{value:g}"
     return str(value).replace("-", "−") if is_number(value) else str(value)
@@ -168,10 +166,7 @@ def is_number(value):
 
 
 def labels(all_flags):
-    """What runs are called that stand side by side: label(), and the flags in which they differ.
-
-    all_flags: the flags of each run. Returns a list, in their order.
-    """
+    """A name for each run, in a list: label(), and the flags in which the runs differ."""
     others = [other_flags(flags) for flags in all_flags]
     names = []
     for flags, other in zip(all_flags, others):
@@ -189,7 +184,7 @@ def labels(all_flags):
 
 
 def other_flags(flags):
-    """The flags, and --set's settings, that may tell a run from another with the same label."""
+    """The flags, and --set's settings, that can distinguish runs with the same label."""
     measured = flags["--method"] == "adadim" and flags["--alpha"] == "ada"
     without_effect = () if measured else ONLY_WITH_ADA
     left_out = (*SPELLED, *NO_DIFFERENCE, *without_effect, "--set")
@@ -199,7 +194,7 @@ def other_flags(flags):
 
 
 def spelled_flag(flag, value):
-    """A list of one word, or of none where the flag was not given."""
+    """A flag's part of a name, in a list, which is empty if the flag was not given."""
     if value is None or value is False:
         return []
     if value is True:
@@ -210,11 +205,8 @@ def spelled_flag(flag, value):
 # --- tables ---------------------------------------------------------------------------------------
 
 def summary(runs):
-    """One row per method: its name, how many runs, and their mean and standard deviation.
-
-    runs: {method: [log, …]}. The values are the last ones of each of SUMMARY. The deviation is
-    that with n − 1, NaN of a single run.
-    """
+    """{method: [log, …]} → a row per method: its name, its number of runs, and the mean and
+    standard deviation (with n − 1; NaN for a single run) of the last values of SUMMARY."""
     rows = []
     for name, logs in runs.items():
         row = {"method": name, "runs": len(logs)}
@@ -230,8 +222,8 @@ def summary(runs):
 def correlations(runs, accuracy="probe_top1"):
     """Pearson's r between the runs' last accuracies and each of CORRELATES [Table 3].
 
-    runs: {method: [log, …]}. Returns rows of quantity, r, |r|, the ends of r's 95 % interval and
-    how many runs had both; r is NaN where those are fewer than three.
+    runs: {method: [log, …]}. Returns rows of quantity, r, |r|, the limits of r's 95 % interval and
+    the number of runs with both values; r is NaN for fewer than three.
     """
     every_log = [log for logs in runs.values() for log in logs]
     rows = []
@@ -252,7 +244,7 @@ def correlations(runs, accuracy="probe_top1"):
 
 
 def interval(r, n):
-    """The 95 % interval of a correlation of n pairs, by Fisher's transformation; or NaN."""
+    """The 95 % interval of a correlation of n pairs, by Fisher's transformation, or NaN twice."""
     if math.isnan(r) or n < 4:
         return math.nan, math.nan
     middle = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, r)))
@@ -261,7 +253,7 @@ def interval(r, n):
 
 
 def last_correlate(log, meaning):
-    """The last value of one of CORRELATES; NaN where it was not logged, or is divided by 0."""
+    """The last value of one of CORRELATES; NaN if it was not logged, or is divided by 0."""
     x = last_value(log, meaning["column"])
     if "divided by" not in meaning:
         return x
@@ -283,15 +275,15 @@ def print_tables(summary_rows, correlation_rows):
     for row in summary_rows:
         cells = [summary_cell(row, column) for column in SUMMARY]
         print("  ".join([f"{row['method']:{width}}", f"{row['runs']:4}", *cells]))
-    print("Pearson's r of probe accuracy and …, largest |r| first; of fewer than eight runs it "
-          "is indicative only")
+    print("Pearson's r of probe accuracy and …, largest |r| first; for fewer than eight runs it "
+          "is only indicative")
     for row in sorted(correlation_rows, key=rank_of_correlation):
         print(f"{row['quantity']:31} {row['r']:6.3f}   95 %: {row['low']:6.3f} … "
               f"{row['high']:6.3f}   {row['runs']} runs")
 
 
 def summary_cell(row, column):
-    """Mean ± standard deviation; of a single run, its value."""
+    """Mean ± standard deviation; for a single run, its value."""
     text = f"{row[column]:7.3g}"
     if row["runs"] > 1:
         text += f" ± {row[f'{column}_std']:4.2g}"
@@ -305,7 +297,7 @@ def rank_of_correlation(row):
 def differing_flags(all_flags, logs):
     """The last accuracies by flag, method and value: {flag: {label: {value: [accuracy, …]}}}.
 
-    Of the flags that have several values within a method, and the runs that have an accuracy.
+    Only for flags with several values within a method, and runs with an accuracy.
     """
     found = {}
     for flags, log in zip(all_flags, logs):

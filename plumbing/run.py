@@ -1,10 +1,10 @@
-"""A run's folder, and everything about a run that is not learning.
+"""A run's folder: its files, and the lock that keeps other processes out.
 
-    config.json     the command, every flag, versions, git commit, device: what was run
+    config.json     the command, every flag, versions, git commit, device
     log.csv         one row per epoch
-    last.pt         the newest checkpoint, from which --resume goes on exactly
+    last.pt         the newest checkpoint, from which --resume continues exactly
     previous.pt     the checkpoint before it
-    running.txt     while it trains: which process does
+    running.txt     the process that is training, while it does
     backbone.pt     the trained encoder, in the format of torchvision's ResNet
     dynamics.png    accuracy, α, effective rank and I(R;Z) over the epochs
 
@@ -12,8 +12,7 @@
     log = read_log("runs/demo/log.csv")             # {column: [a number per epoch]}
     print(read_config("runs/demo")["flags"]["--alpha"], last_value(log, "probe_top1"))
 
-Files appear whole or not at all. last.pt is the truth: newer rows of the log are dropped and
-computed again.
+Writes are atomic. Log rows newer than last.pt are dropped and recomputed.
 """
 import contextlib
 import csv
@@ -37,10 +36,10 @@ from plumbing.distributed import RANK, WORLD_SIZE
 
 LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "previous.pt", "backbone.pt", "dynamics.png",
                "evaluation.json", "events.out.*")
-CHECKPOINT_FORMAT = 6       # 5: AdaDim's α had other names in it
-CHECKPOINT_TYPES = {        # what a checkpoint holds
-    "epoch": int,           # how many are complete
-    "step": int,            # steps done of the next one
+CHECKPOINT_FORMAT = 6       # format 5 had other names for AdaDim's α
+CHECKPOINT_TYPES = {
+    "epoch": int,           # complete epochs
+    "step": int,            # steps done in the next epoch
     "step_logs": torch.Tensor,      # of those steps: steps × columns
     "seconds": float, "rows": list, "config": dict, "facts": dict,
     "learner": dict, "optimizer": dict, "scaler": dict,
@@ -51,13 +50,12 @@ CHECKPOINT_TYPES = {        # what a checkpoint holds
 
 @contextlib.contextmanager
 def reserved(out, resume, overwrite):
-    """Makes a run's folder, and keeps it for this process until the `with` block ends.
+    """Creates a run's folder, and locks it for this process until the `with` block ends.
 
-    Raises BadInput where the folder cannot be written to, holds a run that neither resume nor
-    overwrite allows to be touched, or belongs to another process that is still training.
-    A folder that stays empty is removed again.
+    Raises BadInput if the folder cannot be written to, if another process is training in it, or
+    if it holds a run and neither resume nor overwrite is set. An empty folder is removed again.
     """
-    if RANK > 0:        # the first process looks after the folder
+    if RANK > 0:        # rank 0 manages the folder
         yield
         return
     check_folder(out, resume, overwrite)
@@ -66,11 +64,11 @@ def reserved(out, resume, overwrite):
     try:
         with locked(out / "running.txt"):
             check_folder(out, resume, overwrite)    # another process may have just finished
-            for part in out.glob("*.part"):         # of a process that was killed
+            for part in out.glob("*.part"):         # left by a process that was killed
                 part.unlink()
             yield
     finally:
-        with contextlib.suppress(OSError):      # rmdir refuses where anything was written
+        with contextlib.suppress(OSError):      # rmdir fails if anything was written
             for path in made:
                 path.rmdir()
 
@@ -79,12 +77,12 @@ def check_folder(out, resume, overwrite):
     """Raises BadInput if a run may not be written to `out`."""
     log, checkpoint = out / "log.csv", out / "last.pt"
     if (log.exists() or checkpoint.exists()) and not (resume or overwrite):
-        raise BadInput(f"{out} already holds a run: --resume goes on with it, --overwrite "
-                       "replaces it, another --out spares it")
+        raise BadInput(f"{out} already holds a run: --resume continues it, --overwrite "
+                       "replaces it, another --out keeps it")
     if resume and not checkpoint.exists() and log.exists():
         if log.read_bytes().count(b"\n") > 1:
-            raise BadInput(f"{out} holds a log but no last.pt to go on from: --overwrite "
-                           "replaces the run, another --out spares it")
+            raise BadInput(f"{out} holds a log but no last.pt to continue from: --overwrite "
+                           "replaces the run, another --out keeps it")
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir():
         raise BadInput(f"cannot write to {out}: {there} is not a directory")
@@ -94,10 +92,10 @@ def check_folder(out, resume, overwrite):
 
 @contextlib.contextmanager
 def locked(path):
-    """Keeps a file, which says whose it is, locked for this process; removes it at the end.
+    """Locks a file for this process, and writes its number into it; removes it at the end.
 
     The lock ends with the process, however that ends, and worker processes do not inherit it.
-    Raises BadInput where another process has it.
+    Raises BadInput if another process holds it.
     """
     file = open(path, "a+", encoding="utf-8")
     try:
@@ -112,7 +110,7 @@ def locked(path):
     except (ImportError, OSError):      # some network disks have no locks
         print(f"note: {path.parent} cannot be locked; do not start a second run in it",
               file=sys.stderr)
-    if not path.exists():       # a process removed it, at its end, while this one opened it
+    if not path.exists():       # its owner removed it, at its end, while this process opened it
         file.close()
         raise BadInput(f"--out: another process has just ended in {path.parent}: try again")
 
@@ -128,34 +126,34 @@ def locked(path):
 
 
 def remove_run(out):
-    """Deletes what an earlier run left in the folder, and nothing else."""
+    """Deletes an earlier run's files, and nothing else in the folder."""
     for pattern in LEFT_BEHIND:
         for path in out.glob(pattern):
             path.unlink()
 
 
 def write_whole(path, write, keep=None):
-    """Calls write(file) on a temporary file that then takes path's place.
+    """Writes a file atomically: calls write(file) on a temporary file, and renames it to path.
 
-    keep: a path by which the file that was there stays to be had, where the disk allows it.
-    Raises OSError where the disk is full, or the file cannot be written for another reason.
+    keep: a path under which the file's previous version is kept, if the disk has hard links.
+    Raises OSError if the file cannot be written, because the disk is full for example.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        file = open(part, "wb")     # without `with`: where torch.save is interrupted, it still
-        write(file)                 # writes something as it goes, and a closed file ends all
+        file = open(part, "wb")     # not in a `with` block: an interrupted torch.save writes
+        write(file)                 # once more, and a closed file would abort the process
         file.flush()
         os.fsync(file.fileno())
         file.close()
         if keep is not None and path.exists():
-            with contextlib.suppress(OSError):      # some disks know no second names
+            with contextlib.suppress(OSError):      # some disks have no hard links
                 keep.unlink(missing_ok=True)
                 os.link(path, keep)
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
-    except RuntimeError as error:       # torch.save says "unexpected pos" where the disk is full
+    except RuntimeError as error:       # torch.save raises "unexpected pos" on a full disk
         part.unlink(missing_ok=True)
         if "unexpected pos" not in str(error):
             raise
@@ -165,7 +163,7 @@ def write_whole(path, write, keep=None):
 # --- config.json ------------------------------------------------------------------------------
 
 def flags_of(args):
-    """{"--alpha": 0.5, …}: every flag, as JSON writes it."""
+    """{"--alpha": 0.5, …}: every flag, with a value that JSON can write."""
     flags = {}
     for name, value in vars(args).items():
         if isinstance(value, Path):
@@ -175,7 +173,7 @@ def flags_of(args):
 
 
 def git_commit():
-    """The commit of this code, with "+" where files differ from it; None outside a repository."""
+    """The commit of this code, with "+" if files differ from it; None outside a repository."""
     here = Path(__file__).parent.parent
     try:
         commit = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], timeout=10,
@@ -209,7 +207,7 @@ def write_config(out, arguments, flags, device):
 
 
 def read_config(folder):
-    """A run's config.json as a dict; BadInput where there is none, or none that can be read."""
+    """A run's config.json as a dict; raises BadInput if it is missing or unreadable."""
     path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -224,11 +222,11 @@ def read_config(folder):
 # --- last.pt ----------------------------------------------------------------------------------
 
 def load_checkpoint(path):
-    """A checkpoint as a dict; BadInput where it is damaged or of an earlier version."""
+    """A checkpoint as a dict; raises BadInput if it is damaged or of another version."""
     previous = path.with_name("previous.pt")
     way_out = "restore it, or start over with --overwrite"
     if previous.exists():
-        way_out = f"{previous} is the checkpoint before it: give it the name {path.name} to go on"
+        way_out = f"{previous} is the checkpoint before it: rename it to {path.name} to continue"
     try:
         check_whole_file(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -253,7 +251,7 @@ def load_checkpoint(path):
 
 @contextlib.contextmanager
 def restoring(path):
-    """What goes wrong in this block is blamed on the checkpoint: its contents do not fit."""
+    """Turns errors in a block into BadInput: the checkpoint's contents do not fit."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
@@ -263,9 +261,9 @@ def restoring(path):
 
 
 def check_whole_file(path):
-    """Raises ValueError where a file of torch.save's was damaged since: torch.load does not look.
+    """Raises ValueError if a file of torch.save is damaged, which torch.load does not check.
 
-    Its zip holds a checksum of each tensor. Files of torch before 1.6 are no zips, and have none.
+    The file is a zip with a checksum of each tensor. Those of torch before 1.6 are not checked.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
@@ -275,14 +273,14 @@ def check_whole_file(path):
 
 
 def save_checkpoint(path, checkpoint):
-    """Writes last.pt; the one before stays as previous.pt, where the disk allows it."""
+    """Writes last.pt; keeps the one before as previous.pt, if the disk has hard links."""
     checkpoint = {"format": CHECKPOINT_FORMAT, **checkpoint}
     previous = path.with_name("previous.pt")
     write_whole(path, lambda file: torch.save(checkpoint, file), keep=previous)
 
 
 def facts_of(data, data_dir):
-    """What a checkpoint says of the images, for evaluate.py, and of this process."""
+    """A checkpoint's record of the images, for evaluate.py, and of this process's threads."""
     about_images = ("classes", "size", "image_size", "stem", "mean", "std", "streamed", "min_size")
     facts = {key: data.get(key) for key in about_images}
     facts["data_dir"] = str(Path(data_dir).absolute())
@@ -291,7 +289,7 @@ def facts_of(data, data_dir):
 
 
 def check_same_flags(path, saved, flags, free):
-    """Raises BadInput where the checkpoint was made with other flags, except those in `free`."""
+    """Raises BadInput if the checkpoint was made with other flags; those in `free` may differ."""
     differences = []
     for name, value in flags.items():
         before = saved["config"].get(name)
@@ -314,10 +312,9 @@ def csv_line(columns, row):
 
 
 class Log:
-    """log.csv and, where it is wanted, the same for TensorBoard.
+    """log.csv and, if wanted, the same for TensorBoard.
 
-    It begins anew, with a heading and the rows that the checkpoint knows of; what an earlier
-    process wrote after them is dropped, and hidden in TensorBoard.
+    Begins with the checkpoint's rows; later rows are dropped, and hidden in TensorBoard.
     """
 
     def __init__(self, out, columns, rows, tensorboard):
@@ -332,11 +329,11 @@ class Log:
             self.tensorboard = SummaryWriter(out, purge_step=len(rows) + 1)
 
     def append(self, row):
-        """The row of the next epoch. BadInput where another process wrote to the file too."""
+        """Adds the next epoch's row; raises BadInput if another process wrote to the file too."""
         line = csv_line(self.columns, row)
         if self.path.stat().st_size != self.size or row["epoch"] != self.epochs + 1:
-            raise BadInput(f"--out: another process writes to {self.path} too: end it, and go "
-                           "on with --resume")
+            raise BadInput(f"--out: another process writes to {self.path} too: end it, and "
+                           "continue with --resume")
         with open(self.path, "ab") as file:
             file.write(line)
         self.size += len(line)
@@ -348,9 +345,9 @@ class Log:
 
 
 def read_log(path):
-    """A run's log.csv as {column: [floats]}, NaN where a field is empty, epochs first.
+    """A run's log.csv as {column: [floats]}, epochs first; NaN for empty fields.
 
-    A last line that was cut off is left out. Raises OSError, or BadInput if it is no such log.
+    An incomplete last line is left out. Raises OSError, or BadInput if it is not a run's log.
     """
     with open(path, newline="", encoding="utf-8") as file:
         text = file.read()
@@ -374,18 +371,17 @@ def last_value(log, column):
 
 
 def check_tensorboard():
-    """Raises BadInput where the package that --tensorboard needs is not installed."""
     try:
         import torch.utils.tensorboard      # noqa: F401
     except ImportError as error:
-        raise BadInput("--tensorboard needs a package that is not here: "
+        raise BadInput("--tensorboard needs a package that is not installed: "
                        "pip install tensorboard") from error
 
 
-# --- what stays at the end --------------------------------------------------------------------
+# --- backbone.pt ------------------------------------------------------------------------------
 
 def save_backbone(path, encoder):
-    """The encoder's state_dict, on the CPU, as torchvision's ResNet loads it."""
+    """Writes the encoder's state_dict, on the CPU, in the format of torchvision's ResNet."""
     weights = {}
     for name, value in encoder.state_dict().items():
         weights[name] = value.cpu().contiguous()

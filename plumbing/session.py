@@ -1,7 +1,7 @@
-"""A run's session: its checkpoint, log, status line and signals, as train.py's loop sees them.
+"""A run's session: its checkpoint, log, status line and signals, as train.py's loop uses them.
 
     with Session(args, command, signals) as session:
-        session.record(flags)                   # refuses a checkpoint of other flags
+        session.record(flags)                   # refuses a checkpoint made with other flags
         session.start(steps, columns, …)
         for epoch in range(session.epoch + 1, epochs + 1):
             for step in range(session.step, steps):
@@ -29,14 +29,14 @@ MAY_DIFFER_ON_RESUME = ("--out", "--data-dir", "--classes", "--resident", "--dev
 class Session:
     """Everything about a run that is not learning.
 
-    epoch       how many epochs are complete
-    step        steps done of the next one; more than 0 where a run is resumed within an epoch
+    epoch       complete epochs
+    step        steps done in the next epoch; not 0 if a run is resumed within an epoch
     rows        of log.csv, so far
     saved       the checkpoint that the run is resumed from, or None
     """
 
     def __init__(self, args, command, signals):
-        """command: the words of the command line. Reads last.pt, if there is one to resume."""
+        """Reads last.pt, if there is one to resume. command: the words of the command line."""
         self.args, self.command, self.signals = args, command, signals
         self.last = args.out / "last.pt"
         self.config = {}
@@ -49,8 +49,8 @@ class Session:
         begin = self.saved or {"epoch": 0, "step": 0, "rows": [], "seconds": 0.0}
         self.epoch, self.step, self.rows = begin["epoch"], begin["step"], begin["rows"]
         self.seconds_before = begin["seconds"]
-        self.step_logs = []             # of the epoch so far, a vector for each step
-        self.holds = "nothing"          # what last.pt does
+        self.step_logs = []             # of the epoch so far, a vector per step
+        self.holds = "nothing"          # the content of last.pt, in words
         self.at_end = contextlib.ExitStack()        # callbacks that run however training ends
         self.started = self.written = time.monotonic()
 
@@ -63,7 +63,7 @@ class Session:
     # --- before the first step
 
     def record(self, flags):
-        """Adds to the run's configuration, {flag: value}, which stays as the run began.
+        """Adds {flag: value} to the run's configuration; a resumed run keeps its first values.
 
         Raises BadInput if the checkpoint to resume was made with other flags.
         """
@@ -73,7 +73,6 @@ class Session:
         self.config |= flags
 
     def restoring(self):
-        """A `with` block whose errors are blamed on the checkpoint: its content does not fit."""
         return run.restoring(self.last)
 
     def close_at_end(self, batches):
@@ -82,13 +81,13 @@ class Session:
         return batches
 
     def start(self, steps, columns, method_columns, checkpoint, device):
-        """Makes the run's files, or goes on with them.
+        """Creates the run's files, or continues them.
 
-        steps: of an epoch. columns: of log.csv; method_columns: those printed for each epoch.
+        steps: per epoch. columns: of log.csv; method_columns: those printed for each epoch.
         checkpoint: a function that returns the content of last.pt, a dict.
         """
         self.steps, self.method_columns, self.checkpoint = steps, method_columns, checkpoint
-        self.signals.hold()     # until the end of a step: no file is left half written
+        self.signals.hold()     # until the end of a step, with all files written
         if self.saved is not None:
             with self.restoring():
                 self.step_logs = list(self.saved["step_logs"].to(device).unbind())
@@ -108,9 +107,9 @@ class Session:
     def after_step(self, logs):
         """Status line, checkpoint, Ctrl-C. logs: {column: 0-dim tensor}, the loss first.
 
-        Raises BadInput where a loss is not finite, KeyboardInterrupt once a stop was wanted.
+        Raises BadInput if a loss is not finite, KeyboardInterrupt after a signal to stop.
         """
-        # logs stay on the device: reading them waits for a GPU, so it is done once per second
+        # reading logs synchronises with the device, so it is done once per second
         self.logged = list(logs)
         self.step_logs.append(torch.stack(list(logs.values())))
         self.step += 1
@@ -126,16 +125,16 @@ class Session:
             self.stop()
 
     def after_steps(self):
-        """The epoch's row of the log, as far as its steps give it: means, {column: number}."""
+        """The means of the steps' logs, as a row of log.csv: {column: number}."""
         step_logs = self.check_losses()
         means = dict(zip(self.logged, step_logs.mean(0).tolist()))
-        means["clipped"] *= self.steps              # a number of steps, not their share
+        means["clipped"] *= self.steps              # a count of steps, not a share
         epoch = self.epoch + 1
         return {"epoch": epoch, "step": epoch * self.steps, **means,
                 "samples_per_s": self.status.samples_per_second(self.steps)}
 
     def evaluation_is_due(self):
-        """After every --eval-every'th epoch and the last one, in the first process."""
+        """On rank 0, after every --eval-every-th epoch and the last one."""
         epoch = self.epoch + 1
         return RANK == 0 and (epoch % self.args.eval_every == 0 or epoch == self.args.epochs)
 
@@ -147,7 +146,7 @@ class Session:
             check_evaluation(row, self.rows, self.holding())
             self.rows.append(row)
             self.log.append(row)
-            stop = self.signals.stop_wanted()       # one that comes later waits for the next step
+            stop = self.signals.stop_wanted()       # a later signal waits for the next step
             if stop or self.due() or self.epoch == self.args.epochs:
                 self.save()
             show_progress("")
@@ -158,14 +157,13 @@ class Session:
         self.status.start_epoch(self.epoch + 1, 0)
 
     def stop(self):
-        """Ends the run after a signal; image workers first, or they would hang on to it."""
+        """Ends the run after a signal: image workers first, or they could keep it from ending."""
         self.at_end.close()
         self.signals.release()
 
     # --- the checkpoint
 
     def due(self):
-        """Whether --save-minutes have gone by since the last checkpoint."""
         seconds = time.monotonic() - self.written
         return RANK == 0 and seconds >= 60 * self.args.save_minutes
 
@@ -176,7 +174,7 @@ class Session:
         self.note_of_content()
 
     def note_of_content(self):
-        """Notes where the run can go on from now."""
+        """Records what last.pt holds now."""
         self.written = time.monotonic()
         self.holds = f"epoch {self.epoch}" + (f" and {self.step} steps" if self.step else "")
 
@@ -184,17 +182,17 @@ class Session:
         return f"{self.last} holds {self.holds}"
 
     def seconds(self):
-        """Of training, those before a resume included."""
+        """Seconds of training, including those before a resume."""
         return self.seconds_before + time.monotonic() - self.started
 
     def stacked_logs(self):
-        """Of the epoch's steps so far: steps × columns."""
+        """The logs of the epoch's steps so far: steps × columns."""
         return torch.stack(self.step_logs) if self.step_logs else torch.empty(0)
 
-    # --- what must not happen
+    # --- divergence
 
     def check_losses(self):
-        """Ends the run where a loss is not finite, or has exploded; returns stacked_logs()."""
+        """Raises BadInput if a loss is not finite or has exploded; returns stacked_logs()."""
         step_logs = self.stacked_logs()
         found = what_went_wrong(step_logs, [row["loss"] for row in self.rows])
         if found is not None:
@@ -206,8 +204,8 @@ class Session:
 
 
 def what_went_wrong(step_logs, earlier=()):
-    """(step from 0, what happened) of the first loss that is not finite, or a hundred times the
-    usual; None where all is well.
+    """(step from 0, what happened) for the first step whose logs are not finite or whose loss is
+    over a hundred times the usual; None if there is none.
 
     step_logs: steps × columns, the loss first. earlier: mean losses of the epochs before.
     """
@@ -225,17 +223,14 @@ def what_went_wrong(step_logs, earlier=()):
 
 
 def check_weights(weights, epoch, holding):
-    """Ends the run where a weight is not finite: the last step's update can break them.
-
-    weights: a state dict. holding: what can be gone on from, for the message.
-    """
+    """Raises BadInput if a state dict is not finite, which can be due to the last step's update."""
     if not all(value.isfinite().all() for value in weights.values()):
         raise BadInput(f"a weight became NaN or infinite in epoch {epoch}: try a lower --lr or a "
                        f"longer --warmup-epochs, with --clip 2; {holding}")
 
 
 def check_evaluation(row, rows, holding):
-    """Ends the run where an evaluation is not finite, before it is saved; warns of a collapse."""
+    """Raises BadInput if an evaluation is not finite; prints a note on a collapse."""
     bad = [column for column, value in row.items() if not math.isfinite(value)]
     if bad:
         raise BadInput(f"the evaluation of epoch {row['epoch']} is not finite ({', '.join(bad)}): "

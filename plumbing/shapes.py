@@ -1,7 +1,7 @@
-"""Images that need no file: drawings of ten shapes. The class is the shape; all else is random.
+"""A dataset without files: drawings of ten shapes. The class is the shape; all else is random.
 
     from plumbing.shapes import load_shapes
-    data = load_shapes()        # what train.py --dataset shapes trains on
+    data = load_shapes()        # the images of train.py --dataset shapes
 """
 import math
 
@@ -12,10 +12,7 @@ SHAPES = ("disc", "ring", "square", "triangle", "star",
 
 
 def load_shapes(n_train=10_000, n_test=2_048, seed=0):
-    """The data set: images of 32 × 32 pixels and labels, as draw_shapes returns them.
-
-    Returns a dict of train_x, train_y, test_x, test_y and classes, the labels' names.
-    """
+    """The dataset, from draw_shapes(): a dict of train_x, train_y, test_x, test_y and classes."""
     generator = torch.Generator().manual_seed(seed)
     images, labels = draw_shapes(n_train + n_test, generator)
     return {
@@ -78,7 +75,7 @@ def draw_shapes(n, generator, size=32):
 def distance(name, u, v):
     """How far the points (u, v) lie outside the named shape of radius 1; negative inside.
 
-    A distance near the outline, where it counts. u, v and the result: tensors of one shape.
+    Exact only near the outline, where it counts. u, v and the result: tensors of equal shape.
     Raises ValueError on a name that is not in SHAPES.
     """
     r = torch.hypot(u, v)

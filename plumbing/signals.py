@@ -1,6 +1,6 @@
-"""How a training ends: Ctrl-C, a scheduler's SIGTERM, a full disk, another process that died.
+"""How training ends early: Ctrl-C, a scheduler's SIGTERM, a full disk, another process's death.
 
-Whatever it is, the run ends with one line that tells how to go on, and the right exit status.
+In every case it prints one line on how to continue, and exits with the right status.
 """
 import contextlib
 import os
@@ -18,11 +18,11 @@ ALWAYS_HEARD = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt: at once or, after hold(), at release().
+    """Handlers: Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt, at once or, after hold(), at
+    release(). A second signal raises it in any case. SIGHUP stays ignored if nohup ignores it.
 
-    Training holds them until it has saved: raised inside DataLoader's handling of its workers,
-    the exception would be swallowed. The second signal raises it in any case. SIGHUP stays
-    ignored where it was, as nohup wants it.
+    Training holds signals until it has saved; DataLoader would swallow the exception, were it
+    raised while workers are handled.
     """
 
     def __init__(self):
@@ -51,7 +51,7 @@ class Signals:
         self.held = True
 
     def stop_wanted(self):
-        """With several processes, the first one decides."""
+        """Whether a signal was received; with several processes, rank 0 decides."""
         return RANK == 0 and self.received is not None
 
     def release(self):
@@ -64,7 +64,7 @@ class Signals:
 def orderly_end(program, command):
     """Ends a training process with one line and the right exit status; yields its Signals."""
     if RANK > 0:
-        sys.stdout = open(os.devnull, "w")      # the first process speaks for all
+        sys.stdout = open(os.devnull, "w")      # only rank 0 prints
         program = f"{program} (process {RANK})"
     with one_line_errors(program), Signals() as signals:
         try:
@@ -74,17 +74,17 @@ def orderly_end(program, command):
             stopped(command, number)
         except (BadInput, OSError):
             if RANK > 0:            # rank 0 reports the errors that all processes share, and
-                time.sleep(10)      # torchrun ends this one; after that, the error is its own
+                time.sleep(10)      # torchrun ends this one; if not, the error is its own
             raise
         except RuntimeError as error:
-            if signals.received and is_of_network(error):       # torchrun ends them all
+            if signals.received and is_of_network(error):       # torchrun stops all processes
                 stopped(command, signals.received)
             explain(error)
             raise
 
 
 def stopped(command, number):
-    """Ends the process after a signal."""
+    """Exits with status 128 + the signal's number; rank 0 prints how to continue."""
     show_progress("")
     if RANK == 0:
         print(f"train.py: stopped; go on with: {resume_command(command)}", file=sys.stderr)
@@ -92,24 +92,24 @@ def stopped(command, number):
 
 
 def is_of_network(error):
-    """Whether the exception may be due to the end of another process of the run."""
+    """Whether the error may be due to the end of another process of the run."""
     words = "gloo|nccl|peer|connection|socket"
     return WORLD_SIZE > 1 and re.search(words, str(error), re.IGNORECASE) is not None
 
 
 def explain(error):
-    """Raises BadInput for exceptions of torch's that are not mistakes of this program."""
+    """Raises BadInput for torch's errors that are not bugs of this program."""
     if is_of_network(error):
         reason = str(error).splitlines()[0]
         raise BadInput(f"another process of this run ended, see its own message ({reason}); "
                        "the same command with --resume goes on") from error
     if "DataLoader worker" in str(error):
-        raise BadInput("a process that reads images was killed, probably for want of "
+        raise BadInput("a process that reads images was killed, probably for lack of "
                        "memory; the same command with --resume goes on") from error
 
 
 def resume_command(command):
-    """The command line that goes on with a run that was started with this one."""
+    """The command line that resumes a run started with this one."""
     if WORLD_SIZE > 1:
         return "the same torchrun … and --resume"
     flags = [word for word in command if word not in ("--resume", "--overwrite")]

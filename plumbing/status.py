@@ -1,4 +1,4 @@
-"""What a training prints: a status line, a line for each epoch, the first and the last lines."""
+"""The printed output of a run: its first lines, status line, a line per epoch, its last lines."""
 import time
 
 import torch
@@ -21,12 +21,11 @@ def duration(seconds):
 class StatusLine:
     """Rewrites the terminal's last line once per second; estimates early how long a run takes.
 
-    The estimate leaves out the first step of a process, which is slow: kernels are chosen, code
-    may be compiled.
+    The estimate leaves out a process's first step, which is slow: it picks kernels and compiles.
     """
 
     def __init__(self, args, steps, epoch, step):
-        """steps: of an epoch. epoch, step: where this process begins, see Session."""
+        """steps: per epoch. epoch, step: where this process begins, see Session."""
         self.epochs, self.batch_size, self.compiled = args.epochs, args.batch_size, args.compile
         self.steps = steps
         self.steps_before = epoch * steps + step
@@ -36,16 +35,16 @@ class StatusLine:
         self.start_epoch(epoch + 1, step)
 
     def start_epoch(self, epoch, first):
-        """epoch: from 1. first: the step, from 0, with which the epoch begins here."""
+        """epoch: from 1. first: the epoch's first step in this process, from 0."""
         self.epoch, self.first = epoch, first
         self.epoch_started = self.shown = time.monotonic()
 
     def due(self):
-        """Whether it is time to look at the device: after the first step, then every second."""
+        """Whether to show() the line again: after the first step, then every second."""
         return self.second_step is None or time.monotonic() - self.shown > 1
 
     def show(self, step, loss):
-        """step: how many of the epoch's steps are done. loss: the last one's."""
+        """step: steps done in the epoch."""
         now = self.shown = time.monotonic()
         steps_done = (self.epoch - 1) * self.steps + step
         if self.second_step is None:
@@ -64,18 +63,18 @@ class StatusLine:
                       f"loss {loss:.3f}  {self.samples_per_second(step):,.0f} samples/s")
 
     def samples_per_second(self, step):
-        seconds = max(1e-9, time.monotonic() - self.epoch_started)      # some clocks stand still
+        seconds = max(1e-9, time.monotonic() - self.epoch_started)      # some clocks are coarse
         return (step - self.first) * self.batch_size / seconds
 
     def seconds_left(self):
-        """At the end of an epoch, from the average time of all steps."""
+        """An estimate for the end of an epoch, from the average time of all steps."""
         steps_here = self.epoch * self.steps - self.steps_before
         steps_left = (self.epochs - self.epoch) * self.steps
         return (time.monotonic() - self.started) / steps_here * steps_left
 
 
 def announce(args, data, method, device):
-    """Prints what is trained, on what and where, in one line; and notes where they are needed."""
+    """Prints a run's data, networks, device and folder in one line, and notes if necessary."""
     n_classes = len(data["classes"])
     labels = f"{n_classes} classes" if n_classes else "no labels: no probe"
     streamed = ", streamed from their files" if data["streamed"] else ""
@@ -95,14 +94,13 @@ def announce(args, data, method, device):
 
 
 def note_of_precision(precision, device):
-    """Prints a note where a CPU lacks the instructions for a precision."""
     if device.type == "cpu" and not is_fast(precision, device):
         print(f"note: this CPU computes in {precision} ten times slower than in fp32, or worse: "
-              "--precision fp32")
+              "use --precision fp32")
 
 
 def note_of_threads(before, device):
-    """Prints a note where a CPU's results will differ from those of an uninterrupted run."""
+    """Prints a note if a CPU's results will differ from those of an uninterrupted run."""
     now = torch.get_num_threads()
     if device.type == "cpu" and before not in (None, now):
         print(f"note: the run began with {before} threads and goes on with {now}, which rounds "
@@ -114,7 +112,7 @@ def millions(net):
 
 
 def epoch_line(row, epochs, columns, seconds_left):
-    """The line printed for an epoch. columns: the method's own, of the row."""
+    """The line printed for an epoch. columns: the method's own."""
     words = [f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}"]
     words += [f"{column} {row[column]:.3f}" for column in columns]
     if "probe_top1" in row:
@@ -124,7 +122,7 @@ def epoch_line(row, epochs, columns, seconds_left):
 
 
 def last_lines(out, row, untrained, n_test):
-    """The end of a whole run's output. untrained: the baseline's accuracy, or None."""
+    """The output at the end of a run. untrained: the baseline's accuracy, or None."""
     files = ", ".join(sorted(path.name for path in out.iterdir() if path.name != "running.txt"))
     text = f"finished in {duration(row['seconds'])}; in {out}: {files}"
     if "probe_top1" not in row:

@@ -1,4 +1,4 @@
-"""Trainings as forks of one process, which has imported torch already: for torture.py.
+"""For torture.py: training runs as forks of one process, which has already imported torch.
 
     training = Training(flags, out)         # train.py with these flags, in a process of its own
     training.send(signal.SIGTERM, to_group=False)
@@ -12,15 +12,14 @@ import socket
 import sys
 import time
 
-# What takes seconds to import is imported once, here; each training is a fork of this process.
-# The project's own modules are imported in the fork: they read its environment. One thread, for
-# a fork lacks the others.
+# Slow imports happen once, here; each run is a fork of this process. The project's own modules
+# are imported in the fork: they read its environment. One thread, because a fork lacks the others.
 os.environ["OMP_NUM_THREADS"] = "1"
 import torchvision      # noqa: E402, F401
 
 STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130,
           signal.SIGHUP: 129}
-MAX_SECONDS = 120       # for one training; more is taken as hanging
+MAX_SECONDS = 120       # for one run; a longer one counts as hung
 
 
 class Training:
@@ -30,7 +29,7 @@ class Training:
 
     def __init__(self, flags, out, environment=None, file_limit=None):
         Training.count += 1
-        self.words = out.with_suffix(f".{Training.count}.txt")      # what it says
+        self.words = out.with_suffix(f".{Training.count}.txt")      # its output
         self.status = None
         self.pid = os.fork()
         if self.pid == 0:
@@ -38,7 +37,7 @@ class Training:
                                 file_limit))
 
     def train(self, command, environment, file_limit):
-        """In the fork: the training's exit status."""
+        """Runs train.py in the fork; returns its exit status."""
         os.setsid()
         signal.pthread_sigmask(signal.SIG_BLOCK, list(STATUS))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -48,14 +47,14 @@ class Training:
         os.dup2(output, 1)
         os.dup2(output, 2)
         if file_limit is not None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)       # an error in place of the end
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)       # an OSError instead of death
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
         import train
         from plumbing import signals
 
         class Signals(signals.Signals):
-            """Signals wait until train.py listens: what Python itself does with them, while it
-            imports and as it ends, is not what is tried here."""
+            """Blocks signals unless train.py handles them: Python's own handling, during imports
+            and at exit, is not tested here."""
 
             def __enter__(self):
                 super().__enter__()
@@ -88,7 +87,7 @@ class Training:
                 os.kill(self.pid, number)
 
     def ended(self):
-        """Its exit status; minus the signal's number where it was killed; None while it runs."""
+        """Its exit status; minus the signal's number if it was killed; None while it runs."""
         if self.status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -96,7 +95,7 @@ class Training:
         return self.status
 
     def wait(self):
-        """Its exit status. A training that hangs is killed, which is a failure."""
+        """Waits for its exit status; kills a run that hangs, and raises Lost."""
         deadline = time.time() + MAX_SECONDS
         while time.time() < deadline:
             status = self.ended()
@@ -114,16 +113,16 @@ class Training:
 
 
 def draw_nothing(out):
-    """In place of dynamics.png, which would take longer than the training."""
+    """Replaces train.py's draw_run, which would take longer than the training."""
 
 
 class Lost(Exception):
-    """Something was lost, or was not said as it should be."""
+    """Something was lost, or a message or exit status is wrong."""
 
 
 def end_as_torchrun_does(trainings, seconds=15):
-    """SIGTERM to those that are left and, for torch may wait in C++ for one that is dead, SIGKILL
-    some time later; torchrun waits for 30 seconds."""
+    """Sends SIGTERM and, since torch may wait in C++ for a dead process, SIGKILL some time later,
+    as torchrun does after 30 seconds."""
     for training in trainings:
         training.send(signal.SIGTERM, to_group=False)
     deadline = time.time() + seconds

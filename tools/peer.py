@@ -1,18 +1,17 @@
-"""The training step beside lightly's SimCLR: the same encoder, sizes, batches and precision.
+"""Speed of the training step against lightly's SimCLR: same encoder, sizes, batches, precision.
 
     pip install lightly
     python -m tools.peer                  ResNet-18 and batches of 128 CIFAR-sized images
-    python -m tools.peer --workers 0      lightly's images made by the process that trains
+    python -m tools.peer --workers 0      lightly's images made in the training process
 
-ours            train.py's step, whole: images that lie on the device, AdaDim's loss, LARS, probe
-lightly         its SimCLRTransform, image by image, in the worker processes of a DataLoader; a pass
-                through the networks for each view, its projection head, NTXentLoss and LARS, and
-                no probe
-lightly, fp32   the same without mixed precision, as in its examples; left out where ours is fp32
+ours            train.py's whole step: images on the device, AdaDim's loss, LARS, probe
+lightly         its SimCLRTransform, image by image, in a DataLoader's worker processes; a pass
+                through the networks for each view, its projection head, NTXentLoss, LARS; no probe
+lightly, fp32   the same without mixed precision, as in its examples; left out if ours is fp32
 
-They take turns, some steps of each a round, and the median of the rounds counts. lightly's
-DataLoader starts anew in each round, and time counts from when what it had made beforehand is used
-up. The pictures are noise. Nothing is checked against a bound: machines differ.
+They take turns, some steps of each per round; the result is the median over rounds. In each round
+lightly's DataLoader starts anew, and timing begins when the batches that it has prefetched are
+used up. The pictures are noise. Nothing is checked against a bound: machines differ.
 """
 import statistics
 import time
@@ -27,7 +26,7 @@ from plumbing import cli
 from plumbing.images import core_count
 from tools import bench
 
-AHEAD = 2           # batches that each worker makes beforehand
+AHEAD = 2           # batches that each worker prefetches
 
 
 def check_lightly():
@@ -38,7 +37,7 @@ def check_lightly():
 
 
 class NoisePictures(torch.utils.data.Dataset):
-    """Random images as PIL has them, each made into two views: (3 × s × s, 3 × s × s)."""
+    """Random PIL images, each transformed into two views: (3 × s × s, 3 × s × s)."""
 
     def __init__(self, n, image_size, transform):
         self.pixels = torch.randint(256, (n, image_size, image_size, 3), dtype=torch.uint8).numpy()
@@ -58,7 +57,7 @@ def batches_without_end(loader):
 
 
 def networks_of_lightly(args, device, layout):
-    """Our encoder with lightly's projection head, of args.projector's layers."""
+    """Our encoder with lightly's projection head, whose layer sizes are args.projector."""
     from lightly.models.modules.heads import ProjectionHead
     encoder, width = resnet(args.arch, args.width, "small" if args.image_size <= 64 else "imagenet")
     *hidden, d = [int(size) for size in args.projector.split("-")]
@@ -115,7 +114,7 @@ def our_step(args, device):
 
 
 def samples_per_second(start, args, device):
-    """Of args.steps steps, after as many as a DataLoader's workers may be ahead."""
+    """Times args.steps steps, after as many as a DataLoader's workers may have prefetched."""
     step = start()
     for _ in range(AHEAD * args.workers + 1):
         step()
@@ -128,7 +127,7 @@ def samples_per_second(start, args, device):
 
 
 def measure(args, device):
-    """{name: samples per second, a list with a figure for each round}."""
+    """{name: samples per second, a list with one figure per round}."""
     rivals = {"ours": our_step(args, device), "lightly": lightly_step(args, device, args.precision)}
     if args.precision != "fp32":
         rivals["lightly, fp32"] = lightly_step(args, device, "fp32")
@@ -159,7 +158,7 @@ def parse_args(argv):
     add = parser.add_argument
     add("--arch", default="resnet18", choices=tuple(RESNETS), help="encoder")
     add("--width", default=64, type=cli.whole_number(1), metavar="N",
-        help="channels of its first stage")
+        help="channels of the encoder's first stage")
     add("--projector", default="2048-2048-2048", type=cli.layer_sizes, metavar="SIZES",
         help="layer sizes")
     add("--batch-size", default=128, type=cli.whole_number(2, bench.IMAGES), metavar="N",
@@ -167,11 +166,11 @@ def parse_args(argv):
     add("--image-size", default=32, type=cli.whole_number(1), metavar="N", help="in pixels")
     add("--precision", default="auto", choices=("auto", *train.DTYPES),
         help="auto: as train.py chooses it")
-    add("--compile", action="store_true", help="our networks with torch.compile")
+    add("--compile", action="store_true", help="use torch.compile for our networks")
     add("--workers", default=core_count(), type=cli.whole_number(0), metavar="N",
-        help="processes of lightly's DataLoader")
-    add("--steps", default=10, type=cli.whole_number(1), metavar="N", help="in each round")
-    add("--rounds", default=3, type=cli.whole_number(1), metavar="N", help="for medians")
+        help="worker processes of lightly's DataLoader")
+    add("--steps", default=10, type=cli.whole_number(1), metavar="N", help="steps per round")
+    add("--rounds", default=3, type=cli.whole_number(1), metavar="N", help="rounds to measure")
     add("--device", default="auto", type=cli.device_name, help="cpu, cuda, cuda:1 …")
     return parser.parse_args(argv)
 

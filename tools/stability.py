@@ -1,16 +1,16 @@
-"""Does the recipe hold? Trains random settings for a few hundred steps; says which end in NaN.
+"""Trains random settings for a few hundred steps, and reports which become NaN or explode.
 
     python -m tools.stability --minutes 60
     python -m tools.stability --dataset folder --data-dir data/cifar10 --only "lars fp32"
     python -m tools.stability -- --arch resnet50 --width 8 --epochs 16 --limit-train 5120
 
 Each point of the grid below is trained twice on the same images in the same order: with the
-defaults of train.py, and with what they were before there was a guard (no clipping, a warm-up of
-a fifth of the run). A training has up to --steps steps, or --seconds seconds if those are over
-first. --out has a row for each; the same command goes on where the last one stopped.
+defaults of train.py, and without their guard against divergence (no clipping, and a warm-up of
+a fifth of the run, at most 10 epochs). A run ends after --steps steps or --seconds seconds. --out
+has a row for each run; the same command continues where the last one stopped.
 
-Exit status: 0; 1 if a training with the defaults became NaN or exploded; 2, with one line, on
-bad input.
+Exit status: 0; 1 if a run with the defaults became NaN or exploded; 2, with one line, on bad
+input.
 """
 import contextlib
 import csv
@@ -48,11 +48,11 @@ COLUMNS = ("flags", "guard", "end", "steps", "of", "clipped", "largest_loss", "l
 # --- one training -----------------------------------------------------------------------------
 
 class Over(Exception):
-    """A trial has reached its limits, or gone wrong."""
+    """Raised when a trial has reached its limits or diverged."""
 
 
 class Trial(Session):
-    """A session that looks at the loss after each step, and ends a training early."""
+    """A session that checks the loss after each step, and ends training early."""
 
     def __init__(self, args, signals, most_steps, most_seconds):
         super().__init__(args, [], signals)
@@ -95,7 +95,7 @@ def short_training(words, most_steps, most_seconds):
 # --- the grid ---------------------------------------------------------------------------------
 
 def points(seed, only):
-    """The points of the grid as flags, shuffled; of those that hold all words of `only`."""
+    """The points of the grid as flags, shuffled; only those with all words of `only`."""
     every = []
     for values in itertools.product(*GRID.values()):
         every.append(" ".join(f"{flag} {value}" for flag, value in zip(GRID, values)))
@@ -104,7 +104,7 @@ def points(seed, only):
 
 
 def read_rows(path):
-    """The rows of an earlier call; none where there is no file."""
+    """The rows of an earlier call; [] if there is no file. BadInput if it is another table."""
     if not path.exists():
         return []
     try:
@@ -118,7 +118,6 @@ def read_rows(path):
 
 
 def flags_of(point, guard, args):
-    """The flags of train.py for a point, as words; its random numbers follow from --seed."""
     words = ["--dataset", args.dataset, "--data-dir", args.data_dir, "--device", args.device,
              "--resident", "yes", *point.split(), "--seed", str(args.seed)]
     if guard == "without":
@@ -128,7 +127,7 @@ def flags_of(point, guard, args):
 
 
 def run_points(chosen, args):
-    """Trains point after point until the minutes are over; returns all rows of the table."""
+    """Trains point after point until --minutes have passed; returns all rows of the table."""
     rows = read_rows(args.out)
     done = {(row["flags"], row["guard"]) for row in rows}
     deadline = time.monotonic() + 60 * args.minutes
@@ -149,7 +148,7 @@ def run_points(chosen, args):
 
 
 def summary(rows):
-    """How many trainings there were of each kind, and how they ended."""
+    """How many runs there were with and without the guard, and how they ended."""
     lines = []
     for guard in ("with", "without"):
         ends = [row["end"] for row in rows if row["guard"] == guard]
@@ -162,31 +161,31 @@ def summary(rows):
 # --- command line -----------------------------------------------------------------------------
 
 def parse_args(argv):
-    """The script's own arguments; and, as one point, those after --."""
+    """The script's own arguments, and the points to train: those of the grid, or one after --."""
     own, flags = split_arguments(argv)
     parser = Parser("stability.py", __doc__)
     add = parser.add_argument
     add("--dataset", default="shapes", choices=tuple(DATASETS),
-        help="whose training images are used")
+        help="dataset to train on")
     add("--data-dir", default="./data", metavar="DIR", help="where its files are")
     add("--only", default=[], type=str.split, metavar="WORDS",
-        help="points with all of these words alone, such as 'lars fp32'")
+        help="only points with all of these words, such as 'lars fp32'")
     add("--guards", default=["with", "without"], type=str.split, metavar="WORDS",
         help="'with', 'without', or both")
-    add("--steps", default=300, type=whole_number(1), metavar="N", help="at most, of each training")
+    add("--steps", default=300, type=whole_number(1), metavar="N", help="most steps of a run")
     add("--seconds", default=300.0, type=number(0, above=True), metavar="S",
-        help="at most, for each training")
+        help="longest duration of a run")
     add("--minutes", default=60.0, type=number(0, above=True), metavar="M",
-        help="start no training after that time")
+        help="start no run after that time")
     add("--seed", default=0, type=whole_number(0, 2 ** 31 - 1),
-        help="of the points' order, and of each training")
+        help="random seed for the order of points, and for each run")
     add("--device", default="auto", type=device_name, help="cpu, cuda, cuda:1 …")
     add("--out", default=Path("stability.csv"), type=Path, metavar="CSV", help="the table")
     args = parser.parse_args(own)
     chosen = points(args.seed, args.only)
     if flags:
         chosen = [" ".join(flags)]
-        train.parse_args(flags_of(chosen[0], "without", args))      # refuses what train.py refuses
+        train.parse_args(flags_of(chosen[0], "without", args))      # raises BadInput
     if not chosen:
         parser.error(f"--only: no point of the grid has {' '.join(args.only)}")
     if not args.guards or not set(args.guards) <= {"with", "without"}:

@@ -1,21 +1,21 @@
-"""Kills trainings, spoils their files and fills their disks, and counts what they survive.
+"""Kills training runs, damages their files, fills their disks; counts the tries that they survive.
 
     make torture                    a few hundred tries: about half an hour on a CPU
     python -m tools.torture --tries 20 --only kills,disks
 
-A try begins a tiny training, does one of these things to it at a random moment, goes on with
---resume until it is finished, and compares the end with a run that was left alone: log,
-checkpoint and encoder, bit for bit.
+A try starts a tiny run, disturbs it in one of these ways at a random moment, continues it with
+--resume until it is finished, and compares it with an undisturbed run: log, checkpoint and
+encoder, bit for bit.
 
     kills       SIGKILL, SIGTERM, SIGINT, SIGHUP, to the process or its group, up to three times
-    pairs       the same with two processes that train together
-    disks       no file can grow beyond some size: what a full disk does
+    pairs       a signal to one or both of two processes that train together
+    disks       no file can grow beyond a random size, as on a full disk
     damage      a bit of last.pt flipped, its end cut off, or foreign code in it
     rivals      a second run started in the same folder
     growth      200 epochs: memory, open files and threads must not grow
 
-Exit status: 0 if all tries were survived, else 1; 2, with one line, on bad input. It needs fork
-and /proc, so Linux.
+Exit status: 0 if all tries were survived, else 1; 2, with one line, on bad input. Needs fork and
+/proc, so Linux.
 """
 import contextlib
 import os
@@ -52,16 +52,15 @@ def expect(condition, what):
 
 
 def finish(flags, out):
-    """Goes on with a run until its end."""
     training = Training(flags, out)
     status = training.wait()
-    expect(status == 0, f"status {status} as it went on: {training.said()}")
+    expect(status == 0, f"status {status} after --resume: {training.said()}")
 
 
-# --- the end of a run -------------------------------------------------------------------------
+# --- comparing runs ---------------------------------------------------------------------------
 
 def contents(out):
-    """What a run came to, as text and tensors: log without times, checkpoint, encoder."""
+    """The result of a run, as text and tensors: log without times, checkpoint, encoder."""
     last = torch.load(out / "last.pt", weights_only=True)
     timed = ("seconds", "samples_per_s")
     rows = [{key: value for key, value in row.items() if key not in timed}
@@ -86,16 +85,16 @@ def same(a, b):
 
 
 def expect_whole(out, whole):
-    """The run in the folder came to the same end as the one that was left alone."""
+    """Raises Lost unless the run has the same result as the undisturbed one."""
     found = contents(out)
     for part, value in found.items():
-        expect(same(value, whole[part]), f"{part}: not that of a run left alone")
+        expect(same(value, whole[part]), f"{part}: not that of an undisturbed run")
 
 
-# --- what is done to them ---------------------------------------------------------------------
+# --- disturbances -----------------------------------------------------------------------------
 
 def kill_some(draw, flags, out, whole):
-    """Up to three signals; each ends the run in the way that it should, and nothing is lost."""
+    """Up to three signals; each must end the run with the right status, and nothing is lost."""
     for _ in range(draw.randint(1, 3)):
         number = draw.choice(list(STATUS))
         to_group = draw.random() < 0.5
@@ -115,7 +114,7 @@ def kill_some(draw, flags, out, whole):
 
 
 def kill_pair(draw, flags, out, whole):
-    """One of two processes is killed, or both are told to stop."""
+    """One of two processes gets a signal, or both."""
     trainings = pair(flags, out)
     time.sleep(draw.uniform(0, whole["seconds"]))
     number = draw.choice(list(STATUS))
@@ -129,7 +128,7 @@ def kill_pair(draw, flags, out, whole):
     last = pair(flags, out)
     for training in last:
         status = training.wait()
-        expect(status == 0, f"status {status} as it went on: {training.said()}")
+        expect(status == 0, f"status {status} after --resume: {training.said()}")
     expect_whole(out, whole)
 
 
@@ -142,7 +141,7 @@ def fill_disk(draw, flags, out, whole):
     limit = int(whole["bytes"] * draw.random())
     training = Training(flags, out, file_limit=limit)
     status, said = training.wait(), training.said()
-    if status != 0:         # a run that had nothing left to write has nothing to complain of
+    if status != 0:         # 0 if there was nothing left to write
         expect(status == 2, f"files of {limit} bytes: status {status}: {said}")
         expect("cannot write" in said or "File too large" in said, said)
         expect("Traceback" not in said, said)
@@ -151,7 +150,7 @@ def fill_disk(draw, flags, out, whole):
 
 
 class Foreign:
-    """What a hostile file would do on being loaded."""
+    """A pickle that runs code when it is loaded, as in a hostile file: it makes a folder."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -161,7 +160,7 @@ class Foreign:
 
 
 def spoil(draw, flags, out, whole):
-    """last.pt is damaged; that is noticed, or does not matter, and previous.pt helps."""
+    """last.pt is damaged: the run must notice it, or not be affected; previous.pt must help."""
     training = Training(flags, out)
     while not (out / "previous.pt").exists() and training.ended() is None:
         time.sleep(0.002)
@@ -206,8 +205,8 @@ def rival(draw, flags, out, whole):
 
 
 def grow(draw, flags, out, whole, epochs=200):
-    """Memory, open files and threads after a quarter of the epochs and near the end: printed, and
-    none of them may grow; memory by no more than a tenth."""
+    """Prints memory, open files and threads after a quarter of the epochs and near the end. Files
+    and threads must not grow, memory by no more than a tenth and 5 MB."""
     training = Training([*flags, "--epochs", str(epochs), "--eval-every", "10"], out)
     found = {}
     while training.ended() is None:
@@ -229,8 +228,8 @@ def grow(draw, flags, out, whole, epochs=200):
 
 
 def footprint(pid):
-    """A process's memory, open files and threads: the least of some looks, for a file may be
-    open as it is being written."""
+    """A process's memory, open files and threads: the minima of several readings, because a file
+    may be open while it is written."""
     looks = []
     for _ in range(20):
         status = Path(f"/proc/{pid}/status").read_text()
@@ -250,7 +249,7 @@ SHARE = {"kills": 1, "pairs": 0.1, "disks": 0.15, "damage": 0.3, "rivals": 0.1, 
 
 
 def draw_images(folder):
-    """In a fork, for it computes: 256 images to train on and 64 to test, of two classes."""
+    """Draws 256 training and 64 test images of two classes; in a fork, because it uses torch."""
     pid = os.fork()
     if pid == 0:
         from PIL import Image
@@ -267,7 +266,7 @@ def draw_images(folder):
 
 
 def torture(tries, kinds, seed=0):
-    """{kind: [tried, survived]}. tries: how many kills; of the others, their share of it."""
+    """{kind: [tried, survived]}. tries: of kills; other kinds get their SHARE of that."""
     draw = random.Random(seed)
     counts = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -278,7 +277,7 @@ def torture(tries, kinds, seed=0):
         for kind in kinds:
             counts[kind] = [0, 0]
             settings = SETTINGS
-            if kind == "disks":     # the limit would hold for memory that workers share, too
+            if kind == "disks":     # the limit would apply to workers' shared memory too
                 settings = [setting for setting in SETTINGS if "no" not in setting]
             for number in range(max(1, round(SHARE[kind] * tries))):
                 setting = settings[number % len(settings)]
@@ -302,13 +301,13 @@ def torture(tries, kinds, seed=0):
 
 
 def leave_alone(flags, out, together):
-    """What a run comes to that nothing happens to, and the seconds that it takes."""
+    """The result of an undisturbed run, its duration in seconds and its checkpoint's bytes."""
     started = time.time()
     trainings = pair(flags, out) if together else [Training(flags, out)]
     for training in trainings:
         status = training.wait()
         if status != 0:
-            raise RuntimeError(f"the run that was left alone: status {status}: {training.said()}")
+            raise RuntimeError(f"the undisturbed run: status {status}: {training.said()}")
     seconds = time.time() - started
     return {**contents(out), "seconds": seconds, "bytes": (out / "last.pt").stat().st_size}
 
@@ -321,9 +320,9 @@ def main(argv=None):
         parser = Parser("torture.py", __doc__)
         add = parser.add_argument
         add("--tries", default=200, type=whole_number(1), metavar="N",
-            help="kills; of the others, a share of that")
+            help="number of kills; other kinds get a share of that")
         add("--only", default=",".join(KINDS), metavar="KINDS", help="some of the kinds above")
-        add("--seed", default=0, type=whole_number(0), help="of the moments")
+        add("--seed", default=0, type=whole_number(0), help="random seed for the moments")
         args = parser.parse_args(sys.argv[1:] if argv is None else argv)
         kinds = args.only.split(",")
         if not set(kinds) <= set(KINDS):
