@@ -1,11 +1,12 @@
-# make demo       train AdaDim on the built-in images: 2 to 8 minutes on a CPU
+# make demo       train AdaDim on built-in images: 2 to 8 minutes on a CPU
 # make test       run the tests
 # make simulate   draw the figures of the paper's simulations
-# make uniformity draw those of the second paper, on measures of uniformity
-# make torture    kill trainings, spoil their files and fill their disks (make torture TRIES=20)
+# make uniformity draw the figures of the second paper, on measures of uniformity
+# make torture    kill trainings, damage their files, fill their disks (make torture TRIES=20)
 # make clean      remove .venv and the demo's run
 #
-# Each makes .venv from requirements.txt first. To use an environment that you have: make PYTHON=python3 demo
+# All but clean first create .venv from requirements.txt; to use an existing environment instead:
+# make PYTHON=python3 demo
 
 PYTHON = .venv/bin/python
 ifeq ($(PYTHON),.venv/bin/python)
@@ -28,7 +29,7 @@ TRIES = 200
 torture: $(INSTALLED)
 	$(PYTHON) -m tools.torture --tries $(TRIES)
 
-# two halves side by side, a core each
+# two halves in parallel, on one core each
 RUNS = tests/test_train.py tests/test_methods.py tests/test_stability.py tests/test_study.py
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --keep-going --jobs=2 test-runs test-rest
@@ -42,7 +43,7 @@ test-rest: $(INSTALLED)
 .venv/installed: requirements.txt
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
 	python3 -m venv .venv
-	@echo "installing PyTorch and the rest of requirements.txt into .venv: minutes, and gigabytes"
+	@echo "installing requirements.txt into .venv: takes minutes and gigabytes"
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	touch $@
 

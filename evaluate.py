@@ -1,26 +1,26 @@
-"""Measures a trained encoder the standard way: linear probes, k-NN, few labels, every metric.
+"""Evaluates a trained encoder: linear probes, k-NN, few labels, all metrics.
 
     python evaluate.py runs/demo                         on the run's own dataset
-    python evaluate.py runs/mine --dataset cifar100      on another one: transfer
+    python evaluate.py runs/mine --dataset cifar100      on another dataset: transfer
     python evaluate.py --weights resnet50.pth --dataset folder --data-dir my_images
-    python evaluate.py --features features.npz           r (n × p); z (n × d) and labels y if any
-    python evaluate.py runs/mine --save-features features.npz       for any other program
+    python evaluate.py --features features.npz           r (n × p); optionally z (n × d), labels y
+    python evaluate.py runs/mine --save-features features.npz       for other programs
     from evaluate import linear_probe, load_run
 
---weights takes anyone's state dict of torchvision's ResNet-18 or ResNet-50.
+--weights takes any state dict of torchvision's ResNet-18 or ResNet-50.
 
-The linear probe: the encoder is frozen, and its representations r of the training images as
-they are, standardised feature by feature, are computed once. One linear layer learns on them
-by SGD: momentum 0.9, no decay, batch 256, 100 epochs, learning rate falling to 0 as a cosine,
-at several learning rates side by side. The learning rate is chosen on a tenth of the training
-images (a fifth, where there are under 1,000) that is held out for that; then the layer learns
-once more on all of them, and the test images are looked at once. solo-learn and VICReg train
-this layer as long, but on augmented crops, and report the best figure on the test set itself.
+The linear probe: the frozen encoder computes the representations r of the training images once,
+without augmentation; each feature is standardised. A linear layer is trained on them by SGD:
+momentum 0.9, no weight decay, batch 256, 100 epochs, and a learning rate that decays to 0 as a
+cosine. Several learning rates are compared on a held-out tenth of the training images (a fifth
+of fewer than 1,000). With the best one the layer is trained again, on all training images, and
+tested once. solo-learn and VICReg train as long, but on augmented crops, and report the best
+accuracy on the test set itself.
 
-linear_1pct and linear_10pct are the same with that share of each class's labels, one at least.
-k-NN and the metrics are those of metrics.py, of all test images (at most 10,000, always the same,
-for the metrics); alignment is of two views of 1,000 of them, LiDAR of ten. With
---json runs/x/evaluation.json, figures.py finds the figures beside the run's log.
+linear_1pct and linear_10pct train on that share of each class's labels, at least one. k-NN and
+metrics are those of metrics.py, on the test images; the metrics take a fixed subset of at most
+10,000. Alignment takes two views of 256 of them, LiDAR ten views of 1,000.
+figures.py reads the results from evaluation.json in a run's folder: --json runs/x/evaluation.json.
 
 Exit status: 0; 2 with one line on stderr for bad input.
 """
@@ -41,10 +41,10 @@ from plumbing.datasets import DATASETS
 from plumbing.encoders import load_own_images, load_run, load_weights
 from plumbing.features import load_features, save_features
 from plumbing.images import random_subset
-from probe import METRIC_IMAGES, VIEW_IMAGES, encode_images, encode_views   # as while training
+from probe import METRIC_IMAGES, VIEW_IMAGES, encode_images, encode_views   # as in training
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)     # learning rates that the probe tries
-LIDAR_IMAGES = 1000         # LiDAR is below their number, and below p
+LIDAR_IMAGES = 1000         # an upper limit of LiDAR, as p is
 LIDAR_VIEWS = 10
 
 
@@ -71,7 +71,7 @@ def train_layers(x, y, n_classes, rates, epochs, seed):
         for batch in order[:steps * batch_size].split(batch_size):
             logits = x[batch] @ weight + bias                   # rates × batch × classes
             labels = y[batch].repeat(len(rates))
-            # the sum, not the mean, over the layers: each learns as if it were alone
+            # summed, not averaged, over the layers: each learns as if it were alone
             loss = F.cross_entropy(logits.flatten(0, 1), labels) * len(rates)
 
             optimizer.zero_grad()
@@ -85,7 +85,7 @@ def train_layers(x, y, n_classes, rates, epochs, seed):
 
 
 def standardise(train_x, test_x):
-    """Both sets with mean 0 and standard deviation 1 in each of the training set's features."""
+    """Shifts and scales both sets so that the training set's features have mean 0, deviation 1."""
     mean = train_x.mean(0)
     std = train_x.std(0, correction=0)
     largest = std.max().clamp_min(1e-30)
@@ -94,7 +94,7 @@ def standardise(train_x, test_x):
 
 
 def choose_rate(x, y, n_classes, rates, epochs, seed):
-    """The learning rate that does best on held-out samples of x (n × p); of equals, the first."""
+    """The learning rate that is best on held-out samples of x (n × p); the first if several are."""
     n = len(x)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(y.device)
     share = 10 if n >= 1000 else 5
@@ -109,20 +109,17 @@ def choose_rate(x, y, n_classes, rates, epochs, seed):
 
 
 def linear_probe(train_x, train_y, test_x, test_y, rates=RATES, epochs=100, seed=0):
-    """Accuracy of a linear layer on frozen features, by the protocol in this file's head.
+    """Accuracy of a linear layer on frozen features; this file's docstring has the protocol.
 
-    train_x: n × p and test_x: m × p, floating point; train_y (n) and test_y (m): classes as
-    integers from 0. n ≥ 2. rates: learning rates to choose from. Returns a dict of top1 and
-    top5, in per cent, and rate, the learning rate chosen. ValueError where shapes do not fit.
+    train_x: n × p and test_x: m × p, floating point, n ≥ 2; train_y (n) and test_y (m): classes
+    as integers from 0. rates: learning rates to choose from. Returns a dict of top1 and top5, in
+    per cent, and rate, the learning rate chosen. Raises ValueError if shapes do not fit.
     """
-    n = len(train_x)
-    if n < 2 or n != len(train_y):
-        raise ValueError(f"expected two training samples or more with a label each, "
-                         f"got {n} and {len(train_y)}")
-    if len(test_x) != len(test_y) or train_x.shape[1] != test_x.shape[1]:
-        raise ValueError(f"expected a label for each test row and equal widths, "
-                         f"got {len(test_y)} labels, {tuple(test_x.shape)} to test on, "
-                         f"{tuple(train_x.shape)} to train on")
+    one_label_per_row = len(train_x) == len(train_y) and len(test_x) == len(test_y)
+    if len(train_x) < 2 or not one_label_per_row or train_x.shape[1] != test_x.shape[1]:
+        raise ValueError("expected two or more training rows, one label per row and equal widths, "
+                         f"got {tuple(train_x.shape)} with {len(train_y)} labels to train on, "
+                         f"{tuple(test_x.shape)} with {len(test_y)} to test on")
     train_x, test_x = standardise(train_x, test_x)
     n_classes = int(torch.cat([train_y, test_y]).max()) + 1
 
@@ -136,11 +133,11 @@ def linear_probe(train_x, train_y, test_x, test_y, rates=RATES, epochs=100, seed
     }
 
 
-# --- every figure, from features --------------------------------------------------------------
+# --- accuracies and metrics, from features ----------------------------------------------------
 
-def share_of_labels(y, share, seed=0):
-    """Sorted indices of a random share (0 … 1) of each class's samples in y (n), one at least."""
-    generator = torch.Generator().manual_seed(seed)
+def share_of_labels(y, share):
+    """Sorted indices of a random share (0 … 1) of each class's samples in y (n), at least one."""
+    generator = torch.Generator().manual_seed(0)
     y = y.cpu()
     chosen = []
     for label in y.unique():
@@ -151,52 +148,45 @@ def share_of_labels(y, share, seed=0):
     return torch.cat(chosen).sort().values
 
 
+def accuracies(train_r, train_y, test_r, test_y):
+    """Accuracies of linear probes and k-NN in per cent, as a dict. r: n × p, y: n."""
+    whole = linear_probe(train_r, train_y, test_r, test_y)
+    k = min(20, len(train_r))
+    found = {
+        "linear_top1": whole["top1"],
+        "linear_top1_error": standard_error(whole["top1"], len(test_y)),
+        "linear_top5": whole["top5"],
+        "linear_rate": whole["rate"],
+        "knn_top1": knn_accuracy(train_r, train_y, test_r, test_y, k).item(),
+    }
+    for name, share in {"linear_1pct": 0.01, "linear_10pct": 0.1}.items():
+        few = share_of_labels(train_y, share).to(train_y.device)
+        if len(few) > 1:        # one is held out, and one is needed to learn from
+            found[name] = linear_probe(train_r[few], train_y[few], test_r, test_y)["top1"]
+    return found
+
+
 def metrics_of(r, z=None):
-    """The metrics of r (n × p) and z (n × d) on fixed rows, a dict; without z, those of r alone."""
+    """The metrics of r (n × p) and z (n × d), a dict; without z, those of r alone."""
     fixed = random_subset(len(r), METRIC_IMAGES, seed=0).to(r.device)
     if z is None:
         found = representation_metrics(r[fixed], r[fixed])
         return {name: value for name, value in found.items() if name.endswith("_r")}
 
-    # where I(R;Z) is 0 there is no ratio
+    # if I(R;Z) is 0 there is no ratio
     return {"erank_r_over_mi": math.nan, **representation_metrics(r[fixed], z[fixed])}
 
 
-def measure(train_r, train_y, test_r, test_y, test_z=None):
-    """Every figure of a trained encoder, as a dict.
-
-    train_r (n × p) and test_r (m × p) with their labels; test_z: m × d, for the metrics.
-    """
-    whole = linear_probe(train_r, train_y, test_r, test_y)
-    found = {
-        "linear_top1": whole["top1"],
-        "linear_top1_error": standard_error(whole["top1"], len(test_y)),    # of their number
-        "linear_top5": whole["top5"],
-        "linear_rate": whole["rate"],
-    }
-    k = min(20, len(train_r))
-    found["knn_top1"] = knn_accuracy(train_r, train_y, test_r, test_y, k).item()
-
-    for name, share in {"linear_1pct": 0.01, "linear_10pct": 0.1}.items():
-        few = share_of_labels(train_y, share).to(train_y.device)
-        if len(few) > 1:        # one sample cannot be held out and learnt from
-            found[name] = linear_probe(train_r[few], train_y[few], test_r, test_y)["top1"]
-    return found | metrics_of(test_r, test_z)
-
-
-# --- from a file of features ------------------------------------------------------------------
-
 def measure_features(path, device="cpu"):
-    """The figures of an npz file, computed on the device: the metrics of r and z.
+    """Accuracies and metrics of an npz file of features, computed on the device, as a dict.
 
-    With views, LiDAR. With y, k-NN and probes too: those of the rows whose split is "test", which
-    learn from the others; without a split they learn from four fifths. Raises BadInput.
+    LiDAR needs views. Probes and k-NN need y: they are tested on the rows whose split is "test"
+    and learn from all others; without a split, they learn from four fifths. Raises BadInput.
     """
     saved = {name: None if x is None else x.to(device)
              for name, x in load_features(path).items()}
     r, y, test = saved["r"], saved["y"], saved["test"]
-    # the metrics need no labels: they are of all rows
-    found = metrics_of(r, saved["z"])
+    found = metrics_of(r, saved["z"])           # of all rows: metrics need no labels
     if saved["views"] is not None:
         found["lidar_r"] = lidar(saved["views"]).item()
     if y is None:
@@ -210,65 +200,58 @@ def measure_features(path, device="cpu"):
     train, test = train[y[train] >= 0], test[y[test] >= 0]
     if len(train) < 2 or len(test) < 2:
         raise BadInput(f"{path}: two labelled rows are needed to train on, and two to test")
-    return measure(r[train], y[train], r[test], y[test]) | found
+    return accuracies(r[train], y[train], r[test], y[test]) | found
 
 
 # --- from a trained encoder -------------------------------------------------------------------
 
 def measure_views(data, nets, device):
-    """Alignment and LiDAR, for which several views of an image are needed, as a dict."""
+    """Alignment and LiDAR, which need several views of an image, as a dict."""
     n_test = len(data["test_x"])
     pairs = random_subset(n_test, VIEW_IMAGES, seed=0)
     for_lidar = random_subset(n_test, LIDAR_IMAGES, seed=0)
-    found = {}
     two_views = encode_views(data, pairs, 2, nets, device)
     many_views = encode_views(data, for_lidar, LIDAR_VIEWS, nets, device)
+    found = {}
     for name, two, many in zip("rz", two_views, many_views):
         found[f"alignment_{name}"] = alignment(two[:, 0], two[:, 1]).item()
         found[f"lidar_{name}"] = lidar(many).item()
     return found
 
 
-def measure_images(data, encoder, projector, mean, std, device, save_to=None):
-    """Every figure of an encoder on a dataset, as a dict.
+def measure_images(data, encoder, projector, device, save_to=None):
+    """Accuracies and metrics of an encoder on a dataset, as a dict.
 
-    data: what data.load() gives. projector: None where there is none. mean, std: of each
-    channel, what the encoder was trained with. save_to: a file for the features, or None.
-    Raises BadInput on too few images.
+    data: of data.load(), with the mean and std that the encoder was trained with. projector:
+    None if there is none. save_to: a file for the features, or None. Raises BadInput if there are
+    too few images.
     """
-    n_test = len(data["test_x"])
-    train_y = data["train_y"].to(device)
     labelled = (data["train_y"] >= 0).nonzero().flatten()
     if data["classes"] and len(labelled) < 2:
         raise BadInput("there is one labelled training image: the probe needs two or more")
-
     nets = [encoder.to(device, memory_format=torch.channels_last)]
     if projector is not None:
         nets.append(projector.to(device))
-    data = data | {"mean": mean, "std": std}
 
-    # of the training images the labelled ones will do, but for other programs all are saved
-    index = {"train": labelled, "test": torch.arange(n_test)}
-    if save_to is not None:
-        index["train"] = torch.arange(len(train_y))
+    # probes need the labelled training images; other programs get all
+    train = labelled if save_to is None else torch.arange(len(data["train_y"]))
     features = {}
-    for split, images in index.items():
-        if len(images):
-            outputs = encode_images(data, f"{split}_x", images, nets, device)
-            features[split] = {"index": images, "outputs": outputs}
+    for split, index in {"train": train, "test": torch.arange(len(data["test_y"]))}.items():
+        if len(index):
+            outputs = encode_images(data, f"{split}_x", index, nets, device)
+            features[split] = {"index": index, "outputs": outputs}
     if save_to is not None:
         save_features(save_to, data, features)
 
-    found = {"labelled_train_images": len(labelled), "test_images": n_test}
+    found = {"labelled_train_images": len(labelled), "test_images": len(data["test_y"])}
     test_r, *test_z = features["test"]["outputs"]           # test_z is empty without a projector
     if data["classes"]:
-        has_label = train_y[index["train"].to(device)] >= 0
-        train_r = features["train"]["outputs"][0][has_label]
-        test_y = data["test_y"].to(device)
-        found |= measure(train_r, train_y[train_y >= 0], test_r, test_y, *test_z)
-    else:
-        found |= metrics_of(test_r, *test_z)
-    return found | measure_views(data, nets, device)
+        train_r = features["train"]["outputs"][0]
+        train_y = data["train_y"][train].to(device)
+        has_label = train_y >= 0
+        found |= accuracies(train_r[has_label], train_y[has_label], test_r,
+                            data["test_y"].to(device))
+    return found | metrics_of(test_r, *test_z) | measure_views(data, nets, device)
 
 
 # --- the program ------------------------------------------------------------------------------
@@ -278,24 +261,24 @@ def parse_args(argv):
     add = parser.add_argument
     add("run", nargs="?", type=Path, help="the folder of a run of train.py")
     add("--weights", type=Path, metavar="FILE",
-        help="a state dict of torchvision's ResNet-18 or ResNet-50 instead")
+        help="instead of a run: a state dict of torchvision's ResNet-18 or ResNet-50")
     add("--features", type=Path, metavar="FILE",
-        help="an npz file instead: an array r and, if there are any, z, labels y, split ('test' "
-        "or not) and views (images × views × features of r, for LiDAR)")
+        help="instead of a run: an npz file with an array r and optionally z, labels y, split "
+        "('test' or not) and views (images × views × features of r, for LiDAR)")
     add("--save-features", type=Path, metavar="FILE",
-        help="write r, z, y, split and the files' names of all images to an npz file")
+        help="write r, z, y, split and the file names of all images to an npz file")
     add("--dataset", choices=DATASETS, help="default: the run's own")
     add("--data-dir", metavar="DIR",
-        help="where the files are (default: where the run found them, or ./data)")
+        help="folder of the dataset's files (default: the run's own, or ./data)")
     add("--classes", type=Path, metavar="FILE",
-        help="names of the class folders to use, one per line")
+        help="a file that lists the class folders to use, one per line")
     add("--device", type=cli.device_name, default="auto",
-        help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one")
-    add("--json", type=Path, metavar="FILE", help="write the figures here too")
+        help="auto (a GPU if there is one), cpu, cuda, cuda:1 …")
+    add("--json", type=Path, metavar="FILE", help="also write the results to a JSON file")
     args = parser.parse_args(argv)
 
-    sources = [source for source in (args.run, args.weights, args.features) if source is not None]
-    if len(sources) != 1:
+    sources = (args.run, args.weights, args.features)
+    if sum(source is not None for source in sources) != 1:
         raise BadInput("give one of: a run's folder, --weights FILE, --features FILE")
     if args.weights and not args.dataset:
         raise BadInput("--weights needs a --dataset to measure on")
@@ -307,7 +290,7 @@ def parse_args(argv):
 
 
 def figures_of(args):
-    """The figures that the command line asks for, as a dict."""
+    """The results that the command line asks for, as a dict."""
     device = cli.open_device(args.device)
     if args.features:
         return measure_features(args.features, device)
@@ -317,8 +300,7 @@ def figures_of(args):
     else:
         encoder, projector, facts = load_weights(args.weights), None, None
     if not all_finite(encoder):
-        raise BadInput(f"{args.run or args.weights}: the encoder's weights are not finite: there "
-                       "is nothing to measure")
+        raise BadInput(f"{args.run or args.weights}: the encoder's weights are not finite")
 
     name = args.dataset or facts["dataset"]
     print(f"loading {name} …", flush=True)
@@ -327,20 +309,17 @@ def figures_of(args):
     else:
         data = load_own_images(facts, args.data_dir, args.classes)
 
-    # the normalisation that the encoder was trained with; of other people's it is not known
-    known = facts or data
-    found = measure_images(data, encoder, projector, known["mean"], known["std"], device,
-                           args.save_features)
-    return {"dataset": name} | found
+    # other people's normalisation is unknown: it stays the dataset's own
+    if facts:
+        data |= {"mean": facts["mean"], "std": facts["std"]}
+    return {"dataset": name} | measure_images(data, encoder, projector, device, args.save_features)
 
 
 def as_json(found):
-    """The figures as JSON, which has no word for NaN and infinity: they become null."""
-    whole = {}
-    for name, value in found.items():
-        finite = not isinstance(value, float) or math.isfinite(value)
-        whole[name] = value if finite else None
-    return json.dumps(whole, indent=1, allow_nan=False) + "\n"
+    """The results as JSON; NaN and infinity, which JSON lacks, become null."""
+    finite = {name: value if isinstance(value, str) or math.isfinite(value) else None
+              for name, value in found.items()}
+    return json.dumps(finite, indent=1, allow_nan=False) + "\n"
 
 
 def main(argv=None):

@@ -1,19 +1,19 @@
-"""Figures and tables of what runs of train.py logged.
+"""Figures and tables from the logs of runs.
 
     python figures.py runs/a runs/b … --out figures
 
-writes dynamics.png, all that was logged over the epochs; plane.png, where the runs end in the
-plane of effective rank and I(R;Z); accuracy.png, Figure 5d; entropy.png, Figure 8; settings.png,
-accuracy for each value of the flags in which a method's runs differ, Figures 14, 17 and 18;
-summary.csv, the last values of each method; correlations.csv, Table 3, with every other measure of
-metrics.py beside the paper's. A run may still be going on. What evaluate.py wrote to
-evaluation.json in a run's folder joins its log. In your own code:
+writes dynamics.png, everything logged over the epochs; plane.png, the runs' ends in the plane of
+effective rank and I(R;Z); accuracy.png, Figure 5d; entropy.png, Figure 8; settings.png, accuracy
+for each value of the flags in which a method's runs differ, Figures 14, 17 and 18; summary.csv,
+the last values of each method; correlations.csv, Table 3, with all other measures of metrics.py.
+Runs may still be in progress. evaluation.json in a run's folder, from evaluate.py, joins its log.
 
-    from figures import draw_dynamics, read_runs
+    from figures import draw_dynamics
+    from plumbing.results import read_runs
     runs = read_runs([Path("runs/a"), Path("runs/b")])      # {method: [log of a run, …]}
     draw_dynamics(runs, "dynamics.png")
 
-What a run is called follows from its flags: see labels.py.
+A run is named after its flags, see plumbing/results.py.
 """
 import itertools
 import math
@@ -27,7 +27,7 @@ from plumbing.results import (by_name, correlations, differing_flags, interval, 
                               print_tables, read_folders, spelled, summary, write_table)
 from plumbing.run import last_value, read_log, write_whole
 
-# A panel is a title and its lines: what the legend calls a line → its column of log.csv.
+# {title of a panel: {name of a line in the legend: column of log.csv}}
 RUN_PANELS = {
     "Accuracy on the test images (%)": {"online linear probe": "probe_top1", "k-NN": "knn_top1"},
     "α, the weight of InfoNCE": {"": "alpha"},
@@ -49,8 +49,8 @@ PANELS = RUN_PANELS | {
     "Loss: I(R;Z) of a batch (nats)": {"": "mi_loss"},
 }
 
-# Okabe and Ito's colours for the paper's methods, and for all others those of Paul Tol's that do
-# not resemble them: both were chosen to be told apart by colour-blind people.
+# Okabe and Ito's colours for the paper's methods; Paul Tol's, without similar ones, for all others.
+# Both palettes are safe for the colour-blind.
 COLOURS = {
     "AdaDim": "#d55e00",
     "AdaDim, β 0": "#e69f00",
@@ -64,10 +64,27 @@ FREE_COLOURS = ("#332288", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255"
 
 
 # --- figures --------------------------------------------------------------------------------------
-# All raise ImportError without matplotlib, which nothing else here needs.
+# All functions here raise ImportError without matplotlib.
+
+def new_figure(width, height):
+    from matplotlib.figure import Figure
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure, png, colour):
+    """Writes a PNG, with a legend below all panels. colour: {method: colour}; {}: no legend."""
+    from matplotlib.lines import Line2D
+    if colour:
+        handles = [Line2D([], [], color=colour[name], label=name) for name in colour]
+        longest = max(map(len, colour))
+        characters = int(12 * figure.get_figwidth())
+        columns = max(1, min(len(handles), 5, characters // (longest + 8)))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    write_whole(Path(png), lambda file: figure.savefig(file, format="png", dpi=120))
+
 
 def colours(names):
-    """{method: colour}: the paper's methods have their own, α between 0 and 1 is on a scale."""
+    """{method: colour}: fixed for the paper's methods, on a scale for α between 0 and 1."""
     from matplotlib import colormaps
     free = itertools.cycle(FREE_COLOURS)
     found = {}
@@ -82,7 +99,7 @@ def colours(names):
 
 
 def draw_run(folder):
-    """Writes dynamics.png into a run's folder: the RUN_PANELS, α's if the method has one."""
+    """Writes dynamics.png into a run's folder: RUN_PANELS, without α if the method has none."""
     log = read_log(folder / "log.csv")
     panels = {title: lines for title, lines in RUN_PANELS.items()
               if "alpha" in log or "alpha" not in lines.values()}
@@ -97,30 +114,25 @@ def draw_dynamics(runs, png, panels=PANELS):
 
     runs: {method: [log, …]}. panels: as PANELS, {title: {name in the legend: column}}.
     """
-    from matplotlib.figure import Figure
     across = 2 if len(panels) <= 4 else 3
     down = math.ceil(len(panels) / across)
-    figure = Figure(figsize=(4.4 * across, 3 * down), layout="constrained")
-    axes = figure.subplots(down, across, sharex=True, squeeze=False)
+    figure = new_figure(4.4 * across, 3 * down)
+    axes = figure.subplots(down, across, sharex=True, squeeze=False).flat
     colour = colours(runs)
-
-    for axis, (title, lines) in zip(axes.flat, panels.items()):
+    for axis, (title, lines) in zip(axes, panels.items()):
         axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)
         draw_panel(axis, runs, lines, colour)
-    lowest = axes.flat[max(0, len(panels) - across):len(panels)]     # of each column
-    for axis in lowest:
+    for axis in axes[max(0, len(panels) - across):len(panels)]:     # the lowest of each column
         axis.set_xlabel("epoch")
         axis.tick_params(labelbottom=True)
-    for axis in axes.flat[len(panels):]:
+    for axis in axes[len(panels):]:
         axis.set_visible(False)
-    if len(runs) > 1:
-        name_methods(figure, colour)
-    save(figure, png)
+    save(figure, png, colour if len(runs) > 1 else {})
 
 
 def draw_panel(axis, runs, lines, colour):
-    """Solid is the panel's first column, dashed the second; a method has its colour in both."""
+    """Draws a panel's first column solid, its second dashed, each method in its colour."""
     for (name, column), style in zip(lines.items(), ("-", "--")):
         axis.plot([], [], style, color="black", label=name)
         for method, logs in runs.items():
@@ -133,7 +145,7 @@ def draw_panel(axis, runs, lines, colour):
 
 
 def draw_line(axis, log, column, style, colour):
-    """A column over the epochs in which it was logged; short runs show each of them as a point."""
+    """Draws a column over the epochs that have a value, with points if they are few."""
     epochs = []
     values = []
     for epoch, value in zip(log["epoch"], log.get(column, [])):
@@ -144,25 +156,14 @@ def draw_line(axis, log, column, style, colour):
     axis.plot(epochs, values, style, color=colour, linewidth=1.3, marker=marker, markersize=4)
 
 
-def name_methods(figure, colour):
-    """The legend below all panels."""
-    from matplotlib.lines import Line2D
-    handles = [Line2D([], [], color=colour[name], label=name) for name in colour]
-    longest = max(map(len, colour))
-    characters = int(12 * figure.get_figwidth())
-    columns = max(1, min(len(handles), 5, characters // (longest + 8)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
-
-
 def draw_plane(runs, png):
-    """Where runs end in the plane of effective rank and I(R;Z), as a PNG [Figures 1a, 5].
+    """The runs' ends in the plane of effective rank and I(R;Z), as a PNG [Figures 1a, 5].
 
-    runs: {method: [log, …]}. A point is filled with the colour of its accuracy, on a scale of five
-    points at least, for smaller differences are mostly noise; its rim is the method's colour, as
-    are the thin spokes that join a method's runs to their mean.
+    runs: {method: [log, …]}. A point's filling shows the accuracy; the colour scale spans at
+    least five percentage points, because smaller differences are mostly noise. Its rim has the
+    method's colour, as have the thin lines from a method's runs to their mean.
     """
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure = new_figure(11, 5)
     left, right = figure.subplots(1, 2, sharey=True)
     colour = colours(runs)
     draw_ends(left, runs, "erank_r", colour)
@@ -171,12 +172,11 @@ def draw_plane(runs, png):
     right.set_xlabel("effective rank of the embeddings Z")
     left.set_ylabel("I(R;Z) (nats)")
     figure.colorbar(points, ax=[left, right], label="probe accuracy (%)")
-    name_methods(figure, colour)
-    save(figure, png)
+    save(figure, png, colour)
 
 
 def draw_ends(axis, runs, rank, colour):
-    """One plane. rank: the column of its horizontal axis. Returns the points."""
+    """Draws one plane; returns its points. rank: the column of the horizontal axis."""
     accuracies = [last_value(log, "probe_top1") for logs in runs.values() for log in logs]
     known = [accuracy for accuracy in accuracies if math.isfinite(accuracy)] or [0.0]
     margin = max(0, 5 - (max(known) - min(known))) / 2
@@ -195,21 +195,18 @@ def draw_ends(axis, runs, rank, colour):
 
 
 def draw_entropy(runs, png):
-    """H_2 against effective rank where runs end, with Pearson's r, as a PNG [Figure 8]."""
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    """H_2 against effective rank at the runs' ends, with Pearson's r, as a PNG [Figure 8]."""
+    figure = new_figure(9.5, 4.2)
     colour = colours(runs)
     for axis, letter in zip(figure.subplots(1, 2), "rz"):
         draw_relation(axis, runs, f"erank_{letter}", f"h2_{letter}", colour)
         axis.set(xlabel=f"effective rank of {letter.upper()}", ylabel="H₂ (nats)")
-    name_methods(figure, colour)
-    save(figure, png)
+    save(figure, png, colour)
 
 
 def draw_accuracy(runs, png):
-    """Accuracy against effective rank and I(R;Z) where runs end, as a PNG [Figure 5d]."""
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(9.5, 8), layout="constrained")
+    """Accuracy against effective rank and I(R;Z) at the runs' ends, as a PNG [Figure 5d]."""
+    figure = new_figure(9.5, 8)
     colour = colours(runs)
     measures = {
         "erank_r": "effective rank of R",
@@ -220,14 +217,13 @@ def draw_accuracy(runs, png):
     for axis, (column, name) in zip(figure.subplots(2, 2, sharey=True).flat, measures.items()):
         draw_relation(axis, runs, column, "probe_top1", colour)
         axis.set(xlabel=name, ylabel="probe accuracy (%)")
-        if not axis.collections:        # I(R;Z) of features, unless p = d
+        if not axis.collections:        # I(R;Z) of the features is only logged if p = d
             axis.set_visible(False)
-    name_methods(figure, colour)
-    save(figure, png)
+    save(figure, png, colour)
 
 
 def draw_relation(axis, runs, x_column, y_column, colour):
-    """A point for each run's end, and Pearson's r with its interval as the title."""
+    """Draws a point per run, from its last values; Pearson's r and its interval are the title."""
     xs, ys = [], []
     for name, logs in runs.items():
         for log in logs:
@@ -246,23 +242,21 @@ def draw_relation(axis, runs, x_column, y_column, colour):
 def draw_settings(settings, png):
     """Accuracy for each value of a flag, a panel per flag, as a PNG [Figures 14, 17, 18].
 
-    settings: of differing_flags. A line joins a method's means; a bar is the standard deviation
-    (n − 1) of its runs with that value, whatever else they differ in.
+    settings: from differing_flags. A line joins a method's means; a bar is the standard deviation
+    (with n − 1) of its runs with that value, even if they differ in other flags too.
     """
-    from matplotlib.figure import Figure
     every_method = dict.fromkeys(method for methods in settings.values() for method in methods)
     colour = colours(every_method)
-    figure = Figure(figsize=(5.5 * len(settings), 4.5), layout="constrained")
+    figure = new_figure(5.5 * len(settings), 4.5)
     axes = figure.subplots(1, len(settings), sharey=True, squeeze=False)
     for axis, (flag, methods) in zip(axes.flat, settings.items()):
         draw_setting(axis, methods, colour)
         axis.set(xlabel=flag, ylabel="probe accuracy (%)")
-    name_methods(figure, colour)
-    save(figure, png)
+    save(figure, png, colour)
 
 
 def draw_setting(axis, methods, colour):
-    """One panel, its values side by side: in their order if they are numbers, else by name."""
+    """Draws one panel, with the flag's values evenly spaced: sorted numbers, then words."""
     values = sorted({value for by_value in methods.values() for value in by_value},
                     key=numbers_first)
     axis.set_xticks(range(len(values)), [spelled(value) for value in values])
@@ -278,14 +272,10 @@ def draw_setting(axis, methods, colour):
 
 
 def numbers_first(value):
-    """A key to sort by: numbers in their order, then words in theirs."""
+    """A sorting key: numbers first, then words."""
     if is_number(str(value)):
         return 0, float(value), ""
     return 1, 0.0, str(value)
-
-
-def save(figure, png):
-    write_whole(Path(png), lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 # --- command line ---------------------------------------------------------------------------------

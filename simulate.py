@@ -1,6 +1,6 @@
-"""The paper's simulations on Gaussian data: how effective rank and I(R;Z) move, and why.
+"""The paper's simulations on Gaussian data: how effective rank and I(R;Z) change, and why.
 
-    python simulate.py                  every part: minutes, most of them for the networks
+    python simulate.py                  all parts: minutes, most of them for the networks
     python simulate.py features         one part: features, variance, terms or network
     python simulate.py variance --draws 20 --components 10 3
     from simulate import blobs, pca, gaussian_mutual_information
@@ -12,18 +12,18 @@ terms     the three terms of the bound in Equation 3, see bound_terms, in both s
 network   Figure 11: I(R;Z) between the data and the output of a small network as it learns
 
 R is 1,000 samples around 5 random centres, each feature standardised; Z is its first 10, or 2,
-principal components [§3.1, §B.2–B.5]. Two choices decide what comes out:
+principal components [§3.1, §B.2–B.5]. The results depend on two choices:
 
-- The paper does not say that features are standardised; without it, (c) does not level off, (d)
-  does not fall, and so neither does Figure 10's difference. Both are drawn: raw features dashed.
-  Standardised, the total variance stays d, while from the smallest to the largest standard
-  deviation the features' correlations fall from 0.50 to 0.03 (root mean square), so the axis
-  called spread is one of decorrelation too.
+- The paper does not mention that features are standardised. With raw features (c) does not level
+  off, and neither (d) nor Figure 10's difference falls; the figures show them dashed.
+  Standardised, the total variance is always d, but the features' correlations fall from 0.50 to
+  0.03 (root mean square) from the smallest to the largest standard deviation: the axis called
+  spread also shows decorrelation.
 - Z is a function of R, so I(R;Z) would be infinite: both covariances get ε on the diagonal, and
-  values follow from it. Ten components share 11 nats with R at ε = 1e-2, 26 at ε = 1e-4.
+  I(R;Z) depends on it. Ten components share 11 nats with R at ε = 1e-2, 26 at ε = 1e-4.
 
-Figures and CSVs go to figures/; then each trend that the paper claims is checked. Exit status: 0;
-1 where a trend is missing; 2, with one line on stderr, on bad input.
+Writes figures and CSVs to figures/, then checks each trend that the paper claims. Exit status: 0;
+1 if a trend is missing; 2 with one line on stderr for bad input.
 """
 import itertools
 import math
@@ -47,10 +47,10 @@ DIFFERENCE = "log|Σ(R)| − log|Σ(R|Z)| = 2 I(R;Z)"
 # --- data, components and information -------------------------------------------------------
 
 def blobs(n, features, std, centers=5, draws=1, generator=None):
-    """Points around random centres, as scikit-learn's make_blobs draws them.
+    """Points around random centres, as in scikit-learn's make_blobs.
 
     Each draw has `centers` centres, uniform in [−10, 10], and n / centers points around each (the
-    first get one more where n is no multiple), normal with standard deviation std.
+    first ones get one more, if n is no multiple), normal with standard deviation std.
     Returns draws × n × features, float64. Raises ValueError on sizes below 1 or std < 0.
     """
     sizes = (n, features, centers, draws)
@@ -64,7 +64,7 @@ def blobs(n, features, std, centers=5, draws=1, generator=None):
 
 
 def standardise(x):
-    """x (… × n × d) with mean 0 and variance 1 (division by n) in every feature, or constant 0."""
+    """x (… × n × d) with mean 0 and variance 1 (divided by n) in each feature; 0 if constant."""
     x = x - x.mean(-2, keepdim=True)
     deviation = x.square().mean(-2, keepdim=True).sqrt()
     return x / deviation.clamp_min(1e-12)
@@ -85,11 +85,11 @@ def pca(x, k):
 def log_determinants(r, z, epsilon=1e-2):
     """log|Σ_R|, log|Σ_Z| and the joint log|Σ_(R,Z)|: three tensors of shape ….
 
-    r: … × n × p. z: … × n × k. Covariances with division by n − 1, plus epsilon on the diagonal.
-    Raises ValueError where r and z do not match, on n < 2 or epsilon < 0.
+    r: … × n × p. z: … × n × k. Covariances divide by n − 1, and get epsilon on the diagonal.
+    Raises ValueError if r and z do not match, n < 2 or epsilon < 0.
     """
     if r.shape[:-1] != z.shape[:-1] or r.shape[-2] < 2 or not epsilon >= 0:
-        raise ValueError("expected as many samples (2 or more) and epsilon ≥ 0, "
+        raise ValueError("expected equally many samples, 2 or more, and epsilon ≥ 0, "
                          f"got {tuple(r.shape)}, {tuple(z.shape)}, {epsilon}")
     n, p = r.shape[-2:]
     joint = torch.cat([r, z], -1).double()                      # … × n × (p + k)
@@ -104,9 +104,9 @@ def log_determinants(r, z, epsilon=1e-2):
 def gaussian_mutual_information(r, z, epsilon=1e-2):
     """I(R;Z) = ½ log(|Σ_R| / |Σ_R|Z|) in nats, R and Z taken as jointly Gaussian [Eq. 1].
 
-    r: … × n × p. z: … × n × k. Returns a tensor of shape …. Raises what log_determinants raises.
-    Σ_R|Z = Σ_R − Σ_RZ Σ_Z⁻¹ Σ_ZR is Schur's complement: its determinant is |Σ_(R,Z)| / |Σ_Z|.
-    epsilon goes on the diagonals of Σ_R and Σ_Z: I is infinite without, if Z is a function of R.
+    r: … × n × p. z: … × n × k. Returns a tensor of shape …. Raises log_determinants' errors.
+    Σ_R|Z = Σ_R − Σ_RZ Σ_Z⁻¹ Σ_ZR is the Schur complement; its determinant is |Σ_(R,Z)| / |Σ_Z|.
+    epsilon is added to the diagonals of Σ_R and Σ_Z: if Z is a function of R, I would be infinite.
     """
     log_r, log_z, log_joint = log_determinants(r, z, epsilon)
     return 0.5 * (log_r + log_z - log_joint)
@@ -115,9 +115,9 @@ def gaussian_mutual_information(r, z, epsilon=1e-2):
 def bound_terms(r, z, epsilon=1e-2):
     """The three terms of Equation 3, by name; their sum is H(R) − I(R;Z) = H(R|Z) in nats.
 
-    Reconstructed, as the formulas are lost from the paper's text. It derives them from the bound
-    I(R;Y) ≤ I(Y;T) − I(R;Z) + H(R) of its [32], with I(Y;T) constant, and names them as here. For
-    Gaussians, H(R) − I(R;Z) is exactly
+    The paper's text that we had lacked the formulas; the names are the paper's. It derives them
+    from [32]'s bound I(R;Y) ≤ I(Y;T) − I(R;Z) + H(R), with I(Y;T) constant. For Gaussians,
+    H(R) − I(R;Z) is exactly
 
         ½ (log|Σ_R| − log|Σ_Z|)  +  ½ log|Σ_Z|R|  +  p/2 · log 2πe.
     """
@@ -133,12 +133,12 @@ def bound_terms(r, z, epsilon=1e-2):
 # --- small networks that learn ----------------------------------------------------------------
 
 def network_dynamics(loss, args):
-    """I(R;Z) between the data and the output of an MLP that learns by `loss` [§B.4].
+    """I(R;Z) between the data and the output of an MLP while it learns by `loss` [§B.4].
 
-    loss(z1, z2): of two views' outputs. Returns (epochs + 1) × networks, float64.
-    The networks differ in data, weights and noise, and learn side by side, their weights stacked.
-    The paper gives neither their batch size, 100 here, nor the activation, a ReLU. Results vary
-    much, because ReLUs of the narrow projector die: compare ten or more networks.
+    loss(z1, z2) takes two views' outputs. Returns (epochs + 1) × networks, float64.
+    Networks with different data, weights and noise are trained side by side, weights stacked.
+    The paper gives neither the batch size, 100 here, nor the activation, ReLU here. Results vary
+    much, because ReLUs in the narrow projector die: compare ten or more networks.
     """
     generator = torch.Generator().manual_seed(args.seed)
     data = blobs(args.samples, args.features, 0.01, args.centers, args.networks, generator)
@@ -147,7 +147,7 @@ def network_dynamics(loss, args):
     data = data.float()                                         # networks × samples × features
     layers = draw_layers(args.features, args.networks, generator)
     parameters = [tensor for layer in layers for tensor in layer.values()]
-    optimizer = torch.optim.Adam(parameters, lr=1e-4, betas=(0.9, 0.999))
+    optimizer = torch.optim.Adam(parameters, lr=1e-4)
 
     def view_of(x):
         noise = torch.randn(x.shape, generator=generator)
@@ -161,20 +161,20 @@ def network_dynamics(loss, args):
         order = torch.randperm(args.samples, generator=generator)
         for batch in order.split(args.batch_size):
             if len(batch) == 1:
-                continue        # VICReg's variance needs two
+                continue        # VICReg's variance needs two samples
             x = data[:, batch]                                  # networks × batch × features
             z1 = outputs(layers, view_of(x))
             z2 = outputs(layers, view_of(x))
             loss_of_each = torch.vmap(loss)(z1, z2)
             optimizer.zero_grad()
-            loss_of_each.sum().backward()       # no weight is shared: each gets its own gradient
+            loss_of_each.sum().backward()       # networks share no weights: no gradients mix
             optimizer.step()
         found.append(information())
     return torch.stack(found)
 
 
 def draw_layers(features, networks, generator):
-    """The networks' layers: five of 20 units, then a projector of two of 5; drawn as nn.Linear's.
+    """Five layers of 20 units, then a projector of two layers of 5; initialised like nn.Linear.
 
     Returns a dict per layer: weight (networks × inputs × units) and bias (networks × 1 × units).
     """
@@ -200,38 +200,40 @@ def outputs(layers, x):
 # --- the figures ------------------------------------------------------------------------------
 # A figure is a list of panels, see plumbing/panels.py.
 
-def sweep(measure, features, deviations, args, raw=False):
-    """What measure(r, args), a dict of one value per draw of R, finds for each kind of R.
+def sweep(measure, features, deviations, args):
+    """measure(r, args), a dict of one value per draw of R, for all features and deviations.
 
-    raw: leave the features as they are drawn, not standardised.
-    Returns a dict of tensors, len(features) × len(deviations) × draws.
+    Returns {"curves": found, "raw": found with features that are not standardised}, each a dict
+    of tensors, len(features) × len(deviations) × draws.
     """
-    found = []
+    found = {"curves": [], "raw": []}
     for d, std in itertools.product(features, deviations):
         # the same random numbers each time, so only what the axis shows differs along a curve
         generator = torch.Generator().manual_seed(args.seed)
-        data = blobs(args.samples, d, std, args.centers, args.draws, generator)
-        r = data if raw else standardise(data)                  # draws × samples × d
-        found.append(measure(r, args))
+        raw = blobs(args.samples, d, std, args.centers, args.draws, generator)
+        found["curves"].append(measure(standardise(raw), args))
+        found["raw"].append(measure(raw, args))             # draws × samples × d
     shape = (len(features), len(deviations), args.draws)
-    return {name: torch.stack([values[name] for values in found]).view(shape)
-            for name in found[0]}
+    for kind, values in found.items():
+        found[kind] = {name: torch.stack([value[name] for value in values]).view(shape)
+                       for name in values[0]}
+    return found
 
 
 def information(r, args):
-    """I(R;Z), by the number of components that Z has."""
+    """I(R;Z) for each number of components of Z."""
     return {k: gaussian_mutual_information(r, pca(r, k), args.epsilon) for k in args.components}
 
 
 def determinants(r, args):
-    """What I(R;Z) is made of, for the fewest components."""
+    """The determinants in I(R;Z), for the smaller number of components."""
     log_r, log_z, log_joint = log_determinants(r, pca(r, min(args.components)), args.epsilon)
     return {"log|Σ(R)|": log_r, "log|Σ(R|Z)|": log_joint - log_z,
             DIFFERENCE: log_r + log_z - log_joint}
 
 
 def terms(r, args):
-    """Equation 3's, for the most components."""
+    """Equation 3's terms, for the larger number of components."""
     return bound_terms(r, pca(r, max(args.components)), args.epsilon)
 
 
@@ -239,56 +241,51 @@ def features_part(args):
     """Figure 2 a, b: I(R;Z) rises with the number of features."""
     at = [d for d in FEATURES if d >= max(args.components)]
     found = sweep(information, at, args.std, args)
-    found_raw = sweep(information, at, args.std, args, raw=True)
     labels = [f"cluster deviation {std:g}" for std in args.std]
     figure2 = []
     for letter, k in zip("ab", args.components):
-        curves = {label: found[k][:, i] for i, label in enumerate(labels)}
-        raw = {label: found_raw[k][:, i] for i, label in enumerate(labels)}
-        title = f"{letter}) {k} components: I(R;Z) and the number of features"
-        figure2.append(dict(title=title, x=FEATURES_AXIS, y="I(R;Z) (nats)", at=at,
-                            curves=curves, raw=raw, claims=dict.fromkeys(curves, "rising")))
+        panel = dict(title=f"{letter}) {k} components: I(R;Z) and the number of features",
+                     x=FEATURES_AXIS, y="I(R;Z) (nats)", at=at,
+                     claims=dict.fromkeys(labels, "rising"))
+        for kind, values in found.items():
+            panel[kind] = {label: values[k][:, i] for i, label in enumerate(labels)}
+        figure2.append(panel)
     return {"figure2": figure2}
 
 
 def variance_part(args):
-    """Figure 2 c, d: as samples spread, I(R;Z) rises while Z keeps much of R, else it falls.
+    """Figure 2 c, d: with the spread, I(R;Z) rises if Z keeps much of R, and falls otherwise.
 
     Figure 10: the two determinants behind that fall.
     """
     axis = dict(x=DEVIATIONS_AXIS, at=DEVIATIONS, log=True)
-    found = sweep(information, [args.features], DEVIATIONS, args)
-    found_raw = sweep(information, [args.features], DEVIATIONS, args, raw=True)
     label = f"{args.features} features"
+    found = sweep(information, [args.features], DEVIATIONS, args)
     figure2 = []
     for letter, k, claim in zip("cd", args.components, ("rising, then level", "falling")):
-        title = f"{letter}) {k} components: I(R;Z) and the spread of the samples"
-        figure2.append(dict(axis, title=title, y="I(R;Z) (nats)",
-                            curves={label: found[k][0]}, raw={label: found_raw[k][0]},
-                            claims={label: claim}))
+        panel = dict(axis, title=f"{letter}) {k} components: I(R;Z) and the spread of the samples",
+                     y="I(R;Z) (nats)", claims={label: claim})
+        for kind, values in found.items():
+            panel[kind] = {label: values[k][0]}
+        figure2.append(panel)
 
     found = sweep(determinants, [args.features], DEVIATIONS, args)
-    found_raw = sweep(determinants, [args.features], DEVIATIONS, args, raw=True)
-    curves = {name: values[0] for name, values in found.items()}
-    raw = {name: values[0] for name, values in found_raw.items()}
-    difference = curves.pop(DIFFERENCE)
-    raw_difference = raw.pop(DIFFERENCE)
-    figure10 = [
-        dict(axis, title=f"a) the determinants, {min(args.components)} components",
-             y="log determinant", curves=curves, raw=raw,
-             claims=dict.fromkeys(curves, "rising")),
-        dict(axis, title="b) their difference", y="nats", curves={DIFFERENCE: difference},
-             raw={DIFFERENCE: raw_difference}, claims={DIFFERENCE: "falling"}),
-    ]
-    return {"figure2": figure2, "figure10": figure10}
+    both = dict(axis, title=f"a) the determinants, {min(args.components)} components",
+                y="log determinant")
+    difference = dict(axis, title="b) their difference", y="nats", claims={DIFFERENCE: "falling"})
+    for kind, values in found.items():
+        both[kind] = {name: draws[0] for name, draws in values.items()}
+        difference[kind] = {DIFFERENCE: both[kind].pop(DIFFERENCE)}
+    both["claims"] = dict.fromkeys(both["curves"], "rising")
+    return {"figure2": figure2, "figure10": [both, difference]}
 
 
 def terms_part(args):
     """The three terms of Equation 3 in both settings."""
     at = [d for d in FEATURES if d >= max(args.components)]
-    std = args.std[(len(args.std) - 1) // 2]                    # one in the middle
-    by_features = sweep(terms, at, [std], args)
-    by_deviation = sweep(terms, [args.features], DEVIATIONS, args)
+    std = args.std[(len(args.std) - 1) // 2]                    # the middle one
+    by_features = sweep(terms, at, [std], args)["curves"]
+    by_deviation = sweep(terms, [args.features], DEVIATIONS, args)["curves"]
     return {"terms": [
         dict(title=f"a) more features (deviation {std:g})",
              x=FEATURES_AXIS, y="nats", at=at,
@@ -315,7 +312,7 @@ def network_part(args):
     ]}
 
 
-# each returns {file's name: figure}
+# each returns {name of its files: panels}
 PARTS = {"features": features_part, "variance": variance_part, "terms": terms_part,
          "network": network_part}
 
@@ -323,34 +320,33 @@ PARTS = {"features": features_part, "variance": variance_part, "terms": terms_pa
 # --- the command line -------------------------------------------------------------------------
 
 def parse(argv):
-    """The flags; raises BadInput where one is wrong, or does not go with another."""
+    """Parses the flags; raises BadInput if one is wrong, or does not fit another."""
     parser = cli.Parser("simulate.py", __doc__)
     add = parser.add_argument
     count = cli.whole_number(1)
     above_zero = cli.number(0, above=True)
     add("part", nargs="?", choices=PARTS, help="draw this part only")
     add("--draws", type=count, default=100, metavar="N", help="random data sets per point")
-    add("--seed", type=cli.whole_number(0, 2 ** 63 - 1), default=0, metavar="N",
-        help="of all random numbers")
+    add("--seed", type=cli.whole_number(0, 2 ** 63 - 1), default=0, metavar="N", help="random seed")
     add("--out", type=Path, default=Path("figures"), metavar="DIR", help="for figures and CSVs")
-    add("--samples", type=cli.whole_number(2), default=1000, metavar="N", help="in a data set")
-    add("--centers", type=count, default=5, metavar="N", help="clusters")
+    add("--samples", type=cli.whole_number(2), default=1000, metavar="N", help="per data set")
+    add("--centers", type=count, default=5, metavar="N", help="clusters per data set")
     add("--features", type=count, default=25, metavar="D",
-        help="where the standard deviation changes")
+        help="number of features when the standard deviation varies")
     add("--std", type=above_zero, nargs="+", default=[0.1, 1, 8, 32], metavar="S",
-        help="clusters' standard deviations where the number of features changes, a curve each "
+        help="clusters' standard deviations when the number of features varies, a curve for each "
         "(default: 0.1 1 8 32)")
     add("--components", type=count, nargs=2, default=[10, 2], metavar="K",
-        help="principal components that are Z, early and late in training (default: 10 2)")
+        help="numbers of principal components in Z, early and late in training (default: 10 2)")
     add("--epsilon", type=above_zero, default=1e-2, metavar="E",
-        help="on the covariances' diagonals")
-    add("--epochs", type=count, default=1000, metavar="N", help="of the networks")
-    add("--raw", action="store_true", help="do not standardise what the networks learn from")
+        help="added to the covariances' diagonals")
+    add("--epochs", type=count, default=1000, metavar="N", help="epochs of the networks")
+    add("--raw", action="store_true", help="do not standardise the networks' data")
     add("--networks", type=count, default=16, metavar="N",
-        help="that learn by each loss, from weights and data of their own")
-    # vmap cannot do several blocks of a kernel
+        help="networks per loss, with different weights and data")
+    # torch.vmap cannot map a kernel that is computed in several blocks
     add("--batch-size", type=cli.whole_number(2, losses.BLOCK // 2), default=100, metavar="N",
-        help="of the networks")
+        help="batch size of the networks")
     args = parser.parse_args(argv)
 
     args.components.sort(reverse=True)
@@ -363,8 +359,8 @@ def parse(argv):
 
 
 def simulate(args):
-    """Computes, writes and checks the parts that were asked for; whether all claims hold."""
-    figures = {}                # file's name: panels
+    """Computes, writes and checks the wanted parts; returns whether all claims hold."""
+    figures = {}                # name of the files: panels
     written = []
     for part in [args.part] if args.part else PARTS:
         print(f"{part} …", flush=True)

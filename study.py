@@ -1,23 +1,24 @@
-"""Many runs of train.py: the grids of the paper's studies, for any dataset and budget.
+"""Trains the runs of the paper's studies with train.py, on any dataset and budget.
 
     python study.py alpha -- --dataset shapes --arch resnet18 --width 8 --epochs 12
     python study.py ablation --devices cuda:0,cuda:1 --seeds 3 -- --dataset cifar100
-    python figures.py runs/study/*          draws and correlates what the runs logged
+    python figures.py runs/study/*          figures and correlations of the runs' logs
 
-    python study.py --list                  every study, its runs, and what they redo
+    python study.py --list                  all studies, their runs, and what they reproduce
 
-What follows -- goes to every run. A run that two studies share is trained once. A finished run
-is skipped, one that was cut off is resumed, and after one that fails the others go on. Exit
-status: 0; 1 if a run failed, which is said at the end; 2, with one line, on bad input.
+All runs get the flags after --. A run that two studies share is trained once. Finished runs are
+skipped, interrupted ones resumed; if a run fails, the others continue. Exit status: 0; 1 if a run
+failed; 2 with one line on stderr for bad input; 129, 130 or 143 after SIGHUP, Ctrl-C or SIGTERM.
 """
 import contextlib
+import io
 import os
-import queue
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import train
 from baselines import METHODS
@@ -36,25 +37,25 @@ FOUR_METHODS = {
 RIVALS = [name for name in METHODS if name != "adadim"]
 ONE_RECIPE = ("--projector 2048-2048-2048 --augment vicreg --optimizer lars --lr 0.4 "
               "--weight-decay 0.0001")
-SECOND_PAPER = {            # the weights of its uniformity, for each method
+SECOND_PAPER = {            # the weights of the second paper's uniformity losses
     "moco_v2": "1",
     "byol": "0.2",
     "barlow_twins": "30:0",
 }
-SIMCLR_SETTINGS = [         # learning rate, temperature and weight decay, as Table 18 lists them
-    *((0.6, temperature, 1e-6) for temperature in (0.05, 0.07, 0.1, 0.2, 0.3, 0.4)),
-    *((0.5, temperature, 1e-6) for temperature in (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4)),
-    (0.5, 0.15, 1e-7),
-    (0.5, 0.15, 1e-5),
+SIMCLR_SETTINGS = [         # Table 18's
+    *(dict(lr=0.6, temperature=t, decay=1e-6) for t in (0.05, 0.07, 0.1, 0.2, 0.3, 0.4)),
+    *(dict(lr=0.5, temperature=t, decay=1e-6) for t in (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4)),
+    dict(lr=0.5, temperature=0.15, decay=1e-7),
+    dict(lr=0.5, temperature=0.15, decay=1e-5),
 ]
 
 
 def each(setting, *values):
-    """The setting with each of the values in the place of {}."""
+    """The setting once for each value, which replaces {}."""
     return [setting.format(value) for value in values]
 
 
-# Runs are flags of train.py, as one would type them.
+# A run is written as its flags for train.py.
 STUDIES = {
     "alpha": {
         "redoes": "Table 19, Figure 13: α fixed, from VICReg to SimCLR; measured; growing",
@@ -76,34 +77,34 @@ STUDIES = {
         ],
     },
     "beta": {
-        "redoes": "§C.7: other signs and sizes of β, and ±1, whose effect is plain",
+        "redoes": "§C.7: signs and sizes of β, with ±1, whose effect is obvious",
         "runs": each("--alpha ada --beta {}", "-1", "-0.0001", "0", "0.0001", "0.001", "0.01",
                      "1"),
     },
     "every": {
-        "redoes": "Figure 18c: α measured more, or less, often",
+        "redoes": "Figure 18c: α measured more or less often",
         "runs": each("--alpha ada --beta 0.0001 --alpha-every {}", 1, 5, 20, 100),
     },
     "alpha-batches": {
-        "redoes": "§A.6: α measured on fewer, or more, batches",
+        "redoes": "§A.6: α measured on fewer or more batches",
         "runs": each("--alpha ada --beta 0.0001 --alpha-batches {}", 1, 3, 10, 30),
     },
     "from": {
-        "redoes": "Figure 6c: α measured on R in place of Z",
+        "redoes": "Figure 6c: α measured on R instead of Z",
         "runs": ["--alpha ada --beta 0.0001", "--alpha ada --beta 0.0001 --alpha-from r"],
     },
     "width": {
-        "redoes": "Figure 18a: the projector's output, AdaDim beside VICReg",
+        "redoes": "Figure 18a: size of the projector's output, AdaDim and VICReg",
         "runs": [f"{method} --projector 2048-2048-{size}" for size in (256, 1024, 2048, 4096)
                  for method in (FOUR_METHODS["AdaDim"], FOUR_METHODS["VICReg"])],
     },
     "temperature": {
-        "redoes": "Figure 18b: InfoNCE's temperature, AdaDim beside SimCLR",
+        "redoes": "Figure 18b: InfoNCE's temperature, AdaDim and SimCLR",
         "runs": [f"{method} --temperature {temperature}" for temperature in (0.05, 0.1, 0.2, 0.5)
                  for method in (FOUR_METHODS["AdaDim"], FOUR_METHODS["SimCLR"])],
     },
     "length": {
-        "redoes": "Figure 17, §C.6: does the measured α gain with training time?",
+        "redoes": "Figure 17, §C.6: does AdaDim's lead grow with training time?",
         "runs": [f"{method} --epochs {epochs}" for epochs in (20, 60, 150)
                  for method in FOUR_METHODS.values()],
     },
@@ -132,16 +133,16 @@ STUDIES = {
     "random": {
         "redoes": "Figure 5a, b, Table 18: 15 settings each of SimCLR, VICReg and NNCLR",
         "runs": [
-            *("--alpha 1 --beta 0 --lr {:g} --temperature {:g} --weight-decay {:g}".format(*setting)
-              for setting in SIMCLR_SETTINGS),
+            *("--alpha 1 --beta 0 --lr {lr:g} --temperature {temperature:g} "
+              "--weight-decay {decay:g}".format(**setting) for setting in SIMCLR_SETTINGS),
             *each("--alpha 0 --beta 0 --lr 0.3 --weight-decay 1e-06 --vicreg-weights 25,25,{:g}",
                   *(nu / 10 for nu in range(3, 18))),
-            *("--method nnclr --lr {:g} --set temperature={:g} --weight-decay {:g}".format(*setting)
-              for setting in SIMCLR_SETTINGS),
+            *("--method nnclr --lr {lr:g} --set temperature={temperature:g} "
+              "--weight-decay {decay:g}".format(**setting) for setting in SIMCLR_SETTINGS),
         ],
     },
     "uniformity": {
-        "redoes": "the second paper's table, plain, + L_U, + W2; and the same of AdaDim's family",
+        "redoes": "the second paper's table: plain, + L_U, + W2; the same for AdaDim's family",
         "runs": [
             *(f"--method {method}{term}" for method, weight in SECOND_PAPER.items()
               for term in ("", f" --lu-weight {weight}", f" --w2-weight {weight}")),
@@ -156,7 +157,7 @@ GIVEN_BY_THE_STUDY = ("--out", "--seed", "--device", "--resume", "--overwrite")
 # --- which runs -----------------------------------------------------------------------------------
 
 def runs(studies, seeds):
-    """{name of its folder: its flags, a list} for every run of these studies, each once."""
+    """{folder name: list of flags} for all runs of these studies, without duplicates."""
     found = {}
     for study in studies:
         for setting in STUDIES[study]["runs"]:
@@ -166,6 +167,12 @@ def runs(studies, seeds):
     return found
 
 
+def folder_name(flags):
+    """["--alpha", "0.5", "--beta", "-1", "--seed", "0"] → alpha-0.5-beta-minus-1-seed-0."""
+    text = " ".join(["", *flags])
+    return text.replace(" --", " ").replace(" -", " minus-").strip().replace(" ", "-")
+
+
 def print_studies():
     for name, study in STUDIES.items():
         print(f"{name}: {study['redoes']}")
@@ -173,23 +180,8 @@ def print_studies():
             print(f"    {setting}")
 
 
-def folder_name(flags):
-    """["--alpha", "0.5", "--beta", "-1", "--seed", "0"] → alpha-0.5-beta-minus-1-seed-0."""
-    words = []
-    for word in flags:
-        if word.startswith("--"):
-            words.append(word.removeprefix("--"))
-        elif word.startswith("-"):
-            words.append("minus-" + word.removeprefix("-"))
-        else:
-            words.append(word)
-    return "-".join(words)
-
-
-# --- which of them are done -----------------------------------------------------------------------
-
 def is_finished(folder, arguments):
-    """Whether a run with these arguments for train.py came to its end in this folder."""
+    """Whether the folder holds a complete run with these arguments for train.py."""
     try:
         config = read_config(folder)
         epochs = read_log(folder / "log.csv")["epoch"]
@@ -202,7 +194,7 @@ def is_finished(folder, arguments):
 
 
 def what_is_trained(arguments):
-    """The arguments without those that say where: --device, --out, and --resume."""
+    """The arguments without --device, --out and --resume, which do not change the result."""
     kept = []
     words = iter(arguments)
     for word in words:
@@ -213,120 +205,124 @@ def what_is_trained(arguments):
     return kept
 
 
-# --- doing them -----------------------------------------------------------------------------------
+# --- training them --------------------------------------------------------------------------------
 
-class Trainings:
-    """The processes that train now. They have sessions of their own, or Ctrl-C would reach them
-    twice, and the second signal would end them before they have saved."""
-
-    def __init__(self):
-        self.running = set()
-        self.stopping = False
-
-    def run(self, command, output, environment):
-        """Starts a process and waits for it; returns its exit status."""
-        child = subprocess.Popen(command, stdout=output, stderr=output, env=environment,
-                                 start_new_session=True)
-        self.running.add(child)
-        if self.stopping:           # stop() may have come before it was added
-            child.terminate()
-        status = child.wait()
-        self.running.discard(child)
-        return status
-
-    def stop(self):
-        self.stopping = True
-        for child in list(self.running):
-            child.terminate()
+class Training(NamedTuple):
+    device: str
+    process: subprocess.Popen
 
 
-def train_one(name, arguments, folder, devices, trainings, environment):
-    """Trains or resumes a run on a free device; returns whether it came to its end.
-
-    devices: a queue of the free ones. The run's output goes to output.txt in its folder.
-    """
-    if is_finished(folder, arguments):
-        say(f"{name}: was finished")
-        return True
-    device = devices.get()
-    say(f"{name}: on {device}")
+def start_training(arguments, folder, device, environment):
+    """Starts or resumes a run; its output is appended to output.txt in its folder."""
     script = Path(__file__).with_name("train.py")
     command = [sys.executable, script, *arguments, "--device", device, "--out", folder, "--resume"]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "output.txt", "a") as output:
-            status = trainings.run(command, output, environment)
-    except OSError as error:
-        say(f"{name}: failed, {error}")
-        return False
-    finally:
-        devices.put(device)
-    if status != 0:
-        say(f"{name}: failed with status {status}; see {folder / 'output.txt'}")
-        return False
-    say(f"{name}: finished")
-    return True
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "output.txt", "a") as output:
+        # in a session of its own: Ctrl-C would reach it twice, and end it before it has saved
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment,
+                                   start_new_session=True)
+    return Training(device, process)
+
+
+def shared_environment(devices):
+    """Environment variables for trainings that run side by side, one on each device."""
+    environment = dict(os.environ)
+    if len(devices) > 1:
+        # threads that wait by spinning would occupy the cores that the trainings share
+        environment.setdefault("OMP_WAIT_POLICY", "passive")
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, core_count() // len(devices))))
+    return environment
 
 
 def say(text):
     print(text, flush=True)
 
 
+def succeeded(name, status, folder):
+    """Reports how a training ended; returns whether its exit status is 0."""
+    if status == 0:
+        say(f"{name}: finished")
+    else:
+        say(f"{name}: failed with status {status}; see {folder / 'output.txt'}")
+    return status == 0
+
+
 def train_all(chosen, common, devices, out):
     """Trains the chosen runs, one at a time on each device; returns the names of those that failed.
 
-    chosen: see runs(). common: arguments for each of them. A signal ends the trainings, too.
+    chosen: see runs(). common: arguments for all of them. A signal stops the trainings, too.
     """
-    environment = dict(os.environ)
-    if len(devices) > 1:
-        # they share the machine's cores, and threads that wait by spinning would take them all
-        environment.setdefault("OMP_WAIT_POLICY", "passive")
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, core_count() // len(devices))))
-    free = queue.SimpleQueue()
-    for device in devices:
-        free.put(device)
+    waiting = {}                        # {name: arguments}
+    for name, flags in chosen.items():
+        arguments = [*common, *flags]
+        if is_finished(out / name, arguments):
+            say(f"{name}: was finished")
+        else:
+            waiting[name] = arguments
 
-    trainings = Trainings()
-    with Signals(), ThreadPoolExecutor(len(devices)) as pool:
-        finished = {}
+    environment = shared_environment(devices)
+    free = list(devices)
+    running = {}                        # {name: Training}
+    failed = []
+    with Signals() as signals:
+        signals.hold()                  # otherwise one could interrupt a start
         try:
-            for name, flags in chosen.items():
-                finished[name] = pool.submit(train_one, name, [*common, *flags], out / name, free,
-                                             trainings, environment)
-            return [name for name, future in finished.items() if not future.result()]
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)      # no other begins
-            trainings.stop()
-            raise
+            while (waiting or running) and not signals.stop_wanted():
+                if waiting and free:
+                    name = next(iter(waiting))
+                    device = free.pop(0)
+                    say(f"{name}: on {device}")
+                    try:
+                        running[name] = start_training(waiting.pop(name), out / name, device,
+                                                       environment)
+                    except OSError as error:
+                        say(f"{name}: failed, {error}")
+                        failed.append(name)
+                        free.append(device)
+
+                ended = [name for name in running if running[name].process.poll() is not None]
+                for name in ended:
+                    training = running.pop(name)
+                    free.append(training.device)
+                    if not succeeded(name, training.process.returncode, out / name):
+                        failed.append(name)
+                time.sleep(0.1)
+        finally:
+            for training in running.values():
+                training.process.terminate()
+            for training in running.values():
+                training.process.wait()     # until it has saved
+        signals.release()               # raises KeyboardInterrupt if there was a signal
+    return failed
 
 
 # --- command line ---------------------------------------------------------------------------------
 
 def device_list(text):
-    """An argparse type: the devices of a list such as cuda:0,cuda:1."""
+    """An argparse type: the devices in a list such as cuda:0,cuda:1."""
     return [device_name(word) for word in text.split(",")]
 
 
 def parse_args(argv):
-    """The study's own arguments, and those after --, which go to every run."""
+    """The study's own arguments, parsed, and the list of those after --, for all runs."""
     own, common = split_arguments(argv)
     usage = ("study.py STUDY … [--list] [--seeds N] [--devices LIST] [--out DIR] "
              "-- FLAGS OF TRAIN.PY")
     parser = Parser("study.py", __doc__, usage=usage)
     parser.add_argument("studies", nargs="*", metavar="STUDY", help=", ".join(STUDIES))
     parser.add_argument("--list", action="store_true",
-                        help="every study, its runs, and the table or figure that they redo")
+                        help="list all studies, their runs, and what they reproduce")
     parser.add_argument("--seeds", type=whole_number(1), default=2, metavar="N",
                         help="runs of each setting, with seeds 0 … N − 1")
     parser.add_argument("--devices", type=device_list, default="auto", metavar="LIST",
-                        help="such as cuda:0,cuda:1: each trains one run at a time; cpu,cpu trains "
-                        "two on the CPU, each with half of its cores")
+                        help="such as cuda:0,cuda:1; each trains one run at a time. cpu,cpu trains "
+                        "two runs on the CPU, each on half of its cores")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), metavar="DIR",
-                        help="a folder for each run goes here")
+                        help="where each run gets a folder")
     args = parser.parse_args(own)
     for name in args.studies:
         if name not in STUDIES:
-            parser.error(f"STUDY: {name!r} is none: choose from {', '.join(STUDIES)}")
+            parser.error(f"STUDY: there is no {name!r}: choose from {', '.join(STUDIES)}")
     if not args.studies and not args.list:
         parser.error(f"STUDY: name at least one of {', '.join(STUDIES)}")
     for word in common:
@@ -343,14 +339,14 @@ def main(argv=None):
             print_studies()
             return
         chosen = runs(args.studies, args.seeds)
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with contextlib.redirect_stdout(io.StringIO()):     # without notes on flags
             for flags in chosen.values():
-                train.parse_args([*common, *flags])     # refuses what is wrong, before a run
+                train.parse_args([*common, *flags])         # raises BadInput before any run
         args.out.mkdir(parents=True, exist_ok=True)
         try:
             failed = train_all(chosen, common, args.devices, args.out)
         except KeyboardInterrupt as interrupt:
-            print("study.py: stopped; the same command goes on", file=sys.stderr)
+            print("study.py: stopped; the same command continues", file=sys.stderr)
             sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
         say(f"{len(chosen) - len(failed)} of {len(chosen)} runs are finished, in {args.out}")
         if failed:

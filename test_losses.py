@@ -1,7 +1,7 @@
-"""Tests of losses.py, metrics.py and optim.py, which can be copied with them.
+"""Tests of losses.py, metrics.py and optim.py: copy the four files together.
 
-Closed forms, oracles in float64 written as loops, gradients against finite differences,
-invariances, and inputs that collapse.
+Closed forms, oracles written as loops in float64, gradients against finite differences,
+invariances, collapsed inputs.
 
     python -m pytest -q test_losses.py
 """
@@ -37,7 +37,7 @@ def close(a, b, tolerance=1e-9):
     assert float(a) == pytest.approx(float(b), rel=tolerance, abs=tolerance)
 
 
-# --- oracles: the formulas once more, entry by entry ------------------------------------------
+# --- oracles: the formulas, entry by entry ----------------------------------------------------
 
 def info_nce_oracle(z1, z2, temperature):
     n = len(z1)
@@ -96,7 +96,7 @@ def w2_oracle(z):
     return math.sqrt(float(mean @ mean + 1 + sigma.trace()) - 2 / math.sqrt(d) * root_trace)
 
 
-both_products = pytest.mark.parametrize("n, d", [(6, 4), (4, 9)])     # VICReg takes d × d or n × n
+both_products = pytest.mark.parametrize("n, d", [(6, 4), (4, 9)])     # VICReg: d × d, or n × n
 
 
 @both_products
@@ -148,7 +148,7 @@ def adadim_alone(r1, r2, z1, z2):
 @pytest.mark.parametrize("block", [1, 3, 5])
 @pytest.mark.parametrize("loss", [info_nce, matrix_mutual_information, adadim_alone])
 def test_blocks_of_a_kernel_change_nothing(monkeypatch, loss, n, d, block):
-    """Neither the value nor the gradient, for blocks that divide the rows and others."""
+    """Values and gradients are the same, whether or not the block size divides the rows."""
     r1, r2 = randn(2, n, 7, seed=2).abs()
     z1, z2 = randn(2, n, d)
     inputs = {info_nce: (z1, z2), matrix_mutual_information: (r1, z1)}.get(loss, (r1, r2, z1, z2))
@@ -174,7 +174,7 @@ def test_float32_is_as_float64_but_for_rounding(monkeypatch, n, d):
 
 
 def test_no_whole_kernel_is_kept(monkeypatch):
-    """Of 60 rows in blocks of 10, autograd keeps nothing as large as a kernel of 60 × 60."""
+    """For 60 rows in blocks of 10, autograd keeps no tensor as large as the 60 × 60 kernel."""
     monkeypatch.setattr(losses, "BLOCK", 10)
     sizes = []
 
@@ -190,7 +190,7 @@ def test_no_whole_kernel_is_kept(monkeypatch):
 
 
 def test_blocks_inside_autocast(monkeypatch):
-    """The backward pass, which computes blocks again, stays in float32 too."""
+    """The backward pass, which recomputes blocks, stays in float32 too."""
     z1, z2 = randn(2, 32, 16).float()
     expected, expected_gradients = value_and_gradients(info_nce, z1, z2)
     monkeypatch.setattr(losses, "BLOCK", 10)
@@ -213,15 +213,15 @@ EYE = torch.eye(N, dtype=F64)
 
 
 def cross(d):
-    """2d points, ± each axis: mean 0 and Σ = I/d, as uniform as can be."""
+    """2d points, ± each unit vector: mean 0 and Σ = I/d, perfectly uniform."""
     eye = torch.eye(d, dtype=F64)
     return torch.cat([eye, -eye])
 
 
 def test_closed_forms_of_info_nce():
-    close(info_nce(SAME, SAME), math.log(2 * N - 1))        # nothing tells the pairs apart
-    close(info_nce(ZEROS, ZEROS), math.log(2 * N - 1))      # no direction: collapse too
-    # views equal, all else orthogonal: −log( e² / (e² + 2n − 2) ) at τ = 0.5
+    close(info_nce(SAME, SAME), math.log(2 * N - 1))        # all pairs look alike
+    close(info_nce(ZEROS, ZEROS), math.log(2 * N - 1))      # zeros are collapsed too
+    # equal views, all others orthogonal: −log( e² / (e² + 2n − 2) ) at τ = 0.5
     close(info_nce(EYE, EYE, 0.5), math.log(math.exp(2) + 2 * N - 2) - 2)
 
 
@@ -236,10 +236,10 @@ def test_closed_forms_of_entropy_and_mutual_information():
     for order in (0.5, 1, 2, 3):
         close(renyi_entropy(torch.ones(N, N, dtype=F64), order), 0, 1e-7)   # all samples alike
         close(renyi_entropy(EYE, order), math.log(N), 1e-7)                 # all different
-    close(matrix_mutual_information(EYE, EYE), math.log(N))     # Z tells everything about R
-    close(matrix_mutual_information(SAME, randn(N, 3)), 0)      # R tells nothing
+    close(matrix_mutual_information(EYE, EYE), math.log(N))     # Z determines R
+    close(matrix_mutual_information(SAME, randn(N, 3)), 0)      # R is constant
     close(matrix_mutual_information(ZEROS, EYE), 0)
-    # two pairs in R, two other pairs in Z: independent, so the joint entropy is the sum of both
+    # R and Z pair the samples differently: independent, so H(R, Z) = H(R) + H(Z)
     pair = torch.eye(2, dtype=F64)
     close(matrix_mutual_information(pair[[0, 0, 1, 1]], pair[[0, 1, 0, 1]]), 0)
 
@@ -248,7 +248,7 @@ def test_closed_forms_of_wasserstein_uniformity():
     close(wasserstein_uniformity(SAME), math.sqrt(2))           # total collapse
     close(wasserstein_uniformity(ZEROS), math.sqrt(2))
     close(wasserstein_uniformity(cross(4)), 0)
-    for d in range(1, 9):       # 0 but for rounding, where the root has a kink
+    for d in range(1, 9):       # W2 is 0 up to rounding, where the root has no slope
         z = cross(d).requires_grad_()
         wasserstein_uniformity(z).backward()
         assert z.grad.isfinite().all()
@@ -286,7 +286,7 @@ def test_nothing_flows_back_through_alpha():
 
 @pytest.mark.parametrize("beta, direction", [(1.0, -1), (-1.0, 1)])
 def test_sign_of_beta(beta, direction):
-    """A step down the gradient of β·I(R;Z) lowers I for β > 0 and raises it for β < 0."""
+    """Gradient descent on β·I(R;Z) lowers I for β > 0 and raises it for β < 0."""
     r = randn(16, 6).relu()
     z = randn(16, 6, seed=1).requires_grad_()
     r1, r2 = r.chunk(2)
@@ -361,7 +361,7 @@ def test_wasserstein_uniformity_has_its_four_properties_and_wang_isolas_lacks_th
     close(wang_isola(empty_features), wang_isola(z))
 
 
-# --- inputs that are hard on the formulas ---------------------------------------------------------
+# --- difficult inputs -----------------------------------------------------------------------------
 
 X = randn(8, 4).float()
 COLLAPSED = {
@@ -391,7 +391,7 @@ def test_collapsed_batches_stay_finite(name, second_view):
     assert loss.isfinite()
     for x in (r1, r2, z1, z2):
         assert x.grad.isfinite().all()
-        assert name == "large" or x.grad.abs().max() < 1e6      # finite, and of use
+        assert name == "large" or x.grad.abs().max() < 1e6      # usable, too
 
 
 @pytest.mark.parametrize("name", COLLAPSED)
@@ -496,7 +496,7 @@ def test_closed_forms_of_uniformity_and_alignment():
 
 @pytest.mark.parametrize("temperature, accuracy", [(0.07, 100), (100, 0)])
 def test_knn_is_weighted(temperature, accuracy):
-    """A neighbour at cosine 1 outvotes two at 0.5 only where the temperature is low."""
+    """A neighbour at cosine 1 outvotes two at 0.5 only at a low temperature."""
     train_x = torch.tensor([[1.0, 0], [0.5, 0.75 ** 0.5], [0.5, -(0.75 ** 0.5)], [-1, 0]])
     train_y = torch.tensor([0, 1, 1, 0])
     test_x = torch.tensor([[2.0, 0]])
@@ -529,14 +529,14 @@ def test_top_k_accuracy(k, accuracy):
 
 @pytest.mark.parametrize("clip", [True, False])
 def test_lars_takes_the_published_step(clip):
-    """Three steps against the formula by hand; the clip matters for one of the two weights."""
+    """Three steps equal the formula; clipping changes one of the two weights."""
     torch.manual_seed(0)
     large = torch.nn.Parameter(100 * torch.randn(4, 3))
     small = torch.nn.Parameter(torch.randn(5, 2))
     bias = torch.nn.Parameter(torch.randn(4))
     parameters = [large, bias, small]
     optimizer = LARS(parameters, lr=0.3, momentum=0.8, weight_decay=0.01, eta=0.02, clip_lr=clip)
-    values = [p.detach().double().clone() for p in parameters]          # by hand, in float64
+    values = [p.detach().double().clone() for p in parameters]      # in float64
     momenta = [torch.zeros_like(value) for value in values]
 
     for step in range(3):
@@ -548,7 +548,7 @@ def test_lars_takes_the_published_step(clip):
             if p is not bias:
                 decayed = update + 0.01 * w
                 trust_ratio = 0.02 * w.norm() / (update.norm() + 0.01 * w.norm() + 1e-8)
-                assert (trust_ratio > lr) == (p is large)       # so both sides of the clip are seen
+                assert (trust_ratio > lr) == (p is large)       # one is clipped, one not
                 if clip:
                     trust_ratio = min(trust_ratio / lr, 1)
                 update = trust_ratio * decayed

@@ -1,31 +1,30 @@
-"""What a measure of uniformity should see, and which measures see it: synthetic studies.
+"""Which measures of uniformity see what they should: synthetic studies.
 
-    python uniformity.py                            every part: about two minutes on two cores
+    python uniformity.py                            all parts: about two minutes on two cores
     python uniformity.py cloning                    one part: densities, collapse, dimension,
                                                     cloning, means or properties
     python uniformity.py collapse --metric effective_rank nesum
-    python uniformity.py --published                at the paper's sizes: hours on a CPU
+    python uniformity.py --published                the paper's sample sizes: hours on a CPU
 
 From Fang et al., "Rethinking the Uniformity Metric in Self-Supervised Learning" (ICLR 2024),
 which compares Wang & Isola's uniformity L_U with its own W2:
 
-densities   one coordinate of a uniform point on the sphere of R^m against N(0, 1/m): histograms,
+densities   one coordinate of uniform points on the sphere in R^m against N(0, 1/m): histograms,
             KL divergence and Wasserstein distance against m; pairs of coordinates at m = 32
-collapse    both against the share η of the coordinates that are zero
-dimension   both against m, for several η
-cloning     every feature repeated, zero features appended, every sample repeated
-means       N(k·1, I) in two dimensions, made unit: the mean alone makes the points collapse
-properties  a table: which of the four properties has each measure of metrics.py?
+collapse    both measures against the share η of zero features
+dimension   both measures against m, for several η
+cloning     each feature repeated, zero features appended, each sample repeated
+means       N(k·1, I) in two dimensions, normalised: a large mean alone makes points collapse
+properties  a table: which measures of metrics.py have which of the four properties?
 
-The four properties: a measure does not change when samples are permuted or all repeated, and it
-gets worse when every feature is repeated, or when features of zeros are appended.
+The four properties: a measure stays the same if samples are permuted or each is repeated, and
+gets worse if each feature is repeated or zero features are appended.
 
-Samples are unit rows of Gaussian noise (n × m), of whose features a share η is zero. A share of
-all of them is left out: nothing would be left to be made unit. --metric puts other measures
-beside the two. Figures and CSVs go to figures/; then what the paper says of L_U and W2 is checked.
-Exit status: 0; 1 where something that it says is missing; 2, with one line, on bad input.
+Samples are unit rows of Gaussian noise (n × m) in which a share η of the features is zero. η = 1
+is left out: rows of zeros cannot be normalised. --metric adds measures. Writes figures and CSVs to
+figures/, then checks the paper's claims about L_U and W2.
+Exit status: 0; 1 if a claim does not hold; 2 with one line on stderr for bad input.
 """
-import csv
 import math
 import sys
 from pathlib import Path
@@ -36,6 +35,7 @@ import metrics
 from losses import cosine_kernel, normalize_rows, renyi_entropy, wasserstein_uniformity
 from plumbing import cli
 from plumbing.panels import COLOURS, check, picture, report, write_figure
+from plumbing.results import write_table
 
 
 def entropy_2(x):
@@ -56,20 +56,20 @@ MEASURES = {
     "explained_variance": metrics.explained_variance,
     "H_2": entropy_2,
 }
-PAPERS = ("W2", "L_U")                  # of which the paper makes claims
-LARGEST = {"W2": 2 ** 0.5, "L_U": 4.0}  # how far each can go, from best to worst
+PAPERS = ("W2", "L_U")                  # the paper's claims are about these two
+LARGEST = {"W2": 2 ** 0.5, "L_U": 4.0}  # distance between a measure's best and worst values
+BINS = 51                               # of histograms
 COLLAPSED = (0.25, 0.5, 0.75)           # shares η
 TIMES = range(1, 11)                    # how often features or samples are repeated
 
-# how many samples, and in how many dimensions: for a first look, and as published
+# numbers of samples and dimensions: for a first look, and the paper's
 SIZES = {
     "densities": {"points": 200_000, "dimensions": (2, 4, 8, 16, 32, 64, 128, 256)},
     "collapse": {"samples": 4000, "dimensions": (200, 500)},
     "dimension": {"samples": 4000, "dimensions": tuple(2 ** k for k in range(2, 11))},
     "cloning": {"samples": 2000, "instances": 1000},
 }
-PUBLISHED = {
-    "densities": SIZES["densities"],
+PUBLISHED = SIZES | {
     "collapse": {"samples": 20_000, "dimensions": (200, 500, 1000)},
     "dimension": {"samples": 50_000, "dimensions": tuple(2 ** k for k in range(2, 13))},
     "cloning": {"samples": 50_000, "instances": 1000},
@@ -79,7 +79,7 @@ PUBLISHED = {
 # --- samples ----------------------------------------------------------------------------------
 
 def unit_rows(n, m, eta, generator):
-    """n × m unit rows of Gaussian noise, of whose features the last share eta is zero."""
+    """n × m unit rows of Gaussian noise; the last share eta of the features is zero."""
     x = torch.randn(n, m, generator=generator)
     x[:, m - round(eta * m):] = 0
     return normalize_rows(x)
@@ -90,7 +90,7 @@ def clone_features(x, times):
 
 
 def append_zeros(x, times):
-    """Appends (times − 1) · m features of zeros, which the paper calls baby features."""
+    """Appends (times − 1) · m zero features, which the paper calls baby features."""
     n, m = x.shape
     return torch.cat([x, x.new_zeros(n, (times - 1) * m)], 1)
 
@@ -99,29 +99,31 @@ def clone_instances(x, times):
     return x.repeat(times, 1)
 
 
+def around(k, n, generator):
+    """n × 2 points of N(k·1, I), normalised."""
+    return normalize_rows(k + torch.randn(n, 2, generator=generator))
+
+
 # --- panels -----------------------------------------------------------------------------------
 # A figure is a list of panels, see plumbing/panels.py.
 
 def sweep(args, at, make):
-    """{measure: values} of the samples that make(x of the axis, generator) returns.
+    """{measure: values (points of the axis × draws)} of the samples make(x, generator).
 
-    Values are a tensor, points of the axis × draws.
+    at: the values x of the axis.
     """
-    found = {name: [] for name in args.metric}
-    for value in at:
-        draws = {name: [] for name in args.metric}
+    found = {name: torch.zeros(len(at), args.draws, dtype=torch.float64) for name in args.metric}
+    for i, x in enumerate(at):
         for draw in range(args.draws):
             generator = torch.Generator().manual_seed(args.seed + draw)
-            x = make(value, generator)
+            samples = make(x, generator)
             for name in args.metric:
-                draws[name].append(float(measured(name, x)))
-        for name in args.metric:
-            found[name].append(draws[name])
-    return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
+                found[name][i, draw] = float(measured(name, samples))
+    return found
 
 
 def measured(name, x):
-    """A measure of x; NaN where x has too few features for it."""
+    """A measure of x; NaN if x has too few features for it."""
     try:
         return MEASURES[name](x)
     except ValueError:
@@ -129,7 +131,7 @@ def measured(name, x):
 
 
 def panels_of(args, study, at, curves, claims, x, log=False):
-    """One panel for each measure. curves: {label: what sweep() found}; claims: {measure: claim}."""
+    """One panel per measure. curves: {label: result of sweep()}; claims: {measure: claim}."""
     panels = []
     for name in args.metric:
         of_this = {label: found[name] for label, found in curves.items()}
@@ -142,21 +144,23 @@ def panels_of(args, study, at, curves, claims, x, log=False):
 # --- the studies ------------------------------------------------------------------------------
 
 def densities_part(args):
-    """A coordinate of the uniform sphere becomes N(0, 1/m); so W2 may compare with a Gaussian."""
+    """A coordinate of uniform points approaches N(0, 1/m): so W2 may compare with a Gaussian."""
     size = args.sizes["densities"]
+    n = size["points"]
     generator = torch.Generator().manual_seed(args.seed)
     histograms = []
     distances = {"KL divergence": [], "Wasserstein distance": []}
     for m in size["dimensions"]:
-        coordinate = unit_rows(size["points"], m, 0, generator)[:, 0].double()
-        gaussian = torch.randn(size["points"], generator=generator).double() / m ** 0.5
+        coordinate = unit_rows(n, m, 0, generator)[:, 0].double()
+        gaussian = torch.randn(n, generator=generator).double() / m ** 0.5
         limit = float(torch.stack([coordinate, gaussian]).abs().max())
-        on_sphere, normal = (torch.histc(values, 51, -limit, limit)
-                             for values in (coordinate, gaussian))
+        on_sphere = torch.histc(coordinate, BINS, -limit, limit)
+        normal = torch.histc(gaussian, BINS, -limit, limit)
         distances["KL divergence"].append(kl_divergence(on_sphere, normal))
         distances["Wasserstein distance"].append(wasserstein_1d(coordinate, gaussian))
-        width = 2 * limit / 51
-        middle = torch.linspace(-limit + width / 2, limit - width / 2, 51).tolist()
+
+        width = 2 * limit / BINS
+        middle = torch.linspace(-limit + width / 2, limit - width / 2, BINS).tolist()
         curves = {"uniform on the sphere": on_sphere, "N(0, 1/m)": normal}
         curves = {name: (counts / counts.sum() / width)[:, None]
                   for name, counts in curves.items()}
@@ -173,14 +177,14 @@ def densities_part(args):
 
 
 def kl_divergence(p, q):
-    """Σ p log(p / q) in nats of two histograms' counts, each bin one higher against empty ones."""
+    """Σ p log(p / q) in nats, of two histograms' counts; 1 is added to each against empty bins."""
     p = (p + 1) / (p + 1).sum()
     q = (q + 1) / (q + 1).sum()
     return float((p * (p / q).log()).sum())
 
 
 def wasserstein_1d(x, y):
-    """The W1 distance of two samples of equally many numbers."""
+    """The W1 distance of two equally large samples of numbers."""
     return float((x.sort().values - y.sort().values).abs().mean())
 
 
@@ -197,7 +201,7 @@ def collapse_part(args):
 
 
 def dimension_part(args):
-    """From m = 4 on, where a quarter of the features is a whole number."""
+    """Starts at m = 4, where η = 25 % is one feature."""
     size = args.sizes["dimension"]
     curves = {}
     for eta in (0, *COLLAPSED):
@@ -209,93 +213,85 @@ def dimension_part(args):
         ends = [float(values[-1].mean()) for values in panel["curves"].values()]
         apart = max(ends) - min(ends) > 0.08 * LARGEST.get(panel["y"], math.inf)
         at_end = f"at m = {panel['at'][-1]}"
-        panel["facts"] = {
-            "W2": {f"tells the η apart {at_end}": apart},
-            "L_U": {f"does not tell the η apart {at_end}": not apart},
-        }.get(panel["y"], {})
+        if panel["y"] == "W2":
+            panel["facts"] = {f"tells the η apart {at_end}": apart}
+        if panel["y"] == "L_U":
+            panel["facts"] = {f"does not tell the η apart {at_end}": not apart}
     return {"dimension": panels}
 
 
 def cloning_part(args):
     size = args.sizes["cloning"]
-    changes = {
-        "every feature repeated": (clone_features, size["samples"], "rising", "level"),
-        "features of zeros appended": (append_zeros, size["samples"], "rising", "level"),
-        "every sample repeated": (clone_instances, size["instances"], "level", "rising"),
+    studies = {
+        "every feature repeated": {"change": clone_features, "samples": size["samples"],
+                                   "claims": {"W2": "rising", "L_U": "level"}},
+        "features of zeros appended": {"change": append_zeros, "samples": size["samples"],
+                                       "claims": {"W2": "rising", "L_U": "level"}},
+        "every sample repeated": {"change": clone_instances, "samples": size["instances"],
+                                  "claims": {"W2": "level", "L_U": "rising"}},
     }
     panels = []
-    for title, (change, samples, w2_claim, lu_claim) in changes.items():
+    for title, study in studies.items():
         curves = {}
         for eta in COLLAPSED:
             curves[f"η = {eta:.0%}"] = sweep(
-                args, TIMES,
-                lambda times, generator: change(unit_rows(samples, 32, eta, generator), times))
-        claims = {"W2": w2_claim, "L_U": lu_claim}
-        panels += panels_of(args, title, TIMES, curves, claims, "times")
+                args, TIMES, lambda times, generator: study["change"](
+                    unit_rows(study["samples"], 32, eta, generator), times))
+        panels += panels_of(args, title, TIMES, curves, study["claims"], "times")
     return {"cloning": panels}
 
 
 def means_part(args):
-    """Points around a far mean are all alike once they are unit, though Σ = I is isotropic."""
-    def around(k, generator):
-        return normalize_rows(k + torch.randn(2000, 2, generator=generator))
-
+    """With a large mean all normalised points are alike, although Σ = I is isotropic."""
     at = (0, 0.5, 1, 2, 4, 8, 16, 32)
-    curves = {"N(k·1, I), made unit": sweep(args, at, around)}
+    found = sweep(args, at, lambda k, generator: around(k, 2000, generator))
     claims = {"W2": "rising", "L_U": "rising"}
-    return {"means": panels_of(args, "large means", at, curves, claims, "mean k")}
+    return {"means": panels_of(args, "large means", at, {"N(k·1, I), made unit": found}, claims,
+                               "mean k")}
+
+
+# each returns {name of its files: panels}
+PARTS = {"densities": densities_part, "collapse": collapse_part, "dimension": dimension_part,
+         "cloning": cloning_part, "means": means_part}
 
 
 # --- the four properties ------------------------------------------------------------------------
 
-PROPERTIES = ("permuted samples: unchanged", "repeated samples: unchanged",
-              "repeated features: worse", "appended zeros: worse")
-
-
 def properties(measure, generator, tolerance=1e-3):
-    """{property: whether a measure has it}, on Gaussian noise of 400 × 96 with η = 25 %.
+    """{property: whether a measure has it}, on 400 × 96 Gaussian noise with η = 25 %.
 
-    What "worse" is, up or down, is taken from the measure itself: where it goes as three quarters
-    of the features collapse. tolerance: of that way, what counts as no change.
+    "Worse" is the direction in which the measure moves as η grows to 75 %. tolerance: the share
+    of that distance that counts as no change.
     """
     x = unit_rows(400, 96, 0.25, generator)
     value = float(measure(x))
-    way = float(measure(unit_rows(400, 96, 0.75, generator))) - value
-    changed = {
-        "permuted": x[torch.randperm(len(x), generator=generator)],
-        "instances": clone_instances(x, 2),
-        "features": clone_features(x, 2),
-        "zeros": append_zeros(x, 2),
+    distance = float(measure(unit_rows(400, 96, 0.75, generator))) - value
+
+    def moved(samples):
+        return (float(measure(samples)) - value) / distance if distance else math.nan
+
+    permuted = x[torch.randperm(len(x), generator=generator)]
+    return {
+        "permuted samples: unchanged": abs(moved(permuted)) < tolerance,
+        "repeated samples: unchanged": abs(moved(clone_instances(x, 2))) < tolerance,
+        "repeated features: worse": moved(clone_features(x, 2)) > tolerance,
+        "appended zeros: worse": moved(append_zeros(x, 2)) > tolerance,
     }
-    moved = {}
-    for name, samples in changed.items():
-        moved[name] = (float(measure(samples)) - value) / way if way else math.nan
-    holds = (abs(moved["permuted"]) < tolerance, abs(moved["instances"]) < tolerance,
-             moved["features"] > tolerance, moved["zeros"] > tolerance)
-    return dict(zip(PROPERTIES, holds))
 
 
 def check_properties(table):
-    """W2 has all four; L_U has the first alone [Theorem 1]."""
-    results = {}
-    for title, holds in table["W2"].items():
-        results[f"properties, W2, {title}"] = holds
+    """{sentence: whether it holds}: W2 has all four properties, L_U the first alone [Theorem 1]."""
+    results = {f"properties, W2, {title}": holds for title, holds in table["W2"].items()}
     for title, holds in table["L_U"].items():
-        first = title == PROPERTIES[0]
-        sentence = f"properties, L_U, {title}" + ("" if first else ": not so")
-        results[sentence] = holds == first
+        claimed = title.startswith("permuted")
+        results[f"properties, L_U, {title}" + ("" if claimed else ": not so")] = holds == claimed
     return results
-
-
-# each returns {file's name: figure}
-PARTS = {"densities": densities_part, "collapse": collapse_part, "dimension": dimension_part,
-         "cloning": cloning_part, "means": means_part}
 
 
 # --- files ------------------------------------------------------------------------------------
 
 def draw_pairs(path, args):
-    """Pairs of coordinates at m = 32, on the sphere and of the Gaussian, as two heat maps."""
+    """Heat maps of pairs of coordinates at m = 32, on the sphere and of a Gaussian."""
     from matplotlib.figure import Figure
     generator = torch.Generator().manual_seed(args.seed)
     points = args.sizes["densities"]["points"]
@@ -306,37 +302,35 @@ def draw_pairs(path, args):
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, (title, x) in zip(axes, samples.items()):
-        *_, picture = axis.hist2d(*x.T.numpy(), bins=51, range=[(-0.7, 0.7)] * 2, density=True,
-                                  cmap="cividis", vmin=0, vmax=5.5)
+        *_, image = axis.hist2d(*x.T.numpy(), bins=BINS, range=[(-0.7, 0.7)] * 2, density=True,
+                                cmap="cividis", vmin=0, vmax=5.5)
         axis.set(title=title, xlabel="coordinate 1", ylabel="coordinate 2", aspect="equal")
-    figure.colorbar(picture, ax=axes, label="density")
+    figure.colorbar(image, ax=axes, label="density")
     figure.savefig(path, dpi=150)
 
 
 def draw_means(path, args):
-    """The unit points for a few means: they collapse to one."""
+    """The normalised points for a few means: they collapse to one."""
     from matplotlib.figure import Figure
     generator = torch.Generator().manual_seed(args.seed)
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     for axis, k in zip(figure.subplots(1, 4), (0, 1, 4, 32)):
-        x = normalize_rows(k + torch.randn(500, 2, generator=generator))
-        axis.scatter(*x.T.numpy(), s=8, alpha=0.3, color=COLOURS[0])
+        axis.scatter(*around(k, 500, generator).T.numpy(), s=8, alpha=0.3, color=COLOURS[0])
         axis.set(title=f"k = {k}", xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
 
 
 def write_properties(path, table):
-    """Writes the table of properties as a CSV, and prints it."""
-    with open(path, "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["measure", *PROPERTIES])
-        print(f"{'':21}" + "  ".join(PROPERTIES))
-        for name, holds in table.items():
-            cells = ["yes" if value else "no" for value in holds.values()]
-            rows.writerow([name, *cells])
-            columns = [cell.ljust(len(title)) for cell, title in zip(cells, PROPERTIES)]
-            print(f"{name:21}" + "  ".join(columns))
+    """Prints the table of properties, and writes it as a CSV."""
+    rows = []
+    print(f"{'':21}" + "  ".join(table["W2"]))
+    for name, holds in table.items():
+        answers = {title: "yes" if value else "no" for title, value in holds.items()}
+        rows.append({"measure": name, **answers})
+        columns = [answer.ljust(len(title)) for title, answer in answers.items()]
+        print(f"{name:21}" + "  ".join(columns))
+    write_table(path, rows)
 
 
 # --- the command line -------------------------------------------------------------------------
@@ -344,13 +338,12 @@ def write_properties(path, table):
 def parse(argv):
     parser = cli.Parser("uniformity.py", __doc__)
     add = parser.add_argument
-    add("part", nargs="?", choices=(*PARTS, "properties"), help="this part only")
+    add("part", nargs="?", choices=(*PARTS, "properties"), help="compute this part only")
     add("--metric", nargs="+", choices=MEASURES, default=[], metavar="NAME",
-        help=f"measures to put beside W2 and L_U: {', '.join(MEASURES)}")
+        help=f"measures in addition to W2 and L_U: {', '.join(MEASURES)}")
     add("--draws", type=cli.whole_number(1), default=3, metavar="N", help="samples per point")
-    add("--seed", type=cli.whole_number(0, 2 ** 31 - 1), default=0, metavar="N",
-        help="of all random numbers")
-    add("--published", action="store_true", help="the paper's sizes, in place of smaller ones")
+    add("--seed", type=cli.whole_number(0, 2 ** 31 - 1), default=0, metavar="N", help="random seed")
+    add("--published", action="store_true", help="use the paper's sample sizes")
     add("--out", type=Path, default=Path("figures"), metavar="DIR", help="for figures and CSVs")
     args = parser.parse_args(argv)
     args.metric = list(dict.fromkeys([*PAPERS, *args.metric]))
@@ -359,25 +352,25 @@ def parse(argv):
 
 
 def study(args):
-    """Computes, writes and checks the parts that were asked for; whether all claims hold."""
+    """Computes, writes and checks the wanted parts; returns whether all claims hold."""
     results = {}
     written = []
     for part in [args.part] if args.part else [*PARTS, "properties"]:
         print(f"{part} …", flush=True)
-        if part == "properties":
-            generator = torch.Generator().manual_seed(args.seed)
-            table = {name: properties(measure, generator) for name, measure in MEASURES.items()}
-            write_properties(args.out / "properties.csv", table)
-            written.append("properties.csv")
-            results |= check_properties(table)
-            continue
-        for name, panels in PARTS[part](args).items():
+        figures = PARTS[part](args) if part in PARTS else {}
+        for name, panels in figures.items():
             written += write_figure(args.out, f"uniformity_{name}", panels)
             results |= check(name, panels)
         if part == "densities":
             written += picture(args.out / "uniformity_pairs.png", draw_pairs, args)
         if part == "means":
             written += picture(args.out / "uniformity_points.png", draw_means, args)
+        if part == "properties":
+            generator = torch.Generator().manual_seed(args.seed)
+            table = {name: properties(measure, generator) for name, measure in MEASURES.items()}
+            write_properties(args.out / "properties.csv", table)
+            written.append("properties.csv")
+            results |= check_properties(table)
     print(f"in {args.out}: {', '.join(written)}")
     print("the paper's claims, and whether this run shows them:")
     return report(results)
@@ -388,7 +381,7 @@ def main(argv=None):
         args = parse(argv)
         cli.make_output_folder(args.out)
         if not args.published:
-            print("smaller samples than the paper's: --published has its own")
+            print("samples are smaller than the paper's, which --published takes")
         sys.exit(0 if study(args) else 1)
 
 

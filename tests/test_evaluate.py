@@ -1,4 +1,4 @@
-"""Tests of evaluate.py: the probe against known answers; the program on a run, weights, features.
+"""Tests of evaluate.py: the probe on known data; the program on a run, weights and features.
 
     python -m pytest -q tests/test_evaluate.py
 """
@@ -20,26 +20,21 @@ from plumbing.run import last_value, read_log
 from plumbing.shapes import draw_shapes
 from tests.helpers import exit_status, save_images
 
-SCALES = torch.logspace(-1.5, 1.5, 6)       # of the features below: they differ by a thousand
-
-
-def run_evaluate(*flags):
-    """The exit status of evaluate.py."""
-    return exit_status(evaluate.main, *flags)
+SCALES = torch.logspace(-1.5, 1.5, 6)       # of the features below, up to a thousandfold
 
 
 def figures(tmp_path, *flags):
-    """What the program writes with --json, read by the letter: NaN is no JSON."""
+    """The results that the program writes with --json; ValueError on NaN, which is no JSON."""
     def refuse(constant):
         raise ValueError(f"{constant} is not JSON")
 
     path = tmp_path / "figures.json"
-    assert run_evaluate(*flags, "--device", "cpu", "--json", path) == 0
+    assert exit_status(evaluate.main, *flags, "--device", "cpu", "--json", path) == 0
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
 def clusters(n, spread, seed):
-    """n samples (n × 6) around four corners, one for each class, and their classes."""
+    """n samples (n × 6) around four corners, one per class, and their classes."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % 4
     noise = torch.randn(n, 6, generator=generator)
@@ -48,20 +43,13 @@ def clusters(n, spread, seed):
 
 # --- the linear probe -------------------------------------------------------------------------
 
-def test_probe_separates_what_can_be_separated():
-    train_x, train_y = clusters(600, 0.1, seed=0)
-    test_x, test_y = clusters(400, 0.1, seed=1)
-    offset = 10 * torch.arange(6)       # each feature has a mean of its own
-    found = linear_probe(train_x + offset, train_y, test_x + offset, test_y, epochs=20)
-    assert found["top1"] > 99
-
-
 def test_probe_comes_close_to_the_best_rule():
     train_x, train_y = clusters(2000, 0.5, seed=0)
     test_x, test_y = clusters(2000, 0.5, seed=1)
     nearest_corner = torch.cdist(test_x / SCALES, torch.eye(4, 6)).argmin(1)
     best = 100 * (nearest_corner == test_y).double().mean()
-    found = linear_probe(train_x, train_y, test_x, test_y, epochs=20)
+    offset = 10 * torch.arange(6)       # each feature has a mean of its own
+    found = linear_probe(train_x + offset, train_y, test_x + offset, test_y, epochs=20)
     assert abs(found["top1"] - best) < 2.5
 
 
@@ -87,7 +75,7 @@ def test_layers_side_by_side_learn_as_if_alone():
 
 
 def test_the_learning_rate_is_not_chosen_on_the_test_set():
-    """With test labels turned around, the same one is chosen, and the layer scores what is left."""
+    """Wrong test labels change the accuracy, but not the choice."""
     train_x, train_y = clusters(500, 0.6, seed=0)
     test_x, test_y = clusters(500, 0.6, seed=1)
     right = linear_probe(train_x, train_y, test_x, test_y, epochs=5)
@@ -121,17 +109,16 @@ def test_probe_refuses_what_does_not_fit():
 def test_share_of_labels():
     y = torch.tensor([0] * 200 + [1] * 100 + [2] * 5)
     few = share_of_labels(y, 0.1)
-    assert y[few].bincount().tolist() == [20, 10, 1]        # one at least
+    assert y[few].bincount().tolist() == [20, 10, 1]        # at least one
     assert len(few.unique()) == 31
     assert torch.equal(few, share_of_labels(y, 0.1))
-    assert not torch.equal(few, share_of_labels(y, 0.1, seed=1))
 
 
 # --- runs and weights -------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder of drawn shapes in three classes, and in run/ a short run on it."""
+    """A folder of drawn shapes of three classes, with a short run on it in run/."""
     root = tmp_path_factory.mktemp("evaluate")
     x, y = draw_shapes(400, torch.Generator().manual_seed(0), 16)
     splits = {"train": slice(0, 300), "test": slice(300, 400)}
@@ -148,7 +135,7 @@ def place(tmp_path_factory):
 def test_a_run_is_measured(place, tmp_path):
     found = figures(tmp_path, place / "run")
     log = read_log(place / "run" / "log.csv")
-    # what train.py itself measured, on the same images
+    # train.py measured the same images
     for name in ("erank_r", "erank_z", "mi", "knn_top1", "w2_z", "h2_r"):
         assert found[name] == pytest.approx(last_value(log, name), rel=1e-3), name
     assert found["linear_top5"] == 100      # there are three classes
@@ -157,7 +144,7 @@ def test_a_run_is_measured(place, tmp_path):
     assert 1 < found["lidar_r"] < 64 and 1 < found["lidar_z"] < 8       # of 64 and 8 features
     assert {"linear_1pct", "linear_10pct", "erank_r_over_mi"} <= found.keys()
 
-    # the same images as another dataset than its own
+    # the same images, named as another dataset
     transfer = figures(tmp_path, place / "run", "--dataset", "folder", "--data-dir", place)
     assert transfer.keys() == found.keys()
     for name in ("erank_r", "mi", "linear_top1", "alignment_z"):
@@ -227,18 +214,18 @@ def test_features_are_measured(tmp_path):
     np.array(["cat", "dog", "eel", "fox"]), np.array([7, 999_999, 3, 12], dtype=np.uint32),
 ])
 def test_labels_may_be_words_and_any_numbers(labels, tmp_path):
-    """And with a split it is the test rows that are tested."""
+    """With a split, its test rows are tested."""
     r, y = clusters(500, 0.1, seed=0)
     split = np.where(np.arange(500) < 400, "train", "test")
     np.savez(tmp_path / "f.npz", r=r.numpy(), y=labels[y.numpy()], split=split)
     assert figures(tmp_path, "--features", tmp_path / "f.npz")["linear_top1"] > 98
-    y[400:] = (y[400:] + 1) % 4         # in the test rows all labels are wrong
+    y[400:] = (y[400:] + 1) % 4         # all test labels are wrong
     np.savez(tmp_path / "f.npz", r=r.numpy(), y=labels[y.numpy()], split=split)
     assert figures(tmp_path, "--features", tmp_path / "f.npz")["linear_top1"] < 5
 
 
 def test_saved_features_are_what_was_measured(place, tmp_path):
-    """And give the same figures again, as the features of any model."""
+    """Measured with --features they give the same results again."""
     saved = tmp_path / "saved.npz"
     found = figures(tmp_path, place / "run", "--save-features", saved)
     with np.load(saved) as arrays:
@@ -255,7 +242,7 @@ def test_saved_features_are_what_was_measured(place, tmp_path):
 
 
 def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
-    r = np.eye(4)[np.zeros(6, int)]         # collapsed: I(R;Z) is 0, and nothing divides by it
+    r = np.eye(4)[np.zeros(6, int)]         # collapsed: I(R;Z) is 0, and is no divisor
     np.savez(tmp_path / "collapsed.npz", r=r, z=np.eye(6))
     found = figures(tmp_path, "--features", tmp_path / "collapsed.npz")
     assert found["mi"] == 0
@@ -268,10 +255,8 @@ def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
 @pytest.mark.parametrize("flags, words", [
     ("", "give one of"),
     ("{run} --features x.npz", "give one of"),
-    ("{run} --dataset imagenet22k", "invalid choice"),
     ("{run} --data-dir {tmp}/nowhere", "there is no directory"),
     ("{run} --device cuda:77", "--device cuda:77"),
-    ("{run} --device abacus", "--device"),
     ("{run} --json {tmp}/no/where.json", "cannot write"),
     ("{tmp}/nowhere", "is {tmp}/nowhere the folder of a run"),
     ("{tmp}/torn", "not a whole checkpoint"),
@@ -281,7 +266,6 @@ def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
     ("--weights {tmp}/text --dataset shapes", "not a state dict"),
     ("--weights {tmp}/nan.pth --dataset shapes", "weights are not finite"),
     ("--weights {tmp}/flipped.pth --dataset shapes", "is damaged"),
-    ("--features {tmp}/text", "not an npz file"),
     ("--features {tmp}/pickled.npz", "not an npz file"),
     ("--features {tmp}/no_r.npz", "lacks an array r"),
     ("--features {tmp}/uneven.npz", "z has 3 rows, and r 10"),
@@ -296,7 +280,6 @@ def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
     ("--features {tmp}/unlabelled.npz", "two labelled rows"),
     ("--features {tmp}/good.npz --save-features {tmp}/x.npz", "nothing to add"),
     ("{run} --save-features {tmp}/no/where.npz", "cannot write"),
-    ("--features {tmp}/good.npz --device cuda:77", "--device cuda:77"),
 ])
 def test_bad_input(flags, words, place, tmp_path, capsys):
     (tmp_path / "text").write_text("hello")
@@ -326,7 +309,7 @@ def test_bad_input(flags, words, place, tmp_path, capsys):
     np.savez(tmp_path / "good.npz", r=square, z=square)
 
     command = flags.format(run=place / "run", tmp=tmp_path).split()
-    assert run_evaluate(*command) == 2
+    assert exit_status(evaluate.main, *command) == 2
     error = capsys.readouterr().err
     assert words.format(tmp=tmp_path) in error
     assert error.count("\n") == 1

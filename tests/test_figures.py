@@ -1,5 +1,4 @@
-"""Tests of figures.py and results.py on made runs: tables with known answers, names and colours,
-bad input.
+"""Tests of figures.py and plumbing/results.py on made runs: tables, figures, names, bad input.
 
     python -m pytest -q tests/test_figures.py
 """
@@ -45,7 +44,7 @@ def write_log(folder, columns, cut_off=""):
 
 
 def made_run(folder, flags, accuracy=50, rank=10, information=0.3, epochs=3, cut_off=""):
-    """A run whose log ends with these values; its last epoch is one without evaluation."""
+    """A run whose log ends with these values; its last epoch has no evaluation."""
     epoch = list(range(1, epochs + 1))
     columns = {name: [0.1 * e for e in epoch] for name in COLUMNS}
     columns["epoch"] = epoch
@@ -58,19 +57,18 @@ def made_run(folder, flags, accuracy=50, rank=10, information=0.3, epochs=3, cut
 
 
 def run_figures(*arguments):
-    """The exit status of figures.py."""
     return exit_status(figures.main, *arguments)
 
 
 def read_table(path, key):
-    """A table's rows as dicts, by one of their columns."""
+    """A table's rows as dicts, by their values in the column `key`."""
     with open(path, newline="", encoding="utf-8") as file:
         return {row[key]: row for row in csv.DictReader(file)}
 
 
 @pytest.fixture
 def tables_alone(monkeypatch):
-    """Drawing takes seconds: here only the tables are looked at."""
+    """Skips drawing, which takes seconds."""
     for name in ("draw_dynamics", "draw_plane", "draw_entropy", "draw_accuracy", "draw_settings"):
         monkeypatch.setattr(figures, name, lambda runs, png: None)
 
@@ -79,7 +77,7 @@ def tables_alone(monkeypatch):
 def four_runs(tmp_path):
     """VICReg twice, SimCLR and α 0.5, where accuracy is 10 + 2·rank and I(R;Z) falls with it.
 
-    The folders' names say nothing, and one log was cut off in the middle of a line.
+    One log was cut off in the middle of a line.
     """
     made_run(tmp_path / "a", VICREG, 30, rank=10, information=0.4, epochs=3)
     made_run(tmp_path / "b", VICREG | {"--seed": 1, "--out": "runs/b"}, 50, rank=20,
@@ -109,7 +107,7 @@ def test_correlations_of_made_runs(four_runs, tmp_path, tables_alone):
 
 
 def test_an_evaluation_joins_its_runs_log(four_runs, tmp_path, capsys, tables_alone):
-    """What it adds is correlated; what the log has too stays the log's."""
+    """Its additional values are correlated; values that the log has too are the log's."""
     for folder, value in zip(four_runs, (4, 3, 2, 1)):
         evaluation = {"lidar_z": value, "knn_top1": -1, "lidar_r": None, "dataset": "shapes"}
         (folder / "evaluation.json").write_text(json.dumps(evaluation))
@@ -128,7 +126,7 @@ def test_an_evaluation_joins_its_runs_log(four_runs, tmp_path, capsys, tables_al
 
 
 def test_interval_of_a_correlation():
-    """Fisher's, as tables give it: r = 0.5 of 28 pairs is between 0.156 and 0.736."""
+    """By Fisher's tables, r = 0.5 of 28 pairs is between 0.156 and 0.736."""
     low, high = results.interval(0.5, 28)
     assert (low, high) == (pytest.approx(0.156, abs=1e-3), pytest.approx(0.736, abs=1e-3))
     assert results.interval(-0.5, 28) == (pytest.approx(-high), pytest.approx(-low))
@@ -165,7 +163,7 @@ def test_figures_show_something(four_runs, tmp_path):
 
 
 def test_a_relation_says_its_correlation(four_runs):
-    """Accuracy is 10 + 2·rank in the made runs; one that lacks the column is left out."""
+    """Accuracy is 10 + 2·rank in the made runs; one without the column is left out."""
     runs = results.read_runs(four_runs)
     del runs["SimCLR"][0]["erank_r"]
     axis = Figure().subplots()
@@ -270,7 +268,7 @@ def test_labels_say_in_which_flags_runs_differ():
     assert results.labels([narrow, narrow | {"--seed": 4}]) == ["AdaDim", "AdaDim"]
     few = FLAGS | {"--limit-train": 100, "--baseline": True}
     assert results.labels([FLAGS, few]) == ["AdaDim", "AdaDim, --limit-train 100, --baseline"]
-    # how often α is measured means something only where it is
+    # --alpha-every has no effect unless α is measured
     often = FLAGS | {"--alpha-every": 5}
     assert results.labels([FLAGS, often, VICREG]) == [
         "AdaDim, --alpha-every 20", "AdaDim, --alpha-every 5", "VICReg"]
@@ -278,7 +276,7 @@ def test_labels_say_in_which_flags_runs_differ():
 
 
 def test_methods_own_defaults_are_not_spelled():
-    """Between methods the name says it all; of one method, what differs is named."""
+    """They are named only if they differ between runs of one method."""
     adadim = FLAGS | {"--lr": 0.4, "--set": None}
     byol = FLAGS | {"--method": "byol", "--lr": 1.0, "--set": {"momentum": 0.99, "predictor": "8"}}
     slow = byol | {"--lr": 0.5}
@@ -291,7 +289,7 @@ def test_methods_own_defaults_are_not_spelled():
 
 
 def test_colours_tell_methods_apart():
-    """Those of the paper keep theirs, whatever they are drawn beside."""
+    """The paper's methods keep theirs, whatever else is drawn."""
     few = figures.colours(["VICReg", "AdaDim, β 0", "α 0.4"])
     others = [f"method {i}" for i in range(len(figures.FREE_COLOURS))]
     many = figures.colours([*others, "VICReg", "SimCLR", "α 0.4", "α 0.6", "AdaDim, β 0"])

@@ -1,4 +1,4 @@
-"""Tests of simulate.py: its functions against closed forms, and the script itself.
+"""Tests of simulate.py: its functions against closed forms, and the script.
 
     python -m pytest -q tests/test_simulate.py
 """
@@ -13,17 +13,14 @@ import simulate
 from plumbing.panels import shows
 from simulate import (blobs, bound_terms, gaussian_mutual_information, log_determinants, pca,
                       standardise)
+from tests.helpers import exit_status, generator, randn
 
 F64 = torch.float64
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def with_covariance(sigma, n=400):
-    """n samples whose covariance is sigma exactly."""
-    x = torch.randn(n, len(sigma), generator=generator(), dtype=F64)
+    """n samples with exactly the covariance sigma."""
+    x = randn(n, len(sigma))
     x = x - x.mean(0)
     own = torch.linalg.cholesky(x.T @ x / (n - 1))
     white = x @ torch.linalg.inv(own).T
@@ -54,15 +51,15 @@ def test_information_of_correlated_pairs(rho):
     # ε on the diagonals makes the correlation ρ / (1 + ε)
     assert float(gaussian_mutual_information(r, z, 0.1)) == near(closed_form(rho / 1.1))
 
-    # no invertible map changes it
-    mixed = r @ torch.randn(d, d, generator=generator(), dtype=F64)
+    # invertible maps do not change it
+    mixed = r @ randn(d, d)
     assert float(gaussian_mutual_information(mixed, z, 0)) == near(closed_form(rho))
 
 
 def correlated_draws():
-    """Four draws of R (4 × 50 × 5) and of Z (4 × 50 × 2), which knows something of R."""
-    r = torch.randn(4, 50, 5, generator=generator(), dtype=F64)
-    z = r[..., :2] + torch.randn(4, 50, 2, generator=generator(1), dtype=F64)
+    """Four draws of R (4 × 50 × 5) and of Z (4 × 50 × 2), which is correlated with R."""
+    r = randn(4, 50, 5)
+    z = r[..., :2] + randn(4, 50, 2, seed=1)
     return r, z
 
 
@@ -91,7 +88,7 @@ def test_terms_of_the_bound_add_up_to_the_conditional_entropy():
 
 def test_pca():
     variances = torch.tensor([9.0, 4, 1, 0.25], dtype=F64)
-    basis = torch.linalg.qr(torch.randn(4, 4, generator=generator(), dtype=F64))[0]
+    basis = torch.linalg.qr(randn(4, 4)).Q
     x = with_covariance(basis @ torch.diag(variances) @ basis.T) + 100
 
     z = pca(x, 2)
@@ -134,11 +131,11 @@ BAD_CALLS = {
     "no samples": lambda: blobs(0, 2, 1),
     "negative standard deviation": lambda: blobs(5, 2, -1),
     "no draws": lambda: blobs(5, 2, 1, draws=0),
-    "too many components": lambda: pca(torch.randn(5, 3), 4),
-    "no components": lambda: pca(torch.randn(5, 3), 0),
-    "unequal samples": lambda: gaussian_mutual_information(torch.randn(5, 3), torch.randn(4, 3)),
-    "one sample": lambda: gaussian_mutual_information(torch.randn(1, 3), torch.randn(1, 3)),
-    "negative ε": lambda: gaussian_mutual_information(torch.randn(5, 3), torch.randn(5, 3), -1),
+    "too many components": lambda: pca(randn(5, 3), 4),
+    "no components": lambda: pca(randn(5, 3), 0),
+    "unequal samples": lambda: gaussian_mutual_information(randn(5, 3), randn(4, 3)),
+    "one sample": lambda: gaussian_mutual_information(randn(1, 3), randn(1, 3)),
+    "negative ε": lambda: gaussian_mutual_information(randn(5, 3), randn(5, 3), -1),
 }
 
 
@@ -171,12 +168,7 @@ def test_rising_then_level_can_fail():
 # --- the script -----------------------------------------------------------------------------
 
 def run(*flags):
-    """The script's main, in this process: its exit status."""
-    try:
-        simulate.main([str(flag) for flag in flags])
-    except SystemExit as stop:
-        return stop.code
-    return 0
+    return exit_status(simulate.main, *flags)
 
 
 def rows_of(path):
@@ -184,14 +176,25 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_script_shows_figure_2s_trends(tmp_path, capsys):
-    for part in ("features", "variance"):
-        assert run(part, "--draws", 4, "--out", tmp_path) == 0
+def test_script_shows_the_trends_in_the_number_of_features(tmp_path, capsys):
+    assert run("features", "--draws", 4, "--out", tmp_path) == 0
     assert "NO" not in capsys.readouterr().out
-    for name in ("figure2_features", "figure2_variance", "figure10"):
-        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    assert (tmp_path / "figure2_features.png").stat().st_size > 10_000
 
-    # as in a trial with more draws, at standard deviations 0.1, 1, 8 and 32
+
+def test_script_shows_the_trends_in_the_spread(tmp_path, capsys):
+    """With raw features (c) does not level off; (d) and Figure 10's difference do not fall."""
+    assert run("variance", "--draws", 4, "--out", tmp_path) == 0
+    standardised, raw = capsys.readouterr().out.split("raw features, dashed")
+    assert "NO" not in standardised
+    for name in ("figure2_variance", "figure10"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    verdicts = [line.split(maxsplit=1) for line in raw.splitlines()[1:]]
+    missing = [sentence.split(")")[0] for verdict, sentence in verdicts if verdict == "no"]
+    assert missing == ["figure2_variance, c", "figure2_variance, d", "figure10, b"]
+    assert len(verdicts) == 5
+
+    # values from a trial with more draws, at standard deviations 0.1, 1, 8 and 32
     means = {}
     for row in rows_of(tmp_path / "figure2_variance.csv"):
         if float(row["clusters' standard deviation"]) in (0.1, 1, 8, 32):
@@ -205,16 +208,6 @@ def test_script_shows_figure_2s_trends(tmp_path, capsys):
     two_components = means["d", "25 features, raw"]
     assert ten_components == pytest.approx([18.9, 30.1, 43.3, 55.2], rel=0.05)
     assert two_components == pytest.approx([9.3, 9.3, 9.6, 11.2], rel=0.05)
-
-
-def test_trends_that_need_standardised_features(tmp_path, capsys):
-    """Raw, (c) does not level off, and neither (d) nor Figure 10's difference falls."""
-    assert run("variance", "--draws", 4, "--out", tmp_path) == 0
-    _, raw = capsys.readouterr().out.split("raw features, dashed")
-    verdicts = [line.split(maxsplit=1) for line in raw.splitlines()[1:]]
-    missing = [sentence.split(")")[0] for verdict, sentence in verdicts if verdict == "no"]
-    assert missing == ["figure2_variance, c", "figure2_variance, d", "figure10, b"]
-    assert len(verdicts) == 5
 
 
 def test_without_matplotlib_the_csvs_are_the_same(tmp_path, capsys, monkeypatch):
@@ -244,7 +237,7 @@ def test_figure_2_has_the_panels_of_both_parts(tmp_path, capsys, monkeypatch):
 
 
 def test_script_says_when_a_trend_is_missing(tmp_path, capsys):
-    # one cluster has no structure for its spread to wash out: standardised, nothing changes
+    # standardised samples of a single cluster are the same for every spread
     assert run("variance", "--draws", 2, "--centers", 1, "--out", tmp_path) == 1
     assert "NO " in capsys.readouterr().out
 
@@ -259,7 +252,7 @@ def test_networks_start_equal_and_learn(tmp_path):
     means = {"SimCLR": [], "VICReg": []}
     for row in rows_of(tmp_path / "figure11.csv"):
         means[row["curve"]].append(float(row["mean"]))
-    assert means["SimCLR"][0] == means["VICReg"][0]             # both have the same networks
+    assert means["SimCLR"][0] == means["VICReg"][0]             # of the same networks
     for curve in means.values():
         assert len(curve) == 7
         assert all(math.isfinite(mean) for mean in curve)
@@ -267,8 +260,8 @@ def test_networks_start_equal_and_learn(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [
-    "figure9", "--draws 0", "--draws many", "--components 30 2", "--epsilon 0", "--std -1",
-    "--samples 1", "--batch-size 1025", "--seed 99999999999999999999", "--out {}/file/x", "--typo",
+    "figure9", "--draws 0", "--components 30 2", "--epsilon 0", "--std -1", "--samples 1",
+    "--batch-size 1025", "--seed 99999999999999999999", "--out {}/file/x",
 ])
 def test_bad_input(flags, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")

@@ -1,4 +1,4 @@
-"""Tests of uniformity.py: samples and properties by hand, and that its checks can fail.
+"""Tests of uniformity.py: samples, properties, and that its checks can fail.
 
     python -m pytest -q tests/test_uniformity.py
 """
@@ -11,6 +11,7 @@ import torch
 import metrics
 import uniformity
 from losses import wasserstein_uniformity
+from tests.helpers import exit_status, generator
 
 SMALL = {
     "densities": {"points": 20_000, "dimensions": (2, 8, 64)},
@@ -22,19 +23,13 @@ SMALL = {
 
 @pytest.fixture
 def script(tmp_path, monkeypatch):
-    """uniformity.py's main on small samples: its exit status."""
+    """Runs uniformity.py on small samples; returns its exit status."""
     monkeypatch.setattr(uniformity, "SIZES", SMALL)
     monkeypatch.setattr(uniformity, "TIMES", (1, 2, 4))
 
     def run(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            uniformity.main(["--draws", "1", "--out", str(tmp_path), *arguments])
-        return stop.value.code
+        return exit_status(uniformity.main, "--draws", 1, "--out", tmp_path, *arguments)
     return run
-
-
-def generator():
-    return torch.Generator().manual_seed(0)
 
 
 def test_samples_and_their_changes():
@@ -48,7 +43,7 @@ def test_samples_and_their_changes():
 
 
 def test_distances_of_histograms_and_samples():
-    p, q = torch.tensor([2999.0, 999.0]), torch.tensor([999.0, 2999.0])     # one is added to each
+    p, q = torch.tensor([2999.0, 999.0]), torch.tensor([999.0, 2999.0])     # 1 is added to each
     assert uniformity.kl_divergence(p, q) == pytest.approx(0.5 * math.log(3))
     x = torch.tensor([3.0, 1.0, 2.0])
     assert uniformity.wasserstein_1d(x, x.flip(0) + 0.5) == pytest.approx(0.5)
@@ -68,10 +63,8 @@ def test_a_coordinate_of_a_circle_has_the_arcsines_density(script, tmp_path):
 
 
 def test_properties_of_measures_made_for_it():
-    """Of each property one that has it alone, or lacks it alone."""
     def of(measure):
-        holds = uniformity.properties(measure, generator())
-        return [holds[title] for title in uniformity.PROPERTIES]
+        return list(uniformity.properties(measure, generator()).values())
 
     assert of(wasserstein_uniformity) == [True, True, True, True]
     assert of(metrics.uniformity) == [True, False, False, False]
@@ -98,7 +91,7 @@ def test_every_claim_is_shown_and_drawn(script, tmp_path, capsys):
 
 @pytest.mark.parametrize("part", ["collapse", "dimension", "cloning", "properties"])
 @pytest.mark.parametrize("name, instead", [
-    ("W2", metrics.uniformity),                             # a metric without its properties
+    ("W2", metrics.uniformity),                             # lacks W2's properties
     ("L_U", wasserstein_uniformity),
 ])
 def test_a_metric_without_its_properties_is_caught(script, monkeypatch, part, name, instead):
@@ -109,12 +102,10 @@ def test_a_metric_without_its_properties_is_caught(script, monkeypatch, part, na
 @pytest.mark.parametrize("words, message", [
     ("everything", "invalid choice"),
     ("--metric pearson", "invalid choice"),
-    ("--draws 0", "--draws"),
     ("--out {}/file/x", "file"),
 ])
 def test_bad_input(words, message, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(SystemExit) as stop:
-        uniformity.main(words.format(tmp_path).split())
+    assert exit_status(uniformity.main, *words.format(tmp_path).split()) == 2
     err = capsys.readouterr().err
-    assert stop.value.code == 2 and message in err and err.count("\n") == 1
+    assert message in err and err.count("\n") == 1
