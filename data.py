@@ -58,8 +58,6 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
     are cropped from the whole image.
     Raises BadInput, or OSError for unreadable files; the message tells what to do.
     """
-    if name not in DATASETS:
-        raise BadInput(f"unknown dataset {name!r}: choose from {', '.join(DATASETS)}")
     facts = DATASETS[name]
     if classes is not None and facts["layout"] not in ("classes", "folder"):
         raise BadInput(f"--classes picks class folders, and {name} has none")
@@ -67,7 +65,7 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
     data = read_dataset(name, Path(data_dir), classes)
     if len(data["test_x"]) < 2:
         raise BadInput("there is only one test image: the metrics need two or more")
-    if limit_train and limit_train < len(data["train_x"]):
+    if limit_train is not None:
         keep = random_subset(len(data["train_x"]), limit_train, seed)
         data["train_x"] = pick(data["train_x"], keep)
         data["train_y"] = data["train_y"][keep]
@@ -104,11 +102,9 @@ def becomes_resident(data, resident, room):
         raise BadInput(f"{count:,} images of {data['size']} pixels take {needed / 1e9:.0f} GB "
                        f"of memory, and this machine has {memory / 1e9:.0f}: "
                        "use --resident auto, or --limit-train")
-    if resident == "auto":
-        if room is None:
-            room = memory / 2
-        return needed <= room
-    return resident == "yes"
+    if room is None:
+        room = memory / 2
+    return resident == "yes" or (resident == "auto" and needed <= room)
 
 
 def channel_statistics(data):
@@ -165,28 +161,22 @@ def to_device(data, device):
         data["train_x"] = data["train_x"].to(device)        # n × 3 × size × size, uint8
 
 
-def epoch_order(n_images, batch_size, seed):
-    """An epoch's batches in random order, as indices: steps × this process's images.
-
-    The same seed gives all processes the same order; each takes its part of every batch. An
-    incomplete last batch is dropped.
-    """
-    steps = n_images // batch_size
-    order = torch.randperm(n_images, generator=torch.Generator().manual_seed(seed))
-    order = order[:steps * batch_size].view(steps, WORLD_SIZE, -1)
-    return order[:, RANK]
-
-
 def plan_batches(n_images, batch_size, seed, epochs, first_epoch=1, first_step=0):
     """Yields this process's PlannedBatch of each step, to the end of the last epoch.
 
-    Seed, epoch, process and step determine all random numbers of a step, so a run can be resumed
-    at any step. first_epoch counts from 1, first_step from 0.
+    All processes draw the same order of an epoch's images, and each takes its part of every
+    batch; an incomplete last batch is dropped. Seed, epoch, process and step determine all random
+    numbers of a step, so a run can be resumed at any step. first_epoch counts from 1, first_step
+    from 0.
     """
+    steps = n_images // batch_size
+    generator = torch.Generator()
     for epoch in range(first_epoch, epochs + 1):
-        order = epoch_order(n_images, batch_size, mixed_seed(seed, epoch))  # steps × batch
+        generator.manual_seed(mixed_seed(seed, epoch))
+        order = torch.randperm(n_images, generator=generator)[:steps * batch_size]
+        order = order.view(steps, WORLD_SIZE, -1)[:, RANK]      # steps × this process's images
         own_seed = mixed_seed(seed, epoch, RANK)
-        for step in range(first_step, len(order)):
+        for step in range(first_step, steps):
             yield PlannedBatch(own_seed, step, order[step])
         first_step = 0
 
@@ -248,16 +238,12 @@ def contact_sheet(data, recipe, columns=16):
     shuffled = torch.randperm(len(data["train_x"]), generator=torch.Generator().manual_seed(0))
     index = shuffled[:2 * columns]
     size = data["image_size"]
-    streamed = data["streamed"]
-    if streamed:
-        plan = [PlannedBatch(seed=0, step=0, index=index)]
-        pair = next(stream_crops(data["train_x"], plan, recipe, size))
-    else:
-        pair = data["train_x"][index].expand(2, -1, -1, -1, -1)
+    plan = [PlannedBatch(seed=0, step=0, index=index)]
+    _, _, pair = next(image_pairs(data, plan, recipe, torch.device("cpu")))
     generator = torch.Generator().manual_seed(0)
     kinds = [pixels(data, "train_x", index)]        # images, first views, second views
     for view in (0, 1):
-        seen = augment(pair[view], recipe, view, generator, size, cropped=streamed)
+        seen = augment(pair[view], recipe, view, generator, size, cropped=data["streamed"])
         kinds.append((seen * 255).round().to(torch.uint8))
 
     rows = [kind[part] for part in torch.arange(len(index)).split(columns) for kind in kinds]

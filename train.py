@@ -309,7 +309,7 @@ def train(args, session):
         }
 
     if session.saved:
-        with session.restoring():
+        with run.restoring(session.last):
             learner.load_state_dict(session.saved["learner"])
             optimizer.load_state_dict(session.saved["optimizer"])
             scaler.load_state_dict(session.saved["scaler"])
@@ -331,7 +331,8 @@ def train(args, session):
     plan = plan_batches(n_images, args.batch_size, args.seed, args.epochs, session.epoch + 1,
                         session.step)
     layout = memory_layout(device, args.precision, args.width)
-    batches = session.close_at_end(batches_of_views(data, plan, args.augment, layout, view_of))
+    batches = batches_of_views(data, plan, args.augment, layout, view_of)
+    session.callback(batches.close)     # otherwise image workers survive an exception
 
     generator = torch.Generator(device)
     for epoch in range(session.epoch + 1, args.epochs + 1):
@@ -374,7 +375,7 @@ def train(args, session):
 
 def main(argv=None):
     command = sys.argv[1:] if argv is None else argv
-    with orderly_end("train.py", command) as signals:
+    with orderly_end(command) as signals:
         args = parse_args(command)
         with (run.reserved(args.out, args.resume, args.overwrite),
               Session(args, command, signals) as session):

@@ -10,6 +10,7 @@ the program that reads their output has exited.
 """
 import argparse
 import contextlib
+import math
 import os
 import re
 import signal
@@ -42,23 +43,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, program, description, **settings):
         super().__init__(prog=program, description=description, allow_abbrev=False,
                          formatter_class=HelpFormatter, **settings)
+        # argparse would take the number in --beta -1e-4 for another flag
+        self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)")
 
     def error(self, message):
         raise BadInput(f"{message} (--help explains the flags)")
-
-    def parse_known_args(self, args=None, namespace=None):
-        """Reads --beta -1e-4 as --beta=-1e-4: argparse would take the number for another flag."""
-        joined = []
-        for word in sys.argv[1:] if args is None else args:
-            if joined and joined[-1].startswith("--") and is_negative_number(word):
-                joined[-1] += f"={word}"
-            else:
-                joined.append(word)
-        return super().parse_known_args(joined, namespace)
-
-
-def is_negative_number(text):
-    return re.fullmatch(r"-(\d|\.\d|inf|nan).*", text) is not None
 
 
 # --- types for argparse ---------------------------------------------------------------------
@@ -76,13 +65,10 @@ def checked(kind, accept, wanted):
     return parse
 
 
-def whole_number(low, high=None):
-    """Integers from low to high, inclusive; without high there is no upper limit."""
-    def accept(value):
-        return low <= value and (high is None or value <= high)
-
-    wanted = f"a whole number from {low}" + ("" if high is None else f" to {high}")
-    return checked(int, accept, wanted)
+def whole_number(low, high=math.inf):
+    """Integers from low to high, inclusive."""
+    wanted = f"a whole number from {low}" + (f" to {high}" if high < math.inf else "")
+    return checked(int, lambda value: low <= value <= high, wanted)
 
 
 LARGEST_NUMBER = 1e30       # far below float32's limit of 3e38

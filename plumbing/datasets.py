@@ -19,6 +19,7 @@ from torchvision.datasets.utils import check_integrity, download_url, extract_ar
 from plumbing.cli import BadInput
 from plumbing.folders import class_folders, find_classes, find_images
 from plumbing.images import list_images
+from plumbing.run import made_folder
 from plumbing.shapes import load_shapes
 
 # --- the table --------------------------------------------------------------------------------
@@ -121,12 +122,9 @@ def fetch(name, root):
     file = url.rpartition("/")[2].removesuffix("?download=1")
     archive = root / file
     unpacked = root / facts.get("unpacked", file)
-    if unpacked.is_dir():
-        return unpacked
-
     try:
         with only_process_in(root):
-            if unpacked.is_dir():       # by the process that had the lock
+            if unpacked.is_dir():
                 return unpacked
             if not archive.exists():
                 download(url, archive, facts["md5"])
@@ -139,7 +137,7 @@ def fetch(name, root):
     except BadInput:
         raise
     except Exception as error:      # torchvision raises anything from URLError to RuntimeError
-        raise BadInput(f"cannot get {name} ({in_one_line(error)}): download {url} "
+        raise BadInput(f"cannot get {name} ({error}): download {url} "
                        f"(md5 {facts['md5']}) and put {file} into {root}; "
                        "--dataset shapes and folder need no download") from error
 
@@ -147,21 +145,13 @@ def fetch(name, root):
 @contextlib.contextmanager
 def only_process_in(folder):
     """Creates and locks a folder: other processes wait. Removes it again if it stays empty."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    lock = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with made_folder(folder), contextlib.ExitStack() as at_end:
         with contextlib.suppress(ImportError, OSError):     # Windows; some network disks
             import fcntl
             lock = os.open(folder, os.O_RDONLY)
+            at_end.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-    finally:
-        if lock is not None:
-            os.close(lock)
-        with contextlib.suppress(OSError):
-            for path in made:
-                path.rmdir()
 
 
 def download(url, archive, md5):
@@ -186,10 +176,6 @@ def unpack(archive, folder):
         os.replace(content, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def in_one_line(error):
-    return " ".join(str(error).split())
 
 
 def load_torchvision(name, root):
@@ -235,7 +221,7 @@ def load_medmnist(name, root):
                 found[f"{split}_y"] = labels.flatten().long()
             found["unused"] = {"val": len(file["val_labels"])}
     except (KeyError, ValueError, OSError) as error:
-        raise BadInput(f"{path} is not a file of MedMNIST v2 ({in_one_line(error)})") from error
+        raise BadInput(f"{path} is not a file of MedMNIST v2 ({error})") from error
     return found
 
 

@@ -23,10 +23,7 @@ def load_run(folder):
     saved = run.load_checkpoint(path)
     try:
         flags = saved["config"]
-        facts = saved["facts"] | {
-            "dataset": flags["--dataset"],
-            "flags": flags,
-        }
+        facts = saved["facts"] | {"dataset": flags["--dataset"], "flags": flags}
         encoder, p = resnet(flags["--arch"], flags["--width"], facts["stem"])
         method = METHODS.get(flags["--method"], Method)     # Method for one of the user's own
         projector = method.make_projector(p, flags["--projector"])

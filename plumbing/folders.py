@@ -1,8 +1,8 @@
 """Datasets in folders, with or without class folders, and a size that suits their images."""
+import itertools
 import math
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -14,13 +14,6 @@ FEWEST = 20             # images needed in a folder without classes, to hold out
 MOST_HELD_OUT = 2048    # images held out for the metrics, at most
 
 
-class Splits(NamedTuple):
-    """The folders of a dataset."""
-    root: Path
-    train: Path             # root itself if it has no train folder
-    held_out: Path | None   # for the metrics
-
-
 def find_classes(name, root, n_classes=None, chosen=None):
     """Finds images in class folders: train/<class>/…, and test/<class>/… or val/<class>/….
 
@@ -30,32 +23,33 @@ def find_classes(name, root, n_classes=None, chosen=None):
     """
     expected = (f"--dataset {name} expects train/<class>/*.png|jpg|jpeg, "
                 "and the same under test/ or val/, in --data-dir")
-    splits = find_splits(root, expected)
-    if name == "folder" and not has_classes(splits):
-        return find_unlabelled(splits)
-    if splits.held_out is None:
-        raise BadInput(f"{root} lacks a test or val directory: {expected}")
-    if splits.train == root:
-        raise BadInput(f"{root} lacks a train directory: {expected}")
-
-    classes = choose_classes(splits.train, chosen)
-    train_x, train_y = find_images(splits.train, classes)
-    test_x, test_y = find_images(splits.held_out, classes)
-    check_some(splits.train, train_x, expected)
-    check_some(splits.held_out, test_x, expected)
-    if chosen is None:
-        check_no_others(splits, classes)
-    check_class_count(name, splits.train, train_y, classes, n_classes)
-    return {"classes": classes, "train_x": train_x, "train_y": train_y,
-            "test_x": test_x, "test_y": test_y}
-
-
-def find_splits(root, expected):
     if not root.is_dir():
         raise BadInput(f"there is no directory {root}: {expected}")
     train = first_folder(root, ("train", "2021_train"))     # 2021: iNaturalist's
-    held_out = first_folder(root, ("test", "val", "2021_valid"))
-    return Splits(root, train or root, held_out)
+    held_out = first_folder(root, ("test", "val", "2021_valid"))    # for the metrics
+    if name == "folder" and not has_classes(root, train):
+        return find_unlabelled(train or root, held_out)
+    if held_out is None:
+        raise BadInput(f"{root} lacks a test or val directory: {expected}")
+    if train is None:
+        raise BadInput(f"{root} lacks a train directory: {expected}")
+
+    classes = choose_classes(train, chosen)
+    train_x, train_y = find_images(train, classes)
+    test_x, test_y = find_images(held_out, classes)
+    check_some(train, train_x, expected)
+    check_some(held_out, test_x, expected)
+    others = set(class_folders(held_out)).difference(classes)
+    if chosen is None and others:
+        raise BadInput(f"{held_out / min(others)} has no counterpart in {train}: "
+                       "both need the same classes")
+    if len(train_y.unique()) < 2:
+        raise BadInput(f"{train} has images of one class only: the probe needs two or more")
+    if n_classes is not None and len(classes) != n_classes:
+        raise BadInput(f"{train} has {len(classes):,} classes, {name} has {n_classes:,}: "
+                       "--classes FILE picks them by name, one per line")
+    return {"classes": classes, "train_x": train_x, "train_y": train_y,
+            "test_x": test_x, "test_y": test_y}
 
 
 def first_folder(root, names):
@@ -77,34 +71,31 @@ def loose_images(folder):
 
 # --- images without classes
 
-def has_classes(splits):
+def has_classes(root, train):
     """Whether the training images are in class folders, not directly in train/ or root.
 
     Stray images beside the class folders in train/ are ignored.
     """
-    if not loose_images(splits.train):
+    if not loose_images(train or root):
         return True
-    if splits.train == splits.root:
-        return False
-    return any(list_images(splits.train / label) for label in class_folders(splits.train))
+    return train is not None and any(list_images(train / name) for name in class_folders(train))
 
 
-def find_unlabelled(splits):
-    """Finds images directly in train/ (and test/, or val/) or in root.
+def find_unlabelled(train, held_out):
+    """Finds images directly in the folder train and, if there is one, in held_out.
 
     Without test images, a random tenth, at most 2,048, is held out for the metrics.
     """
-    train_x = loose_images(splits.train)
-    test_x = list_images(splits.held_out) if splits.held_out else []
+    train_x = loose_images(train)
+    test_x = list_images(held_out) if held_out else []
     if not test_x:
         n = len(train_x)
         if n < FEWEST:
-            raise BadInput(f"{splits.train} holds {n} images: "
-                           f"too few, {FEWEST} or more are needed")
+            raise BadInput(f"{train} holds {n} images: too few, {FEWEST} or more are needed")
         count = min(MOST_HELD_OUT, max(2, n // 10))
-        held_out = set(random_subset(n, count, seed=0).tolist())
-        test_x = [path for i, path in enumerate(train_x) if i in held_out]
-        train_x = [path for i, path in enumerate(train_x) if i not in held_out]
+        chosen = set(random_subset(n, count, seed=0).tolist())
+        test_x = [path for i, path in enumerate(train_x) if i in chosen]
+        train_x = [path for i, path in enumerate(train_x) if i not in chosen]
     return {"classes": [], "train_x": train_x, "train_y": torch.full((len(train_x),), -1),
             "test_x": test_x, "test_y": torch.full((len(test_x),), -1)}
 
@@ -157,26 +148,9 @@ def check_some(folder, paths, expected):
     raise BadInput(f"{folder} holds no images{where}: {expected}")
 
 
-def check_no_others(splits, classes):
-    """Raises BadInput if a class of the test images is not one of the training images."""
-    for name in class_folders(splits.held_out):
-        if name not in classes:
-            raise BadInput(f"{splits.held_out / name} has no counterpart in {splits.train}: "
-                           "both need the same classes")
-
-
-def check_class_count(name, train, labels, classes, wanted):
-    """Raises BadInput for fewer than two classes, or any number but `wanted`, unless it is None."""
-    if len(labels.unique()) < 2:
-        raise BadInput(f"{train} has images of one class only: the probe needs two or more")
-    if wanted is not None and len(classes) != wanted:
-        raise BadInput(f"{train} has {len(classes):,} classes, {name} has {wanted:,}: "
-                       "--classes FILE picks them by name, one per line")
-
-
 # --- sizes
 
-def fit(data, largest_size, largest_crop, min_size=None):
+def fit(data, largest_size, largest_crop, min_size):
     """Leaves out a folder's small images, and chooses a size for the rest.
 
     data: train_x and test_x, lists of files, with train_y and test_y. min_size: images with a
@@ -199,12 +173,11 @@ def fit(data, largest_size, largest_crop, min_size=None):
                        f"{int(in_train.sum())} to train on, {int(in_test.sum())} to test; "
                        f"the smallest is {paths[int(shorter.argmin())]}")
     size = int(shorter[large_enough].min())
-    kept = {}
-    for split, chosen in (("train", in_train), ("test", in_test)):
-        files = data[f"{split}_x"]
-        kept[f"{split}_x"] = [files[i] for i in chosen.nonzero().flatten()]
-        kept[f"{split}_y"] = data[f"{split}_y"][chosen]
-    return kept | {
+    return {
+        "train_x": list(itertools.compress(data["train_x"], in_train)),
+        "train_y": data["train_y"][in_train],
+        "test_x": list(itertools.compress(data["test_x"], in_test)),
+        "test_y": data["test_y"][in_test],
         "size": size,
         "image_size": min(size, largest_crop),
         "stem": "small" if size <= 64 else "imagenet",

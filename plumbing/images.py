@@ -9,7 +9,6 @@
 Worker processes do the decoding. For an unreadable file they return an error text, which passes
 between processes more reliably than an exception; the main process raises it as an OSError.
 """
-import contextlib
 import functools
 import itertools
 import math
@@ -23,7 +22,7 @@ import torch
 from PIL import Image, ImageOps         # comes with torchvision
 from torch.utils.data import DataLoader, Dataset
 
-from augment import AUGMENTATIONS, random_boxes
+from augment import AUGMENTATIONS, Boxes, random_boxes
 from plumbing import distributed
 from plumbing.cli import SIGNALS, show_progress
 
@@ -64,8 +63,8 @@ def list_images(folder):
 
 
 def random_subset(n, limit, seed):
-    """`limit` random indices below n, sorted; all n of them if limit is None or ≥ n."""
-    if limit is None or limit >= n:
+    """`limit` random indices below n, sorted; all n of them if limit ≥ n."""
+    if limit >= n:
         return torch.arange(n)
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(n, generator=generator)[:limit].sort().values
@@ -109,21 +108,25 @@ def worker_count():
     return min(share, MAX_WORKERS)
 
 
-@contextlib.contextmanager
-def signals_blocked():
-    """Processes started in this block never receive Ctrl-C and the like.
+def from_workers(loader):
+    """Yields what a DataLoader's workers return; raises an error text as an OSError.
 
-    Terminals and schedulers signal a whole process group, but workers must be ended by the main
-    process. If that is killed, they notice within seconds and exit.
+    The workers never receive Ctrl-C and the like: terminals and schedulers signal a whole process
+    group, but workers must be ended by the main process. If that is killed, they notice within
+    seconds and exit. Closing this generator ends them.
     """
-    if not hasattr(signal, "pthread_sigmask"):      # on Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    can_block = hasattr(signal, "pthread_sigmask")      # not on Windows
+    if can_block:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        yield
+        parts = iter(loader)        # starts the workers
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if can_block:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for part in parts:
+        if isinstance(part, str):
+            raise OSError(part)
+        yield part
 
 
 # --- whole files ------------------------------------------------------------------------------
@@ -142,17 +145,13 @@ def decode_all(paths, size, crop):
 def in_parallel(function, paths, title):
     """Yields function(some of the paths), in order, from worker processes; shows the progress.
 
-    The function returns a sequence, or an error text that names a file: raised as OSError.
+    The function returns a sequence, or an error text that names a file.
     """
     workers = worker_count() if len(paths) > FEW_FILES else 0
     # the dataset is the list of paths: workers call collate_fn with some of its items
     loader = DataLoader(paths, batch_size=BATCH, num_workers=workers, collate_fn=function)
     done = 0
-    with signals_blocked():
-        parts = iter(loader)        # starts the workers
-    for part in parts:
-        if isinstance(part, str):
-            raise OSError(part)
+    for part in from_workers(loader):
         done += len(part)
         show_progress(f"{title}: {done:,} of {len(paths):,}")
         yield part
@@ -172,7 +171,8 @@ def read_sizes(paths):
 
 
 def decode(paths, size, crop):
-    """The files' central squares (see below): uint8, n × crop × crop × 3; or broken()'s text."""
+    """Resizes the files' shorter sides to `size` and returns their central squares: uint8,
+    n × crop × crop × 3; or broken()'s text."""
     images = np.empty((len(paths), crop, crop, 3), np.uint8)
     for i, path in enumerate(paths):
         try:
@@ -182,16 +182,11 @@ def decode(paths, size, crop):
                 image = to_rgb(image)
         except Exception as error:
             return broken(path, error)
-        images[i] = central_square(image, size, crop)
+        image = with_shorter_side(image, size, Image.Resampling.BILINEAR)
+        left = (image.width - crop) // 2
+        top = (image.height - crop) // 2
+        images[i] = np.asarray(image.crop((left, top, left + crop, top + crop)))
     return images
-
-
-def central_square(image, size, crop):
-    """Resizes a PIL image's shorter side to `size`; returns its central crop × crop pixels."""
-    image = with_shorter_side(image, size, Image.Resampling.BILINEAR)
-    left = (image.width - crop) // 2
-    top = (image.height - crop) // 2
-    return np.asarray(image.crop((left, top, left + crop, top + crop)))
 
 
 def with_shorter_side(image, size, resampling):
@@ -230,15 +225,6 @@ class PlannedBatch(NamedTuple):
     index: torch.Tensor     # n, int64, on the CPU: indices into the training set
 
 
-class Box(NamedTuple):
-    """One of augment.Boxes, as plain numbers: a crop of an image that spans −1 … 1."""
-    width: float            # share of the image's
-    height: float
-    centre_x: float
-    centre_y: float
-    flip: float             # 1 to mirror it, else 0
-
-
 def stream_crops(paths, plan, recipe, size, pin=False):
     """Yields both views' random crops of each PlannedBatch: uint8, 2 × n × 3 × size × size.
 
@@ -249,25 +235,19 @@ def stream_crops(paths, plan, recipe, size, pin=False):
     Raises OSError for a file that cannot be read. The workers end with the generator.
     """
     plan = iter(plan)
-    first = next(plan, None)
-    if first is None:
-        return
+    first = next(plan)
     workers, ahead = workers_and_batches_ahead(2 * len(first.index) * 3 * size ** 2)
-    scale = AUGMENTATIONS[recipe]["scale"]
     loader = DataLoader(
-        Crops(paths, scale, size),
-        sampler=map(plain, itertools.chain([first], plan)),     # the indices passed to Crops
+        Crops(paths, AUGMENTATIONS[recipe]["scale"], size),
+        # plain numbers: sending part of a tensor would copy all of it to shared memory
+        sampler=((planned.seed, planned.step, planned.index.tolist())
+                 for planned in itertools.chain([first], plan)),
         batch_size=None,                            # each is a batch already
         num_workers=workers,
         prefetch_factor=ahead,
         pin_memory=pin,
     )
-    with signals_blocked():
-        crops = iter(loader)        # starts the workers
-    for views in crops:
-        if isinstance(views, str):
-            raise OSError(views)
-        yield views
+    yield from from_workers(loader)
 
 
 def workers_and_batches_ahead(batch_bytes):
@@ -285,58 +265,44 @@ def workers_and_batches_ahead(batch_bytes):
 
 
 class Crops(Dataset):
-    """A dataset for DataLoader's workers: plain(planned batch) → its crops, or broken()'s text."""
+    """A dataset for DataLoader's workers: a planned batch → its crops, or broken()'s text."""
 
     def __init__(self, paths, scale, size):
         self.paths = paths
         self.scale = scale
         self.size = size
 
-    def __getitem__(self, numbers):
-        return crop_batch(numbers, self.paths, self.scale, self.size)
+    def __getitem__(self, planned):
+        seed, step, files = planned
+        generator = torch.Generator().manual_seed(mixed_seed(seed, step, CROPS))
+        rand = functools.partial(torch.rand, generator=generator)
 
-
-def plain(planned):
-    """A PlannedBatch as plain numbers: sending a worker part of a tensor would copy all of it to
-    shared memory."""
-    return planned.seed, planned.step, planned.index.tolist()
-
-
-def crop_batch(numbers, paths, scale, size):
-    """The crops of one batch, made by a worker; or broken()'s text. numbers: see plain()."""
-    seed, step, files = numbers
-    generator = torch.Generator().manual_seed(mixed_seed(seed, step, CROPS))
-    rand = functools.partial(torch.rand, generator=generator)
-
-    crops = np.empty((2, len(files), size, size, 3), np.uint8)
-    for i, file in enumerate(files):
-        path = paths[file]
-        try:
-            image, boxes = open_for_crops(path, scale, size, rand)
-        except Exception as error:
-            return broken(path, error)
-        for view, box in enumerate(boxes):
-            crops[view, i] = cut(image, box, size)
-    return torch.from_numpy(crops).permute(0, 1, 4, 2, 3)       # 2 × n × 3 × size × size
+        crops = np.empty((2, len(files), self.size, self.size, 3), np.uint8)
+        for i, file in enumerate(files):
+            path = self.paths[file]
+            try:
+                image, boxes = open_for_crops(path, self.scale, self.size, rand)
+            except Exception as error:
+                return broken(path, error)
+            for view, box in enumerate(boxes):
+                crops[view, i] = cut(image, box, self.size)
+        return torch.from_numpy(crops).permute(0, 1, 4, 2, 3)   # 2 × n × 3 × size × size
 
 
 def open_for_crops(path, scale, size, rand):
     """Draws both crops' boxes; returns an RGB image, as large as the crops need, and the boxes."""
     with Image.open(path) as image:
-        stored_width, stored_height = image.size
         width, height = image.size
         if image.getexif().get(EXIF_ORIENTATION, 1) > 4:    # stored turned by 90°
-            width, height = stored_height, stored_width
+            width, height = height, width
         drawn = random_boxes(2, scale, rand, shape=height / width)
-        boxes = [Box(*map(float, numbers)) for numbers in zip(*drawn)]
+        boxes = [Boxes(*map(float, numbers)) for numbers in zip(*drawn)]    # as plain numbers
 
         # a JPEG decodes faster at 1/2, 1/4 or 1/8 of its size: use the smallest one at which no
         # crop needs enlarging
         shortest = min(min(box.width * width, box.height * height) for box in boxes)
         reduction = size / shortest
-        needed_width = max(1, round(stored_width * reduction))
-        needed_height = max(1, round(stored_height * reduction))
-        image.draft("RGB", (needed_width, needed_height))
+        image.draft("RGB", tuple(round(length * reduction) for length in image.size))
         return to_rgb(image), boxes
 
 

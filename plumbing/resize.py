@@ -35,9 +35,11 @@ def is_inside(path, folder):
 
 
 def resize(folder, out, size):
-    """Copies the folder's images to `out`, see resize_files().
+    """Copies the folder's images to `out`, their shorter sides reduced to `size` pixels.
 
-    A file in `out` records the size; another size is refused, since existing copies are kept.
+    Images that are no larger are copied unchanged. Larger ones become upright RGB, as PNG if
+    they are .png files, else as JPEG of quality 95. Existing copies are kept, so an interrupted
+    call can be continued; a file in `out` records the size, and another size is refused.
     """
     paths = [path for path in list_images(folder) if not is_inside(path, out)]
     if not paths:
@@ -48,19 +50,9 @@ def resize(folder, out, size):
         raise BadInput(f"--resize: {out} holds copies of another size, see {note}: choose another "
                        "folder")
     note.write_text(f"{size}\n")
-    count = resize_files(paths, folder, out, size)
-    print(f"{count:,} images are in {out}: train with --data-dir {out}")
-
-
-def resize_files(paths, folder, out, size):
-    """Copies images below `folder` to `out`, their shorter sides `size` pixels; returns how many.
-
-    Images that are no larger are copied unchanged. Larger ones become upright RGB, as PNG if
-    they are .png files, else as JPEG of quality 95. Existing copies are kept, so an interrupted
-    call can be continued. Raises OSError for a file that cannot be read or written.
-    """
     work = functools.partial(resize_some, folder=folder, out=out, size=size)
-    return sum(len(part) for part in in_parallel(work, paths, "resizing images"))
+    count = sum(len(part) for part in in_parallel(work, paths, "resizing images"))
+    print(f"{count:,} images are in {out}: train with --data-dir {out}")
 
 
 def resize_some(paths, folder, out, size):

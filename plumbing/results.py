@@ -219,8 +219,8 @@ def summary(runs):
     return rows
 
 
-def correlations(runs, accuracy="probe_top1"):
-    """Pearson's r between the runs' last accuracies and each of CORRELATES [Table 3].
+def correlations(runs):
+    """Pearson's r between the runs' last probe accuracies and each of CORRELATES [Table 3].
 
     runs: {method: [log, …]}. Returns rows of quantity, r, |r|, the limits of r's 95 % interval and
     the number of runs with both values; r is NaN for fewer than three.
@@ -232,7 +232,7 @@ def correlations(runs, accuracy="probe_top1"):
         ys = []
         for log in every_log:
             x = last_correlate(log, meaning)
-            y = last_value(log, accuracy)
+            y = last_value(log, "probe_top1")
             if math.isfinite(x) and math.isfinite(y):
                 xs.append(x)
                 ys.append(y)
@@ -277,7 +277,7 @@ def print_tables(summary_rows, correlation_rows):
         print("  ".join([f"{row['method']:{width}}", f"{row['runs']:4}", *cells]))
     print("Pearson's r of probe accuracy and …, largest |r| first; for fewer than eight runs it "
           "is only indicative")
-    for row in sorted(correlation_rows, key=rank_of_correlation):
+    for row in sorted(correlation_rows, key=lambda row: (math.isnan(row["r"]), -row["abs_r"])):
         print(f"{row['quantity']:31} {row['r']:6.3f}   95 %: {row['low']:6.3f} … "
               f"{row['high']:6.3f}   {row['runs']} runs")
 
@@ -288,10 +288,6 @@ def summary_cell(row, column):
     if row["runs"] > 1:
         text += f" ± {row[f'{column}_std']:4.2g}"
     return f"{text:14}"
-
-
-def rank_of_correlation(row):
-    return math.inf if math.isnan(row["abs_r"]) else -row["abs_r"]
 
 
 def differing_flags(all_flags, logs):

@@ -37,16 +37,26 @@ from plumbing.distributed import RANK, WORLD_SIZE
 LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "previous.pt", "backbone.pt", "dynamics.png",
                "evaluation.json", "events.out.*")
 CHECKPOINT_FORMAT = 6       # format 5 had other names for AdaDim's α
-CHECKPOINT_TYPES = {
-    "epoch": int,           # complete epochs
-    "step": int,            # steps done in the next epoch
-    "step_logs": torch.Tensor,      # of those steps: steps × columns
-    "seconds": float, "rows": list, "config": dict, "facts": dict,
-    "learner": dict, "optimizer": dict, "scaler": dict,
+CHECKPOINT_TYPES = {        # see train.py's checkpoint()
+    "epoch": int, "step": int, "step_logs": torch.Tensor, "seconds": float, "rows": list,
+    "config": dict, "facts": dict, "learner": dict, "optimizer": dict, "scaler": dict,
 }
 
 
 # --- the folder -------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def made_folder(path):
+    """Creates a folder and its parents; removes those that are empty at the end."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):      # rmdir fails if anything was written
+            for folder in made:
+                folder.rmdir()
+
 
 @contextlib.contextmanager
 def reserved(out, resume, overwrite):
@@ -59,18 +69,11 @@ def reserved(out, resume, overwrite):
         yield
         return
     check_folder(out, resume, overwrite)
-    made = [path for path in (out, *out.parents) if not path.exists()]
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(out / "running.txt"):
-            check_folder(out, resume, overwrite)    # another process may have just finished
-            for part in out.glob("*.part"):         # left by a process that was killed
-                part.unlink()
-            yield
-    finally:
-        with contextlib.suppress(OSError):      # rmdir fails if anything was written
-            for path in made:
-                path.rmdir()
+    with made_folder(out), locked(out / "running.txt"):
+        check_folder(out, resume, overwrite)    # another process may have just finished
+        for part in out.glob("*.part"):         # left by a process that was killed
+            part.unlink()
+        yield
 
 
 def check_folder(out, resume, overwrite):
@@ -164,25 +167,18 @@ def write_whole(path, write, keep=None):
 
 def flags_of(args):
     """{"--alpha": 0.5, …}: every flag, with a value that JSON can write."""
-    flags = {}
-    for name, value in vars(args).items():
-        if isinstance(value, Path):
-            value = str(value)
-        flags[f"--{name.replace('_', '-')}"] = value
-    return flags
+    return {f"--{name.replace('_', '-')}": str(value) if isinstance(value, Path) else value
+            for name, value in vars(args).items()}
 
 
 def git_commit():
     """The commit of this code, with "+" if files differ from it; None outside a repository."""
-    here = Path(__file__).parent.parent
+    command = "git describe --always --exclude=* --abbrev=40 --dirty=+".split()
     try:
-        commit = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], timeout=10,
-                                capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run(["git", "-C", here, "status", "--porcelain", "-uno"], timeout=10,
-                                 capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, cwd=Path(__file__).parent, timeout=10, capture_output=True,
+                              text=True, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit + ("+" if changes else "")
 
 
 def write_config(out, arguments, flags, device):
@@ -283,31 +279,14 @@ def facts_of(data, data_dir):
     """A checkpoint's record of the images, for evaluate.py, and of this process's threads."""
     about_images = ("classes", "size", "image_size", "stem", "mean", "std", "streamed", "min_size")
     facts = {key: data.get(key) for key in about_images}
-    facts["data_dir"] = str(Path(data_dir).absolute())
-    facts["threads"] = torch.get_num_threads()
-    return facts
-
-
-def check_same_flags(path, saved, flags, free):
-    """Raises BadInput if the checkpoint was made with other flags; those in `free` may differ."""
-    differences = []
-    for name, value in flags.items():
-        before = saved["config"].get(name)
-        if name not in free and before != value:
-            differences.append(f"{name} {before} there, {value} here")
-    if differences:
-        raise BadInput(f"{path} is of another configuration ({'; '.join(differences)}): "
-                       "give the same flags, or another --out")
+    return facts | {"data_dir": str(Path(data_dir).absolute()), "threads": torch.get_num_threads()}
 
 
 # --- log.csv ----------------------------------------------------------------------------------
 
 def csv_line(columns, row):
     """A row, {column: number or None}, as a line of log.csv."""
-    fields = []
-    for column in columns:
-        value = row.get(column)
-        fields.append("" if value is None else f"{value:.7g}")
+    fields = ["" if row.get(column) is None else f"{row[column]:.7g}" for column in columns]
     return (",".join(fields) + "\n").encode()
 
 
@@ -323,7 +302,7 @@ class Log:
         header = (",".join(columns) + "\n").encode()
         lines = [csv_line(columns, row) for row in rows]
         write_whole(self.path, lambda file: file.writelines([header, *lines]))
-        self.size, self.epochs = self.path.stat().st_size, len(rows)
+        self.size = self.path.stat().st_size
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
             self.tensorboard = SummaryWriter(out, purge_step=len(rows) + 1)
@@ -331,13 +310,12 @@ class Log:
     def append(self, row):
         """Adds the next epoch's row; raises BadInput if another process wrote to the file too."""
         line = csv_line(self.columns, row)
-        if self.path.stat().st_size != self.size or row["epoch"] != self.epochs + 1:
+        if self.path.stat().st_size != self.size:
             raise BadInput(f"--out: another process writes to {self.path} too: end it, and "
                            "continue with --resume")
         with open(self.path, "ab") as file:
             file.write(line)
         self.size += len(line)
-        self.epochs += 1
         if self.tensorboard is not None:
             for column, value in row.items():
                 self.tensorboard.add_scalar(column, value, row["epoch"])
@@ -382,7 +360,5 @@ def check_tensorboard():
 
 def save_backbone(path, encoder):
     """Writes the encoder's state_dict, on the CPU, in the format of torchvision's ResNet."""
-    weights = {}
-    for name, value in encoder.state_dict().items():
-        weights[name] = value.cpu().contiguous()
+    weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
     write_whole(path, lambda file: torch.save(weights, file))

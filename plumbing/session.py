@@ -26,8 +26,8 @@ MAY_DIFFER_ON_RESUME = ("--out", "--data-dir", "--classes", "--resident", "--dev
                         "--save-minutes", "--tensorboard", "--resume", "--overwrite")
 
 
-class Session:
-    """Everything about a run that is not learning.
+class Session(contextlib.ExitStack):
+    """Everything about a run that is not learning; its callback(…)s run however training ends.
 
     epoch       complete epochs
     step        steps done in the next epoch; not 0 if a run is resumed within an epoch
@@ -37,6 +37,7 @@ class Session:
 
     def __init__(self, args, command, signals):
         """Reads last.pt, if there is one to resume. command: the words of the command line."""
+        super().__init__()
         self.args, self.command, self.signals = args, command, signals
         self.last = args.out / "last.pt"
         self.config = {}
@@ -50,15 +51,8 @@ class Session:
         self.epoch, self.step, self.rows = begin["epoch"], begin["step"], begin["rows"]
         self.seconds_before = begin["seconds"]
         self.step_logs = []             # of the epoch so far, a vector per step
-        self.holds = "nothing"          # the content of last.pt, in words
-        self.at_end = contextlib.ExitStack()        # callbacks that run however training ends
+        self.holding = f"{self.last} holds nothing"
         self.started = self.written = time.monotonic()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.at_end.close()
 
     # --- before the first step
 
@@ -67,18 +61,14 @@ class Session:
 
         Raises BadInput if the checkpoint to resume was made with other flags.
         """
-        if self.saved is not None:
-            run.check_same_flags(self.last, self.saved, flags, MAY_DIFFER_ON_RESUME)
-            flags = {flag: self.saved["config"].get(flag, flags[flag]) for flag in flags}
-        self.config |= flags
-
-    def restoring(self):
-        return run.restoring(self.last)
-
-    def close_at_end(self, batches):
-        """Closes a generator however training ends; otherwise image workers survive it."""
-        self.at_end.callback(batches.close)
-        return batches
+        before = self.saved["config"] if self.saved else flags
+        differences = [f"{flag} {before.get(flag)} there, {value} here"
+                       for flag, value in flags.items()
+                       if flag not in MAY_DIFFER_ON_RESUME and before.get(flag) != value]
+        if differences:
+            raise BadInput(f"{self.last} is of another configuration ({'; '.join(differences)}): "
+                           "give the same flags, or another --out")
+        self.config |= {flag: before.get(flag, value) for flag, value in flags.items()}
 
     def start(self, steps, columns, method_columns, checkpoint, device):
         """Creates the run's files, or continues them.
@@ -89,7 +79,7 @@ class Session:
         self.steps, self.method_columns, self.checkpoint = steps, method_columns, checkpoint
         self.signals.hold()     # until the end of a step, with all files written
         if self.saved is not None:
-            with self.restoring():
+            with run.restoring(self.last):
                 self.step_logs = list(self.saved["step_logs"].to(device).unbind())
             self.note_of_content()
             note_of_threads(self.saved["facts"].get("threads"), device)
@@ -122,7 +112,7 @@ class Session:
         if save:
             self.save()
         if stop:
-            self.stop()
+            self.signals.release()
 
     def after_steps(self):
         """The means of the steps' logs, as a row of log.csv: {column: number}."""
@@ -143,7 +133,7 @@ class Session:
         self.epoch, self.step, self.step_logs = self.epoch + 1, 0, []
         if RANK == 0:
             row["seconds"] = self.seconds()
-            check_evaluation(row, self.rows, self.holding())
+            check_evaluation(row, self.rows, self.holding)
             self.rows.append(row)
             self.log.append(row)
             stop = self.signals.stop_wanted()       # a later signal waits for the next step
@@ -153,13 +143,8 @@ class Session:
             print(epoch_line(row, self.args.epochs, self.method_columns,
                              self.status.seconds_left()), flush=True)
             if stop:
-                self.stop()
+                self.signals.release()
         self.status.start_epoch(self.epoch + 1, 0)
-
-    def stop(self):
-        """Ends the run after a signal: image workers first, or they could keep it from ending."""
-        self.at_end.close()
-        self.signals.release()
 
     # --- the checkpoint
 
@@ -168,18 +153,19 @@ class Session:
         return RANK == 0 and seconds >= 60 * self.args.save_minutes
 
     def save(self):
+        """Writes last.pt, unless the last step's update has broken the weights: BadInput."""
         checkpoint = self.checkpoint()
-        check_weights(checkpoint["learner"], self.epoch + 1, self.holding())
+        if not all(value.isfinite().all() for value in checkpoint["learner"].values()):
+            raise BadInput(f"a weight became NaN or infinite in epoch {self.epoch + 1}: try a "
+                           f"lower --lr or a longer --warmup-epochs, with --clip 2; {self.holding}")
         run.save_checkpoint(self.last, checkpoint)
         self.note_of_content()
 
     def note_of_content(self):
         """Records what last.pt holds now."""
         self.written = time.monotonic()
-        self.holds = f"epoch {self.epoch}" + (f" and {self.step} steps" if self.step else "")
-
-    def holding(self):
-        return f"{self.last} holds {self.holds}"
+        steps = f" and {self.step} steps" if self.step else ""
+        self.holding = f"{self.last} holds epoch {self.epoch}{steps}"
 
     def seconds(self):
         """Seconds of training, including those before a resume."""
@@ -199,7 +185,7 @@ class Session:
             step, what = found
             raise BadInput(f"the loss {what} in epoch {self.epoch + 1}, step {step + 1} of "
                            f"{self.steps}: try a lower --lr or a longer --warmup-epochs (200 "
-                           f"steps or more), with --clip 2; {self.holding()}")
+                           f"steps or more), with --clip 2; {self.holding}")
         return step_logs
 
 
@@ -220,13 +206,6 @@ def what_went_wrong(step_logs, earlier=()):
     if broken[step]:
         return step, "became NaN or infinite"
     return step, f"exploded, to {losses[step]:.3g} where {usual:.3g} is usual,"
-
-
-def check_weights(weights, epoch, holding):
-    """Raises BadInput if a state dict is not finite, which can be due to the last step's update."""
-    if not all(value.isfinite().all() for value in weights.values()):
-        raise BadInput(f"a weight became NaN or infinite in epoch {epoch}: try a lower --lr or a "
-                       f"longer --warmup-epochs, with --clip 2; {holding}")
 
 
 def check_evaluation(row, rows, holding):

@@ -61,11 +61,12 @@ class Signals:
 
 
 @contextlib.contextmanager
-def orderly_end(program, command):
+def orderly_end(command):
     """Ends a training process with one line and the right exit status; yields its Signals."""
+    program = "train.py"
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")      # only rank 0 prints
-        program = f"{program} (process {RANK})"
+        program += f" (process {RANK})"
     with one_line_errors(program), Signals() as signals:
         try:
             yield signals
@@ -79,7 +80,13 @@ def orderly_end(program, command):
         except RuntimeError as error:
             if signals.received and is_of_network(error):       # torchrun stops all processes
                 stopped(command, signals.received)
-            explain(error)
+            if is_of_network(error):
+                reason = str(error).splitlines()[0]
+                raise BadInput("another process of this run ended, see its own message "
+                               f"({reason}); the same command with --resume goes on") from error
+            if "DataLoader worker" in str(error):
+                raise BadInput("a process that reads images was killed, probably for lack of "
+                               "memory; the same command with --resume goes on") from error
             raise
 
 
@@ -95,17 +102,6 @@ def is_of_network(error):
     """Whether the error may be due to the end of another process of the run."""
     words = "gloo|nccl|peer|connection|socket"
     return WORLD_SIZE > 1 and re.search(words, str(error), re.IGNORECASE) is not None
-
-
-def explain(error):
-    """Raises BadInput for torch's errors that are not bugs of this program."""
-    if is_of_network(error):
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"another process of this run ended, see its own message ({reason}); "
-                       "the same command with --resume goes on") from error
-    if "DataLoader worker" in str(error):
-        raise BadInput("a process that reads images was killed, probably for lack of "
-                       "memory; the same command with --resume goes on") from error
 
 
 def resume_command(command):

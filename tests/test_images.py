@@ -152,7 +152,6 @@ def plan(seed, steps, batch, order=None):
 
 
 def test_streamed_crops_follow_from_seed_and_step(photos):
-    """Workers are sent plain numbers: a slice would take its whole tensor to shared memory."""
     paths = data.load("folder", photos, resident="no")["train_x"]
     crops = images.Crops(paths, (0.2, 1), 64)
     planned = plan(7, 3, 16)
@@ -160,11 +159,9 @@ def test_streamed_crops_follow_from_seed_and_step(photos):
     assert len(views) == 3
     assert views[0].shape == (2, 16, 3, 64, 64) and views[0].dtype == torch.uint8
     assert not torch.equal(views[0][0], views[0][1])
-    sent = images.plain(planned[2])
-    assert sent == (7, 2, list(range(32, 48)))
-    assert torch.equal(views[2], crops[sent])
-    assert not torch.equal(views[2], crops[(8, 2, sent[2])])
-    assert list(images.stream_crops(paths, [], "vicreg", 64)) == []
+    third = list(range(32, 48))
+    assert torch.equal(views[2], crops[7, 2, third])
+    assert not torch.equal(views[2], crops[8, 2, third])
 
 
 def test_a_streamed_crop_is_the_resident_one(tmp_path):
@@ -172,7 +169,7 @@ def test_a_streamed_crop_is_the_resident_one(tmp_path):
     picture = smooth_picture(256, 256)
     to_pil(picture).save(tmp_path / "x.png")
     for step in range(10):
-        streamed = images.crop_batch((0, step, [0]), [tmp_path / "x.png"], (0.2, 1), 64)
+        streamed = images.Crops([tmp_path / "x.png"], (0.2, 1), 64)[0, step, [0]]
         seed = images.mixed_seed(0, step, images.CROPS)
         rand = functools.partial(torch.rand, generator=generator(seed))
         both = picture.expand(2, -1, -1, -1).float()
@@ -182,7 +179,7 @@ def test_a_streamed_crop_is_the_resident_one(tmp_path):
 
 def crops_of(path, n, size, seed=0):
     """n pairs of crops of one file: 2n × 3 × size × size, float."""
-    crops = images.crop_batch((seed, 0, [0] * n), [str(path)], (0.2, 1), size)
+    crops = images.Crops([str(path)], (0.2, 1), size)[seed, 0, [0] * n]
     return crops.float().flatten(0, 1)
 
 
