@@ -67,9 +67,11 @@ def orderly_end(command):
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")      # only rank 0 prints
         program += f" (process {RANK})"
-    with one_line_errors(program), Signals() as signals:
+    signals = Signals()
+    with one_line_errors(program):
         try:
-            yield signals
+            with signals:       # in here: a signal may be waiting for its handler already
+                yield signals
         except KeyboardInterrupt as interrupt:
             number = interrupt.args[0] if interrupt.args else signal.SIGINT
             stopped(command, number)
