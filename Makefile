@@ -30,7 +30,7 @@ torture: $(INSTALLED)
 	$(PYTHON) -m tools.torture --tries $(TRIES)
 
 # two halves in parallel, on one core each
-RUNS = tests/test_train.py tests/test_methods.py tests/test_stability.py tests/test_study.py
+RUNS = $(patsubst %,tests/test_%.py,train methods stability study torture readme)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --keep-going --jobs=2 test-runs test-rest
 

@@ -8,7 +8,7 @@ from tests.helpers import SMALL_IMAGES, shapes_folder
 
 @pytest.fixture(scope="session", autouse=True)
 def small_images():
-    """A folder of 16-pixel images of four classes: 2,400 to train on, 600 to test."""
-    shapes_folder(SMALL_IMAGES, ("disc", "cross", "bar", "dots"), 2400, 600, 16)
+    """A folder of 16-pixel images of four classes: 640 to train on, 160 to test."""
+    shapes_folder(SMALL_IMAGES, ("disc", "cross", "bar", "dots"), 640, 160, 16)
     yield
     shutil.rmtree(SMALL_IMAGES)

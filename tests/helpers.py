@@ -17,7 +17,7 @@ from plumbing import shapes
 from plumbing.run import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
-torch.set_num_threads(1)        # as the processes that are started here: the same bits
+torch.set_num_threads(1)        # like the processes that are started here, for the same bits
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -66,7 +66,7 @@ TINY = [*SMALL, *("--arch resnet18 --width 2 --projector 16-16 --limit-train 256
 
 
 def exit_status(main, *arguments):
-    """Of a script's main with these arguments, in this process; 0 where it returns."""
+    """The exit status of a script's main, called with these arguments in this process."""
     try:
         main([str(argument) for argument in arguments])
     except SystemExit as stop:
@@ -75,7 +75,7 @@ def exit_status(main, *arguments):
 
 
 def run(*flags, figure=False):
-    """train.py's main, in this process: its exit status, 0 where it returns."""
+    """The exit status of train.py's main, called with these flags in this process."""
     with pytest.MonkeyPatch.context() as patch:
         if not figure:      # drawing it would take longer than most trainings here
             patch.setattr(train, "draw_run", lambda out: None)
@@ -91,7 +91,7 @@ def start(*command, **settings):
 
 
 def wait_for_epoch(log, epoch, process, seconds=120):
-    """Until a run's log has this many epochs, or its process has ended."""
+    """Waits until a run's log has this many epochs, or its process has ended."""
     deadline = time.time() + seconds
     while time.time() < deadline and process.poll() is None:
         if log.exists() and log.read_text().count("\n") > epoch:
@@ -100,7 +100,7 @@ def wait_for_epoch(log, epoch, process, seconds=120):
 
 
 def equal(a, b):
-    """Whether two values of checkpoints are the same, bit for bit."""
+    """Whether two values from checkpoints are the same, bit for bit."""
     if torch.is_tensor(a):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -120,9 +120,9 @@ def rows_without_times(log):
 def assert_same_run(one, other):
     """Two runs' checkpoints and logs are the same, but for the times."""
     a, b = load_checkpoint(one / "last.pt"), load_checkpoint(other / "last.pt")
+    for flag in ("--out", "--resume"):
+        del a["config"][flag], b["config"][flag]
     for key in ("epoch", "config", "learner", "optimizer", "scaler"):
-        if key == "config":
-            del a[key]["--out"], b[key]["--out"], a[key]["--resume"], b[key]["--resume"]
         assert equal(a[key], b[key]), key
     assert rows_without_times(one / "log.csv") == rows_without_times(other / "log.csv")
 
@@ -135,13 +135,17 @@ def torchrun(*command, **settings):
                             **settings)
 
 
-def whole_and_halves(code, folder):
-    """What a script found as the only process, and on each of two; see HALVES."""
+def whole_and_halves(code, folder, device="cpu"):
+    """The results of a script as the only process, and as each of two.
+
+    Its arguments are a folder and a device. Process RANK of WORLD_SIZE saves its results in that
+    folder as WORLD_SIZE-RANK.pt.
+    """
     script = folder / "halves.py"
     script.write_text(code)
-    two = torchrun(script, folder)
+    two = torchrun(script, folder, device)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [str(script), str(folder)])
+        patch.setattr(sys, "argv", [str(script), str(folder), device])
         exec(code, {})                  # in this process, the only one
     assert two.wait() == 0, two.stderr.read()
     return torch.load(folder / "1-0.pt"), [torch.load(folder / f"2-{rank}.pt") for rank in (0, 1)]

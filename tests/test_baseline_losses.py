@@ -1,4 +1,4 @@
-"""Tests of the compared methods' losses, of Sinkhorn's rounds, queues, momentum and k-means.
+"""Tests of the compared methods' losses, Sinkhorn's algorithm, queues, momentum and k-means.
 
     python -m pytest -q tests/test_baseline_losses.py
 """
@@ -115,7 +115,7 @@ def sinkhorn_oracle(scores, epsilon, iterations):
 # --- losses -------------------------------------------------------------------------------------
 
 class Case(NamedTuple):
-    """A loss of x (6 × 4), which learns, and of other tensors and numbers."""
+    """A loss, called with x (6 × 4), which receives a gradient, other tensors and numbers."""
     loss: Any
     oracle: Any
     others: list
@@ -149,7 +149,7 @@ LOSSES = {
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_equals_its_oracle(name):
-    """And its gradient equals finite differences, and reaches what learns alone."""
+    """Its gradient equals finite differences, and targets receive none."""
     case = LOSSES[name]
     x = randn(6, 4).requires_grad_()
     others = [y.clone().requires_grad_(y.is_floating_point()) for y in case.others]
@@ -176,10 +176,10 @@ def test_closed_forms():
     close(baselines.moco_v3(same, same, 0.1), 0.2 * math.log(6))
     close(baselines.dino(same, same, 0 * same[0], 0.1, 0.05), math.log(4))
     close(baselines.deepcluster_v2(x, torch.full((6,), -1), 0.1), 0)
-    # each feature is its own in the other view, and no other's: C is the identity
+    # features agree with themselves in the other view and with no others: C is the identity
     orthogonal = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
     close(baselines.barlow_twins(orthogonal, orthogonal), 0, 1e-8)
-    # samples of a normal distribution pass the test for one, others do not
+    # sigreg tests for a normal distribution
     directions = torch.linalg.qr(randn(8, 8)).Q
     normal = baselines.sigreg(randn(2000, 8), directions)
     assert 0 < normal < 2
@@ -257,7 +257,7 @@ def test_a_queue_keeps_the_newest():
 
 
 def test_a_momentum_copy_by_hand():
-    """m at start, middle and end; w̄ ← m·w̄ + (1 − m)·w; batch norms' statistics are its own."""
+    """m at start, middle and end; w̄ ← m·w̄ + (1 − m)·w; it has its own batch norm statistics."""
     network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
     teacher = MomentumCopy([network], first=0.8, last=1.0)
     at = [torch.tensor(progress).double() for progress in (0.0, 0.5, 1.0)]
@@ -271,7 +271,7 @@ def test_a_momentum_copy_by_hand():
     teacher.follow([network], at[1])
     assert torch.allclose(slow, 0.9 * before + 0.1 * (before + 1))
     teacher.follow([network], at[2])
-    assert torch.allclose(slow, before + 0.1)                   # m is 1: it stands still
+    assert torch.allclose(slow, before + 0.1)                   # m is 1: it does not move
     assert torch.equal(teacher.copy[0][1].running_mean, torch.zeros(2))
     assert not teacher(randn(8, 2).float()).requires_grad
     assert not torch.equal(teacher.copy[0][1].running_mean, torch.zeros(2))
@@ -279,7 +279,7 @@ def test_a_momentum_copy_by_hand():
 
 
 def test_k_means_finds_known_clusters():
-    """Five narrow bundles of directions: each becomes one cluster, with its mean as centre."""
+    """Five narrow bundles of directions become one cluster each, with their means as centres."""
     middles = torch.linalg.qr(randn(8, 8)).Q[:5]
     truth = torch.arange(5).repeat_interleave(20)
     x = normalize_rows(middles[truth] + 0.05 * randn(100, 8, seed=1))
@@ -293,6 +293,6 @@ def test_k_means_finds_known_clusters():
     assert right > 0
     again, _ = k_means(x, 5, 10, generator(19))
     assert torch.equal(again, centres)
-    # with more clusters than different rows, the centres that lose all samples stay
+    # with more clusters than different rows, some centres lose all samples, and stay
     centres, _ = k_means(x[:3].repeat(4, 1), 6, 5, generator(0))
     assert centres.isfinite().all()

@@ -6,13 +6,9 @@ A GPU sums in another order, so float32 agrees to about 1e-5 in a formula and to
 gradient; each test states its tolerance. ADADIM_TEST_DEVICE=cpu compares the CPU with itself,
 which checks this file without a GPU.
 """
-import copy
-import functools
 import math
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -27,7 +23,7 @@ from methods import AdaDim
 from models import encode, resnet
 from optim import LARS, clip_gradient, make_optimizer
 from plumbing.run import load_checkpoint, read_log
-from tests.helpers import ROOT
+from tests.helpers import TINY, generator, random_images, run, stop_at, whole_and_halves
 
 DEVICE = os.environ.get("ADADIM_TEST_DEVICE", "cuda")
 CPU = torch.device("cpu")
@@ -52,7 +48,7 @@ def full_float32():
 
 
 def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=generator(seed))
 
 
 def agree(found, expected, tolerance, name=""):
@@ -112,9 +108,8 @@ def test_losses_stay_in_float32_under_autocast(device):
 @pytest.mark.parametrize("size", [32, 224])         # vicreg's blur begins at 224
 def test_augmentation_of_the_same_draws(device, recipe, view, size):
     """To 1e-3, which is a quarter of a grey level."""
-    images = torch.randint(256, (8, 3, size, size), dtype=torch.uint8,
-                           generator=torch.Generator().manual_seed(0))
-    draws = torch.rand(8, DRAWS, generator=torch.Generator().manual_seed(1))
+    images = random_images(8, size)
+    draws = torch.rand(8, DRAWS, generator=generator(1))
     expected = augment_with(draws, images, recipe, view)
     found = augment_with(draws.to(device), images.to(device), recipe, view)
     assert found.shape == (8, 3, size, size)
@@ -154,7 +149,7 @@ def test_metrics(device):
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
-    labels = (10 * torch.rand(1200, generator=torch.Generator().manual_seed(3))).long()
+    labels = torch.randint(10, (1200,), generator=generator(3))
     sets = (r[:600], labels[:600], r[600:], labels[600:])
     on_device = (x.to(device) for x in sets)
     assert float(metrics.knn_accuracy(*on_device)) == float(metrics.knn_accuracy(*sets))
@@ -194,11 +189,10 @@ def steps(device, count, precision="fp32", compiled=False):
         learner.compile()
     progress = torch.tensor(0.5, dtype=torch.float64, device=device)
     all_logs = []
-    step = functools.partial(train.training_step, learner, learner, optimizer, scaler, autocast,
-                             args.clip)
     for number in range(count):
         train.set_learning_rates(optimizer, number, warmup=2, total=count)
-        logs, _ = step(small_batch(device), progress)
+        logs, _ = train.training_step(learner, learner, optimizer, scaler, autocast, args.clip,
+                                      small_batch(device), progress)
         all_logs.append({name: float(value) for name, value in logs.items()})
     return all_logs, learner
 
@@ -216,7 +210,7 @@ def test_one_step(device):
 
 def test_encoding(device):
     """In evaluation mode, to 1e-4."""
-    images = torch.randint(256, (40, 3, 16, 16), dtype=torch.uint8)
+    images = random_images(40, 16)
     outputs = []
     for place in (CPU, device):
         learner, _ = small_learner(place)
@@ -251,75 +245,51 @@ def test_mixed_precision_learns_as_float32_does(device, precision):
 
 # --- whole runs ---------------------------------------------------------------------------------
 
-SMALL_RUN = ("--dataset shapes --limit-train 256 --arch resnet18 --width 2 --projector 16-16 "
-             "--batch-size 64 --epochs 2 --alpha-every 1 --precision fp32").split()
+def log_of(out, *flags):
+    """The log of two epochs of four steps, with these flags of train.py."""
+    flags = ["--epochs", 2, "--alpha-every", 1, "--eval-every", 1, "--out", out, *flags]
+    assert run(*TINY, *flags) == 0
+    return read_log(out / "log.csv")
 
 
-@pytest.fixture
-def run(monkeypatch, tmp_path):
-    """Runs train.py's main in this process, in a folder in tmp_path; returns its log by columns."""
-    monkeypatch.setattr(train, "draw_run", lambda out: None)
-
-    def go(name, *flags):
-        train.main([*SMALL_RUN, "--out", str(tmp_path / name), *flags])
-        return read_log(tmp_path / name / "log.csv")
-
-    return go
+def cut_after_one_epoch(monkeypatch, out, device):
+    with monkeypatch.context() as patch, pytest.raises(AssertionError):
+        stop_at(patch, step=4)
+        log_of(out, "--device", device)
+    assert load_checkpoint(out / "last.pt")["epoch"] == 1
 
 
-def stopped_after_one_epoch(monkeypatch, run, name, *flags):
-    """A run of two epochs that breaks off right after its first, as in a power cut."""
-    class PowerCut(BaseException):
-        pass
-
-    def show(row, *rest):
-        raise PowerCut
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "epoch_line", show)
-        with pytest.raises(PowerCut):
-            run(name, *flags)
-
-
-def test_an_epoch(device, run, tmp_path):
-    """The log's figures are finite, and α was set on the device."""
-    log = run("whole", "--device", device.type)
-    for column in ("loss", "probe_loss", "erank_r", "mi", "probe_top1", "knn_top1"):
-        assert len(log[column]) == 2
-        assert all(math.isfinite(value) for value in log[column]), column
-    assert log["alpha"][0] == 0 < log["alpha"][1] < 1
-    assert (tmp_path / "whole" / "backbone.pt").exists()
-
-
-def test_resumed_on_the_same_device(device, run, monkeypatch, tmp_path):
+def test_resumed_on_the_same_device(device, monkeypatch, tmp_path):
     """The second epoch's losses and α are those of an uninterrupted run, to 1 %.
 
     On a CPU they are equal bit for bit; the order of a GPU's sums varies.
     """
-    whole = run("whole", "--device", device.type)
-    stopped_after_one_epoch(monkeypatch, run, "stopped", "--device", device.type)
-    assert load_checkpoint(tmp_path / "stopped" / "last.pt")["epoch"] == 1
-    resumed = run("stopped", "--device", device.type, "--resume")
+    whole = log_of(tmp_path / "whole", "--device", device.type)
+    for column in ("loss", "probe_loss", "erank_r", "mi", "probe_top1", "knn_top1"):
+        assert all(math.isfinite(value) for value in whole[column]), column
+    assert whole["alpha"][0] == 0 < whole["alpha"][1] < 1
+    cut_after_one_epoch(monkeypatch, tmp_path / "cut", device.type)
+    resumed = log_of(tmp_path / "cut", "--device", device.type, "--resume")
     assert resumed["epoch"] == whole["epoch"] == [1, 2]
     for column in ("loss", "info_nce", "vicreg", "alpha", "lr"):
         assert resumed[column] == pytest.approx(whole[column], rel=1e-2), column
 
 
 @pytest.mark.parametrize("moves_to", ["cpu", "device"])
-def test_resumed_on_the_other_device(device, run, monkeypatch, moves_to):
+def test_resumed_on_the_other_device(device, monkeypatch, moves_to, tmp_path):
     """The run continues with its weights and α; its random numbers are another generator's."""
     first, second = device.type, "cpu"
     if moves_to == "device":
         first, second = second, first
-    stopped_after_one_epoch(monkeypatch, run, "moved", "--device", first)
-    log = run("moved", "--device", second, "--resume")
+    cut_after_one_epoch(monkeypatch, tmp_path / "run", first)
+    log = log_of(tmp_path / "run", "--device", second, "--resume")
     assert log["epoch"] == [1, 2]
     assert 0 < log["alpha"][1] < 1
     assert log["loss"][1] < 1.5 * log["loss"][0]
 
 
-# Two processes, each with half of a batch on the same GPU, or one with all of it. Without batch
-# norm, whose statistics would be those of a half.
+# AdaDim's step on a whole batch, or each process's step on its half of it. The encoder has no batch
+# norm, because its statistics would be those of a half.
 HALVES = """
 import sys
 import torch
@@ -328,54 +298,34 @@ from torch import nn
 import methods, probe, train
 from plumbing.distributed import RANK, WORLD_SIZE
 
-device = torch.device(sys.argv[2])
+folder, device = sys.argv[1:]
 torch.manual_seed(0)
 args = train.parse_args("--dataset shapes --alpha 0.4 --beta 2 --w2-weight 0.7".split())
 encoder = nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.ReLU())
 method = methods.AdaDim(args, encoder, 20, 16)
 method.projector = nn.Linear(20, 12)
-learner = probe.Learner(method, probe.OnlineProbe(encoder, 20, 3)).to(device)
-views = torch.randn(2, 16, 3, 4, 4).to(device)
-index = torch.arange(16, device=device)
-labels = index % 3
-model = learner
+model = learner = probe.Learner(method, probe.OnlineProbe(encoder, 20, 3)).to(device)
+views, index, labels = torch.randn(2, 16, 3, 4, 4), torch.arange(16), torch.randint(3, (16,))
+labels[:5] = -1         # the halves have different numbers of labels
 if WORLD_SIZE > 1:
     dist.init_process_group("gloo")         # NCCL takes one process per GPU
     model = nn.parallel.DistributedDataParallel(learner)
     views = views.view(2, WORLD_SIZE, -1, 3, 4, 4)[:, RANK]
-    index = index.view(WORLD_SIZE, -1)[RANK]
-    labels = labels.view(WORLD_SIZE, -1)[RANK]
-progress = torch.tensor(0.5, dtype=torch.float64, device=device)
-objective, logs, kept = model(views.flatten(0, 1), index, labels, progress)
+    index, labels = (x.view(WORLD_SIZE, -1)[RANK] for x in (index, labels))
+views, index, labels = views.flatten(0, 1).to(device), index.to(device), labels.to(device)
+objective, logs, kept = model(views, index, labels, torch.tensor(0.5).double().to(device))
 objective.backward()
 found = {name: logs[name] for name in ("loss", "info_nce", "vicreg", "mi_loss")}
+found |= {"measured_on": kept["measured_on"]}
 found |= {name: p.grad for name, p in learner.named_parameters()}
 found = {name: value.cpu() for name, value in found.items()}
-torch.save(found, f"{sys.argv[1]}/{WORLD_SIZE}-{RANK}.pt")
+torch.save(found, f"{folder}/{WORLD_SIZE}-{RANK}.pt")
 """
 
 
 def test_two_processes_on_one_gpu(device, tmp_path):
     """Losses and every gradient equal those of one process to 1e-4."""
-    script = tmp_path / "halves.py"
-    script.write_text(HALVES)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    for launcher in ([], torchrun):
-        command = [sys.executable, *launcher, str(script), str(tmp_path), device.type]
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr
-    whole = torch.load(tmp_path / "1-0.pt")
-    assert len(whole) == 4 + 6
-    for rank in (0, 1):
-        half = torch.load(tmp_path / f"2-{rank}.pt")
+    whole, halves = whole_and_halves(HALVES, tmp_path, device.type)
+    for half in halves:
         for name, value in whole.items():
             agree(half[name], value, 1e-4, name)
-
-
-def test_weights_of_a_gpu_are_read_by_a_cpu(device):
-    """A copy that was moved to the device and back is the same bit for bit."""
-    learner, _ = small_learner(CPU)
-    there_and_back = copy.deepcopy(learner).to(device).to(CPU)
-    for name, value in learner.named_parameters():
-        assert torch.equal(value, there_and_back.get_parameter(name)), name

@@ -13,12 +13,9 @@ import metrics
 from losses import cosine_kernel, renyi_entropy
 from metrics import (alpha_req, effective_rank, lidar, linear_cka, nesum, participation_ratio,
                      rankme, representation_metrics, singular_values, stable_rank, uniformity)
+from tests.helpers import randn as noise
 
 F64 = torch.float64
-
-
-def noise(*shape, seed=0, dtype=F64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def orthonormal(n, d, seed=0):
@@ -74,8 +71,8 @@ def test_alpha_req_finds_a_power_law(alpha):
     assert float(alpha_req(3 * x + 7, first=2, last=80)) == near(alpha, 1e-8)
 
 
-def test_alpha_req_looks_at_its_indices_alone():
-    """From 11 to 50, both included: others change nothing, these do."""
+def test_alpha_req_depends_on_its_indices_alone():
+    """From 11 to 50, inclusive."""
     index = torch.arange(1, 81, dtype=F64)
     values = index ** -0.5
     for place, matters in ((10, False), (11, True), (50, True), (51, False)):
@@ -90,7 +87,7 @@ def test_alpha_req_looks_at_its_indices_alone():
 
 
 def test_lidar_against_a_generalised_eigenvalue_problem():
-    """numpy's eigenvalues of Σ_w⁻¹ Σ_b, loops in place of products."""
+    """Eigenvalues of Σ_w⁻¹ Σ_b; loops instead of matrix products."""
     images, views, d = 12, 5, 4
     x = 2 * noise(images, 1, d) + noise(images, views, d, seed=1) * torch.tensor([0.1, 1, 3, 0.5])
     mean_of_all = x.mean((0, 1))
@@ -127,19 +124,16 @@ def test_linear_cka(n):
     k, m = centred_x @ centred_x.T, centred_y @ centred_y.T
     assert float(linear_cka(x, y)) == near(float((k * m).sum() / (k.norm() * m.norm())))
     assert float(linear_cka(x, torch.ones(n, 3))) == 0
+    q = orthonormal(50, 6)
+    assert float(linear_cka(q[:, :3], q[:, 3:])) == near(0)         # nothing in common
     with pytest.raises(ValueError):
         linear_cka(x, y[1:])
-
-
-def test_linear_cka_of_nothing_in_common():
-    q = orthonormal(50, 6)
-    assert float(linear_cka(q[:, :3], q[:, 3:])) == near(0)
 
 
 # --- precision, size, invariances -------------------------------------------------------------
 
 def test_spectra_of_float32_are_exact():
-    """A spectrum over six decades, against float64's singular values."""
+    """Over six decades, against float64's singular values."""
     x = with_spectrum(torch.logspace(0, -6, 40, dtype=F64), n=100).float()
     oracle = torch.linalg.svdvals(x.double())
     assert torch.allclose(singular_values(x), oracle, rtol=1e-4, atol=1e-9)
@@ -175,7 +169,7 @@ def entropy_of_cosines(x):
 
 @pytest.mark.parametrize("piece", [7, 1024])
 def test_representation_metrics_are_those_functions(piece, monkeypatch):
-    """They share spectra and kernels, and must stay the public functions' values."""
+    """They share spectra and kernels, but must equal the public functions."""
     monkeypatch.setattr(metrics, "PIECE", piece)
     r, z = noise(80, 60).relu(), noise(80, 70, seed=1) * 3
     found = representation_metrics(r, z)

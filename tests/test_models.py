@@ -1,4 +1,4 @@
-"""Tests of shapes.py, augment.py and models.py: images and networks against torchvision's.
+"""Tests of plumbing/shapes.py, augment.py and models.py, the latter two against torchvision.
 
     python -m pytest -q tests/test_models.py
 """
@@ -11,11 +11,7 @@ import augment as augmentation
 from metrics import knn_accuracy
 from models import encode, mlp, resnet
 from plumbing import shapes
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
+from tests.helpers import generator
 
 # --- images -----------------------------------------------------------------------------------
 
@@ -119,7 +115,7 @@ def test_solarise_follows_the_view():
 
 
 def test_ressls_second_view_is_weak():
-    """It is cropped and flipped alone: one colour stays that colour."""
+    """It is only cropped and flipped, so a single colour stays as it is."""
     colour = torch.tensor([200, 60, 20], dtype=torch.uint8).view(1, 3, 1, 1).expand(200, 3, 8, 8)
     strong, weak = (augmentation.augment(colour, "ressl", view, generator()) for view in (0, 1))
     assert torch.allclose(weak, colour.float() / 255, atol=1e-5)
@@ -131,7 +127,7 @@ def test_ressls_second_view_is_weak():
     ("simclr", 32, 0.5), ("vicreg", 32, 0), ("vicreg", 224, 0.5), ("byol", 224, 0),
 ])
 def test_blur_depends_on_the_size(recipe, size, share, monkeypatch):
-    """How many of the views are blurred: half of them, or none."""
+    """share: of the views that are blurred."""
     blurred = []
 
     def noted(x, sigma):

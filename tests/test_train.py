@@ -1,59 +1,52 @@
-"""Tests of train.py and what it stands on: whole runs, end to end, on small drawn images.
+"""Tests of train.py: whole runs on small drawn images.
 
     python -m pytest -q tests/test_train.py
 """
-import json
 import math
 import os
 import re
 import shlex
-import shutil
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-import evaluate
 import train
-from models import resnet
 from optim import clip_gradient
 from plumbing import session
 from plumbing.run import load_checkpoint, read_config, read_log
-from tests.helpers import (ROOT, SMALL, TINY, assert_same_run, close, equal,
-                           rows_without_times, run, save_images, shapes_folder, start,
-                           wait_for_epoch, whole_and_halves)
+from tests.helpers import (ROOT, SMALL, TINY, assert_same_run, close, equal, rows_without_times,
+                           run, save_images, shapes_folder, start, wait_for_epoch)
 
-# --- does it learn, and may it be trusted? ----------------------------------------------------
+# --- learning ---------------------------------------------------------------------------------
 
 def test_training_learns(tmp_path, capsys):
-    """AdaDim in full: accuracy rises, and beats the same probe on the untrained encoder.
+    """AdaDim in full, with two classes: it beats the same probe on the untrained encoder.
 
-    Of two classes, so that a minute shows it: seeds 0, 1 and 2 gained 29, 9 and 17 points.
+    Seeds 0 and 1 gained 21 and 18 points.
     """
     out, images = tmp_path / "run", tmp_path / "images"
-    shapes_folder(images, ("disc", "bar"), 2400, 1000, 16)
-    flags = ("--arch resnet18 --width 4 --projector 128-128 --batch-size 64 --epochs 9 "
-             "--alpha-every 2 --baseline").split()
+    shapes_folder(images, ("disc", "bar"), 1600, 1000, 16)
+    flags = ("--arch resnet18 --width 4 --projector 128-128 --batch-size 64 --epochs 8 --lr 0.8 "
+             "--warmup-epochs 1 --alpha-every 2 --eval-every 8 --baseline").split()
     assert run(*SMALL, "--data-dir", images, *flags, "--out", out, figure=True) == 0
 
     log = read_log(out / "log.csv")
-    alpha, accuracy = log["alpha"], log["probe_top1"]
-    assert alpha[:2] == [0, 0]                      # it counts from when it is measured
+    alpha = log["alpha"]
+    assert alpha[:2] == [0, 0]                      # until it is measured
     assert all(0.02 < value < 0.98 for value in alpha[2:])
     assert alpha[2] == alpha[3] != alpha[4]
     untrained = float(re.search(r"untrained encoder: ([\d.]+) %", capsys.readouterr().out)[1])
     assert 40 < untrained < 65
-    assert accuracy[-1] > accuracy[0] + 5 and accuracy[-1] > untrained + 5
+    assert log["probe_top1"][-1] > untrained + 5
     with Image.open(out / "dynamics.png") as figure:
         assert len(figure.convert("L").getcolors(256)) > 20     # something is drawn
 
 
 def test_labels_do_not_reach_the_encoder(tmp_path, monkeypatch):
-    """With other labels the probe differs, and nothing else does; nor does it with --baseline."""
+    """Other labels, or --baseline, change the probe and nothing else."""
     flags = [*TINY, "--epochs", 1, "--warmup-epochs", 0.2]
     assert run(*flags, "--out", tmp_path / "a") == 0
     honest = train.load
@@ -83,7 +76,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
 # --- a first run does not end in NaN ----------------------------------------------------------
 
 def test_a_gradient_is_clipped_to_twice_its_running_mean():
-    """By hand: norms 5, 5 and 50, limits none, 10 and 10; momentum shrinks as the gradient does."""
+    """By hand: norms 5, 5, 50; limits none, 10, 10; momentum shrinks as much as the gradient."""
     a, b = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1, 2))
     optimizer = torch.optim.SGD([a, b], lr=1.0, momentum=0.5)
     mean_norm = torch.zeros(())
@@ -99,58 +92,42 @@ def test_a_gradient_is_clipped_to_twice_its_running_mean():
             assert torch.allclose(optimizer.state[a]["momentum_buffer"], before * scale)
         optimizer.step()
 
-    # a step that fp16's scaler leaves out leaves all as it was
+    # if fp16's scaler skips the step, nothing changes
     a.grad = torch.tensor([0.0, math.inf])
     before = optimizer.state[a]["momentum_buffer"].clone()
     assert clip_gradient([a, b], optimizer, mean_norm, 2.0) == 0
     assert mean_norm.item() == pytest.approx(5.5)
     assert torch.equal(optimizer.state[a]["momentum_buffer"], before) and before.norm() > 0
 
-
-def test_no_clipping_changes_nothing():
-    w = torch.nn.Parameter(torch.zeros(3))
-    optimizer = torch.optim.SGD([w], lr=1.0)
-    w.grad = torch.tensor([1.0, 2.0, 3.0])
-    assert clip_gradient([w], optimizer, torch.tensor(1e-3), 0.0) == 0
-    assert torch.equal(w.grad, torch.tensor([1.0, 2.0, 3.0]))
+    a.grad = torch.tensor([1.0, 2.0])
+    assert clip_gradient([a], optimizer, torch.tensor(1e-3), 0.0) == 0      # --clip 0: never
+    assert torch.equal(a.grad, torch.tensor([1.0, 2.0]))
 
 
-UNSTEADY = [*SMALL, *("--arch resnet18 --width 16 --projector 512-512-512 --limit-train 2048 "
-                      "--epochs 2 --eval-every 2").split()]
-
-
-def test_the_defaults_keep_an_unsteady_run_alive(tmp_path, capsys):
-    """A narrow network and few steps: with the defaults it trains. As they were, it explodes."""
-    before = ["--clip", 0, "--warmup-epochs", 0.4]
-    assert run(*UNSTEADY, *before, "--out", tmp_path / "before") == 2
+def test_clipping_and_warmup_keep_an_unsteady_run_alive(tmp_path, capsys):
+    """With the defaults it trains. With neither, its loss explodes, and the run stops."""
+    unsteady = [*SMALL, *("--arch resnet18 --width 8 --projector 1024-1024-1024 --limit-train 512 "
+                          "--batch-size 64 --lr 1.6 --epochs 2 --eval-every 2").split()]
+    unguarded = ["--clip", 0, "--warmup-epochs", 0.4]
+    assert run(*unsteady, *unguarded, "--out", tmp_path / "unguarded") == 2
     err = capsys.readouterr().err
     assert re.search("the loss (exploded|became NaN)", err) and err.count("\n") == 1
     assert "last.pt holds epoch 0" in err
-    assert run(*UNSTEADY, "--out", tmp_path / "now") == 0
-    log = read_log(tmp_path / "now" / "log.csv")
-    assert log["loss"][-1] < 60 and 1 <= sum(log["clipped"]) < 12       # of 16 steps
-
-
-def test_a_handful_of_steps_trains(tmp_path):
-    """600 images, everything that concerns the optimiser at its default: two steps per epoch."""
-    flags = ("--arch resnet18 --width 8 --projector 512-512-512 --limit-train 600 --epochs 8 "
-             "--eval-every 8").split()
-    assert run(*SMALL, *flags, "--out", tmp_path / "run") == 0
-    assert read_log(tmp_path / "run" / "log.csv")["loss"][-1] < 100
+    assert run(*unsteady, "--out", tmp_path / "guarded") == 0
+    log = read_log(tmp_path / "guarded" / "log.csv")
+    assert log["loss"][-1] < 100 and 1 <= sum(log["clipped"]) < 12       # of 16 steps
 
 
 def test_an_evaluation_that_is_not_finite_is_not_saved(tmp_path, capsys, monkeypatch):
-    """The weights are finite, and so is the loss; a collapse is only warned about, and once."""
+    """Even if weights and loss are finite. A collapse only causes a note, once."""
     honest = train.probe.evaluate
-
     what_happens = iter([{"erank_z": 1.5}, {"mi": math.nan}])
 
     def broken(*args):
         return honest(*args) | next(what_happens)
 
     monkeypatch.setattr(train.probe, "evaluate", broken)
-    flags = [*TINY, "--epochs", 4, "--eval-every", 1, "--out", tmp_path / "run"]
-    assert run(*flags) == 2
+    assert run(*TINY, "--eval-every", 1, "--out", tmp_path / "run") == 2
     captured = capsys.readouterr()
     assert "the evaluation of epoch 2 is not finite (mi)" in captured.err
     assert captured.out.count("the embeddings have collapsed") == 1
@@ -192,7 +169,7 @@ def test_defaults_are_the_papers():
 
 
 def test_other_settings_run(tmp_path, monkeypatch, capsys):
-    """Other optimisers, precisions, schedules and terms; without matplotlib, all but the figure."""
+    """Other optimisers, precisions, schedules and terms; without matplotlib, no figure."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     flags = "--optimizer adamw --alpha linear --w2-weight 1 --eval-every 2".split()
     out = tmp_path / "a"
@@ -214,45 +191,32 @@ def test_other_settings_run(tmp_path, monkeypatch, capsys):
     assert log["loss"] == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_log_keeps_its_columns(tmp_path):
-    """Programs read log.csv by these names: it may gain columns, and loses none."""
+def test_log_and_config_keep_their_names(tmp_path):
+    """Programs read log.csv by these columns: it may gain some, and loses none."""
     names = ("epoch step seconds samples_per_s lr alpha loss info_nce vicreg mi_loss probe_loss "
              "probe_top1 probe_top5 knn_top1 erank_r erank_z h2_r h2_z mi uniformity_r "
              "uniformity_z w2_r w2_z eigs_r eigs_z var30_r var30_z").split()
-    assert run(*TINY, "--epochs", 1, "--warmup-epochs", 0.2, "--out", tmp_path / "run") == 0
-    log = read_log(tmp_path / "run" / "log.csv")
+    out = tmp_path / "run"
+    command = [*TINY, "--epochs", "2", "--warmup-epochs", "1", "--batch-size", 256, "--out", out]
+    assert run(*command, "--eval-every", 1) == 0
+    log = read_log(out / "log.csv")
     assert set(names) <= log.keys()
     assert all(math.isfinite(value) for name in names for value in log[name])
+    assert log["lr"] == pytest.approx([3e-5, 0.4])      # one step of warm-up, one at the peak
 
-
-def test_config_says_what_was_run(tmp_path):
-    out = tmp_path / "run"
-    command = [*TINY, "--epochs", "1", "--warmup-epochs", "0.2", "--alpha", "0.5", "--out", out]
-    assert run(*command) == 0
     config = read_config(out)
-    assert config["arguments"] == [str(word) for word in command]
+    assert config["arguments"] == [*map(str, command), "--eval-every", "1"]
     flags = config["flags"]
-    assert flags["--alpha"] == 0.5 and flags["--seed"] == 0 and flags["--precision"] == "fp32"
+    assert flags["--alpha"] == "ada" and flags["--seed"] == 0 and flags["--precision"] == "fp32"
     assert flags["--out"] == str(out) and flags["--lr"] == 0.4
     assert config["versions"]["torch"] == torch.__version__
     assert config["device"].startswith("cpu") and config["threads"] == torch.get_num_threads()
 
 
-def test_w2_and_warmup_count(tmp_path):
-    """One step per epoch: the loss grows by the weight times W2, which is from 0 to √2."""
-    flags = [*TINY, "--batch-size", 256, "--epochs", 2, "--alpha", 0, "--warmup-epochs", 1]
-    for weight in (0, 3):
-        assert run(*flags, "--w2-weight", weight, "--out", tmp_path / str(weight)) == 0
-    without, log = (read_log(tmp_path / name / "log.csv") for name in ("0", "3"))
-    assert 0.3 < log["loss"][0] - without["loss"][0] < 3 * 2 ** 0.5
-    assert log["vicreg"][0] == without["vicreg"][0]
-    assert log["lr"] == pytest.approx([3e-5, 0.4])
-
-
 # --- a run is resumed, and not lost -----------------------------------------------------------
 
 def test_a_stopped_run_says_how_to_go_on_and_resumes_exactly(tmp_path):
-    """In the middle of an epoch; torture.py stops runs in every other way."""
+    """In the middle of an epoch; tools/torture.py stops runs in every other way."""
     flags = [*TINY, "--epochs", "6", "--save-minutes", 10]
     assert run(*flags, "--out", tmp_path / "whole") == 0
 
@@ -266,17 +230,17 @@ def test_a_stopped_run_says_how_to_go_on_and_resumes_exactly(tmp_path):
     to_type = shlex.split(err.split("go on with: ")[1])
     assert to_type[:2] == [sys.executable, str(ROOT / "train.py")]
     assert to_type[-1] == "--resume"
-    assert load_checkpoint(cut / "last.pt")["epoch"] >= 1      # though none was due
+    assert load_checkpoint(cut / "last.pt")["epoch"] >= 1      # though no checkpoint was due
 
     assert run(*to_type[2:]) == 0
     assert_same_run(tmp_path / "whole", cut)
     assert len(rows_without_times(cut / "log.csv")) == 6
     alpha = load_checkpoint(cut / "last.pt")["learner"]["method.measured.value"]
-    assert 1 / 16 < alpha < 1       # of 16, the largest rank that z (64 × 16) can have
+    assert 1 / 16 < alpha < 1       # effective rank over 16, the largest of z (64 × 16)
 
 
 def test_a_signal_at_an_epochs_end_loses_nothing(tmp_path, monkeypatch):
-    """It comes when the epoch's end has just been left unsaved, for no checkpoint was due."""
+    """Even if it comes just after the epoch's end, when no checkpoint was due."""
     honest = session.epoch_line
 
     def signalled(*args):
@@ -309,7 +273,7 @@ def test_a_run_is_not_lost(tmp_path, capsys):
         assert message in capsys.readouterr().err
         assert contents() == before
 
-    assert run(*flags, "--out", out, "--resume") == 0       # finished: nothing to do, and no harm
+    assert run(*flags, "--out", out, "--resume") == 0       # finished: nothing to do
     for name in ("config.json", "log.csv", "last.pt"):
         assert (out / name).read_bytes() == before[out / name]
 
@@ -337,65 +301,10 @@ def test_a_run_is_not_lost(tmp_path, capsys):
     assert (out / "backbone.pt").read_bytes() != before[out / "backbone.pt"]
 
 
-def test_two_runs_do_not_share_a_folder(tmp_path, capsys):
-    out = tmp_path / "run"
-    first = start(*TINY, "--epochs", "300", "--out", out)
-    wait_for_epoch(out / "log.csv", 1, first)
-    assert run(*TINY, "--epochs", "300", "--out", out, "--resume") == 2
-    assert f"(process {first.pid} on" in capsys.readouterr().err
-    first.send_signal(signal.SIGINT)
-    _, err = first.communicate()
-    assert first.returncode == 130, err
-
-
-# --- several processes ------------------------------------------------------------------------
-
-# What each of two processes does with its half of a batch, and one with the whole; the encoder
-# has no batch norm.
-HALVES = """
-import sys
-import torch
-import torch.distributed as dist
-from torch import nn
-import methods, probe, train
-from plumbing.distributed import RANK, WORLD_SIZE
-
-torch.manual_seed(0)
-args = train.parse_args("--dataset shapes --alpha 0.4 --beta 2 --w2-weight 0.7".split())
-encoder = nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.ReLU())
-method = methods.AdaDim(args, encoder, 20, 16)
-method.projector = nn.Linear(20, 12)
-model = learner = probe.Learner(method, probe.OnlineProbe(encoder, 20, 3))
-views, index, labels = torch.randn(2, 16, 3, 4, 4), torch.arange(16), torch.randint(3, (16,))
-labels[:5] = -1         # the halves have different numbers of labels
-if WORLD_SIZE > 1:
-    dist.init_process_group("gloo")
-    model = nn.parallel.DistributedDataParallel(learner)
-    views = views.view(2, WORLD_SIZE, -1, 3, 4, 4)[:, RANK]
-    index, labels = (x.view(WORLD_SIZE, -1)[RANK] for x in (index, labels))
-objective, logs, kept = model(views.flatten(0, 1), index, labels, torch.tensor(0.5).double())
-objective.backward()
-found = {name: logs[name] for name in ("loss", "info_nce", "vicreg", "mi_loss")}
-found |= {"measured_on": kept["measured_on"]}
-found |= {name: p.grad for name, p in learner.named_parameters()}
-torch.save(found, f"{sys.argv[1]}/{WORLD_SIZE}-{RANK}.pt")
-"""
-
-
-def test_two_processes_equal_one(tmp_path):
-    """Losses, the embeddings on which α is measured, and every gradient, to 1e-5."""
-    whole, halves = whole_and_halves(HALVES, tmp_path)
-    assert len(whole) == 4 + 1 + 6
-    for half in halves:
-        for name, value in whole.items():
-            assert value.abs().max() > 1e-3, name
-            assert torch.allclose(value, half[name], rtol=1e-5, atol=1e-5), name
-
-
 # --- bad input --------------------------------------------------------------------------------
 
 def bad_folders(root):
-    """Directories that --dataset folder must refuse."""
+    """Folders that --dataset folder must refuse."""
     image = torch.full((3, 32, 32), 9, dtype=torch.uint8)
     small = torch.full((3, 4, 4), 9, dtype=torch.uint8)
     contents = {"no_images": [], "small": [small]}
@@ -413,30 +322,20 @@ def bad_folders(root):
 
 @pytest.mark.parametrize("flags, words", [
     ("--dataset imagenet22k", "invalid choice: 'imagenet22k'"),
-    ("--arch vit", "invalid choice"),
-    ("--augment none", "invalid choice"),
     ("--method none", "invalid choice"),
     ("--typo 1", "--typo"),
     ("--alpha 1.5", "0 to 1"),
-    ("--alpha nan", "0 to 1"),
     ("--alpha fast", "0 to 1"),
     ("--beta inf", "--beta"),
-    ("--beta -x", "--beta"),
     ("--temperature 0", "--temperature"),
     ("--epochs 0", "--epochs"),
     ("--batch-size -4", "--batch-size"),
     ("--batch-size 300", "larger than the training set of 256"),
-    ("--lr 0", "--lr"),
-    ("--lr nan", "--lr"),
     ("--lr 1e300", "--lr: must be a number above 0, up to 1e+30"),
-    ("--weight-decay 1e39", "--weight-decay"),
     ("--vicreg-weights 25,25", "three weights"),
     ("--w2-weight 1:2:3", "--w2-weight"),
-    ("--width 0", "--width"),
     ("--projector 64-0", "layer sizes"),
     ("--projector 3000000-3000000", "not enough memory"),
-    ("--alpha-every 0", "--alpha-every"),
-    ("--limit-train 0", "--limit-train"),
     ("--seed -1", "--seed"),
     ("--warmup-epochs 4", "--warmup-epochs"),
     ("--resume --overwrite", "exclude each other"),
@@ -449,7 +348,6 @@ def bad_folders(root):
     ("--dataset folder --data-dir {}/one", "one class"),
     ("--dataset folder --data-dir {}/broken", "torn.png is not a readable image"),
     ("--dataset folder --data-dir {}/small", "too few images have 8 pixels"),
-    ("--dataset folder --data-dir {}/small --min-size 33", "too few images have 33 pixels"),
     ("--dataset folder --data-dir {}/strange", "no counterpart"),
     ("--out {}/empty/file/run", "not a directory"),
 ])
@@ -461,7 +359,7 @@ def test_bad_input(flags, words, tmp_path, capsys):
     assert run(*TINY, "--out", tmp_path / "run", *flags.format(tmp_path).split()) == 2
     captured = capsys.readouterr()
     assert words in captured.err and captured.err.count("\n") == 1
-    assert sorted(tmp_path.rglob("*")) == before        # nothing written
+    assert sorted(tmp_path.rglob("*")) == before        # nothing is written
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0,
@@ -478,65 +376,3 @@ def test_tensorboard_is_optional(tmp_path, capsys, monkeypatch):
     err = capsys.readouterr().err
     assert "pip install tensorboard" in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
-
-
-# --- the README -------------------------------------------------------------------------------
-
-def readmes_python(word):
-    """The README's one Python example with this word in it."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    examples = re.findall(r"```python\n(.*?)```", readme, re.S)
-    found, = [example for example in examples if word in example]
-    return found
-
-
-def test_readmes_loss_example_runs():
-    scope = {}
-    exec(readmes_python("from losses import adadim"), scope)
-    assert scope["loss"].isfinite()
-    assert scope["parts"].keys() == {"info_nce", "vicreg", "mi_loss"}
-
-
-def test_readmes_few_labels_example_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    shapes_folder(tmp_path / "labelled", ("disc", "bar"), 60, 20, 16)
-    images = sorted((tmp_path / "labelled").rglob("*.png"))
-    (tmp_path / "my_images").mkdir()
-    for i, image in enumerate(images):                      # the same images without labels
-        shutil.copy(image, tmp_path / "my_images" / f"{i}.png")
-    flags = [*TINY, "--batch-size", 30, "--epochs", 1, "--warmup-epochs", 0.2]
-    assert run(*flags, "--data-dir", "my_images", "--out", "runs/mine") == 0
-    evaluate.main("runs/mine --dataset folder --data-dir labelled --save-features mine.npz".split())
-    scope = {}
-    exec(readmes_python("from evaluate import"), scope)
-    assert len(scope["few"]) == 20
-    assert re.search(r"'top1': \d", capsys.readouterr().out)
-
-
-def test_readmes_backbone_example_runs(tmp_path, monkeypatch):
-    """It loads a backbone.pt with the stem for small images, from where the main run puts it."""
-    example = readmes_python("backbone.pt")
-    monkeypatch.chdir(tmp_path)
-    backbone = Path(re.search(r'"([^"]*backbone.pt)"', example)[1])
-    default = train.parse_args(["--dataset", "cifar100", "--beta", "1e-4"])
-    assert backbone.parent == default.out
-    net, _ = resnet(default.arch, default.width)
-    backbone.parent.mkdir(parents=True)
-    torch.save(net.state_dict(), backbone)
-    scope = {"images": torch.rand(2, 3, 32, 32)}
-    exec(example, scope)
-    assert torch.equal(scope["r"], net.eval()(scope["images"]))
-
-
-def test_readmes_own_method_trains(tmp_path):
-    """The README's method, a file of its own, is trained from the command line and logged."""
-    (tmp_path / "spectral.py").write_text(readmes_python("class Spectral"))
-    out = tmp_path / "run"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, tmp_path / "spectral.py", *TINY, "--method", "spectral",
-               "--out", out]
-    subprocess.run([str(word) for word in command], check=True, env=environment)
-    log = read_log(out / "log.csv")
-    assert log["loss"][-1] < log["loss"][0]
-    assert all(math.isfinite(value) for value in log["repulsion"])
-    assert json.loads((out / "config.json").read_text())["flags"]["--method"] == "spectral"

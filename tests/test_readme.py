@@ -1,0 +1,182 @@
+"""Tests of README.md: its examples run, its commands are accepted, and what it names exists.
+
+    python -m pytest -q tests/test_readme.py
+"""
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+import evaluate
+import figures
+import losses
+import methods
+import metrics
+import study
+import train
+from models import resnet
+from plumbing.cli import BadInput
+from plumbing.datasets import DATASETS
+from plumbing.run import read_log
+from tests.helpers import ROOT, TINY
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLE = re.compile(r"```python\n(.*?)```", re.S)
+PROSE = EXAMPLE.sub("", README)
+LINES = re.findall(r"^    (\S.*)$", PROSE, re.M)                # indented: typed, or printed
+SPANS = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", PROSE)]
+
+
+def example(word):
+    """The README's one Python example with this word in it."""
+    found, = [code for code in EXAMPLE.findall(README) if word in code]
+    return found
+
+
+# --- examples -----------------------------------------------------------------------------------
+
+def test_the_loss_and_the_backbone_example_run(tmp_path, monkeypatch):
+    """With 8 images instead of 64, and the encoder where the README's main command leaves it."""
+    code = example("from losses import adadim")
+    backbone = Path(re.search(r'"([^"]*backbone.pt)"', code)[1])
+    default = train.parse_args(["--dataset", "cifar100", "--beta", "1e-4"])
+    assert backbone.parent == default.out
+    monkeypatch.chdir(tmp_path)
+    backbone.parent.mkdir(parents=True)
+    net, p = resnet(default.arch, default.width, "small")
+    torch.save(net.state_dict(), backbone)
+
+    scope = {}
+    exec(code.replace("(2, 64, 3, 32, 32)", "(2, 8, 3, 32, 32)"), scope)
+    assert scope["loss"].isfinite() and 0 < scope["alpha"] < 1
+    assert scope["parts"].keys() == {"info_nce", "vicreg", "mi_loss"}
+    assert scope["r"].shape == (8, p)
+    assert torch.equal(scope["r"], net.eval()(scope["view1"]))
+
+
+def test_a_method_of_ones_own_trains(tmp_path):
+    """In a file of its own, started as the README shows; its columns are logged."""
+    (tmp_path / "spectral.py").write_text(example("class Spectral"))
+    assert "python spectral.py --method spectral --dataset shapes" in SPANS
+    out = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, tmp_path / "spectral.py", "--method", "spectral", *TINY, "--out",
+               out]
+    subprocess.run([str(word) for word in command], check=True, env=environment)
+    log = read_log(out / "log.csv")
+    assert log["loss"][-1] < log["loss"][0]
+    assert all(math.isfinite(value) for value in log["repulsion"])
+    assert json.loads((out / "config.json").read_text())["flags"]["--method"] == "spectral"
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+def parse_study(words):
+    """As study.py does before it trains: its own flags, then those of each run."""
+    args, common = study.parse_args(words)
+    for flags in study.runs(args.studies, args.seeds).values():
+        train.parse_args([*common, *flags])
+
+
+def parse_figures(words):
+    """figures.py has no parse_args(): its main() refuses bad flags before it reads the runs."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(figures, "read_folders", lambda runs: sys.exit(0))
+        figures.main(words)
+    assert stop.value.code == 0, words
+
+
+PARSE = {"train.py": train.parse_args, "evaluate.py": evaluate.parse_args,
+         "study.py": parse_study, "figures.py": parse_figures, "data.py": data.parse_args}
+
+
+def commands():
+    """{what the README shows: (script, arguments)}, without comments and ellipses."""
+    found = {}
+    for text in [*LINES, *SPANS]:
+        words = text.partition(" # ")[0].removesuffix("…").split()
+        if len(words) > 1 and words[0] in ("python", "torchrun"):
+            script = next(word for word in words if word.endswith(".py"))
+            found[text] = (script, words[words.index(script) + 1:])
+    return found
+
+
+COMMANDS = commands()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_accepted(command):
+    assert {script for script, _ in COMMANDS.values()} == {*PARSE, "spectral.py"}
+    script, words = COMMANDS[command]
+    if "--methods" in words:                    # printed by parse_args() itself
+        with pytest.raises(SystemExit) as stop:
+            train.parse_args(words)
+        assert not stop.value.code
+    elif script != "spectral.py":               # which is trained above
+        PARSE[script](words)
+
+
+def refusal(parse, words):
+    """The error message, or nothing."""
+    try:
+        parse(words)
+    except BadInput as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("flags", sorted({span for span in SPANS if span.startswith("--")}))
+def test_flags_are_flags_of_a_script(flags):
+    """With a value they are accepted by train.py; those alone may lack theirs."""
+    words = flags.split()
+    if len(words) == 1:
+        told = [refusal(parse, words) for parse in (train.parse_args, study.parse_args)]
+        assert any("unrecognized" not in message for message in told)
+    elif words[0] == "--set":
+        train.parse_args(["--method", "nnclr", *words])
+    else:
+        train.parse_args(words)
+
+
+def test_make_has_the_readmes_targets():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = [text.split()[-1] for text in SPANS if text.startswith("make ")]
+    targets += [text.split()[1] for text in LINES if text.startswith("make ")]
+    assert {"demo", "test"} <= set(targets)
+    assert all(re.search(f"^{target}:", makefile, re.M) for target in targets)
+
+
+# --- names --------------------------------------------------------------------------------------
+
+LATER = {"docs/assets/demo.png"}        # a picture of `make demo`'s run, not drawn yet
+
+
+def test_files_and_links_exist():
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", PROSE)
+    here = {link for link in links if not link.startswith("http")}
+    here |= {span for span in SPANS if re.fullmatch(r"[\w/]+(\.py|/)", span)}
+    assert len(here) > 20
+    missing = {name for name in here if not (ROOT / name).exists()}
+    assert missing <= LATER
+
+
+def test_every_program_is_in_the_table_of_files():
+    for path in ROOT.glob("*.py"):
+        assert path.name in SPANS
+    for path in ROOT.glob("*/__init__.py"):
+        assert f"{path.parent.name}/" in SPANS
+
+
+def test_functions_and_datasets_exist():
+    modules = {"losses": losses, "metrics": metrics, "methods": methods}
+    functions = [span.split(".") for span in SPANS if re.fullmatch(r"\w+\.(?!py|pt)\w+", span)]
+    assert len(functions) == 6
+    assert all(hasattr(modules[module], name) for module, name in functions)
+    assert all(name in PROSE for name in DATASETS)
