@@ -4,9 +4,9 @@
     view = augment(images, "vicreg")            # uint8, n × 3 × s × s  →  float in [0, 1]
     inputs = normalise(view, mean, std)
 
-A view takes some forty tensor operations for the whole batch; on one core that is some eight
-times as fast as image by image through PIL. Every random number comes from the generator that
-the caller hands over, so an epoch can be repeated exactly. This file needs torch alone.
+A view takes about forty tensor operations for the whole batch; on one core that is about eight
+times as fast as PIL, image by image. All random numbers come from the caller's generator, so an
+epoch can be repeated exactly. This file needs only torch.
 """
 import math
 from typing import NamedTuple
@@ -23,11 +23,11 @@ class Jitter(NamedTuple):
     hue: float
 
 
-# scale: range of a crop's area, as a part of the image's. jitter_p, grey_p, blur_p, solarise_p:
-# how probable each change is, in view 1 and in view 2. blur_from: the smallest images, in pixels,
-# that are blurred. The values are those of solo-learn's recipes: of VICReg, of SimCLR, of MoCo v2
-# and SimSiam (moco), of BYOL's asymmetric views, and ReSSL's strong and weak view. One difference:
-# solo-learn crops with bicubic interpolation, this file with bilinear.
+# scale: range of a crop's area, as a share of the image's. jitter_p, grey_p, blur_p, solarise_p:
+# probabilities in view 1 and view 2. blur_from: size in pixels of the smallest images to blur.
+# The values are from solo-learn's recipes for VICReg, SimCLR, MoCo v2 and SimSiam (moco), BYOL
+# (asymmetric views) and ReSSL (a strong and a weak view). One difference: solo-learn crops with
+# bicubic interpolation, this file with bilinear.
 MILD = Jitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
 AUGMENTATIONS = {
     "vicreg": dict(
@@ -77,8 +77,8 @@ AUGMENTATIONS = {
     ),
 }
 
-# random numbers that a view takes: 23 for the crop and flip, 8 for the jitter, 1 for the grey,
-# 2 for the blur and 1 for the solarising
+# random numbers per view: 23 for crop and flip, 8 for jitter, 1 for grey, 2 for blur, 1 for
+# solarising
 DRAWS = 35
 
 
@@ -88,7 +88,7 @@ def augment(x, recipe="vicreg", view=0, generator=None, size=None, cropped=False
     """One random view of each image: crop, flip, colour jitter, grey, blur, solarise.
 
     x: n × 3 × s × s, uint8. recipe: a key of AUGMENTATIONS. view: 0 or 1. generator: on x's
-    device. size: of the view, in pixels (None: x's). cropped: x has its crop and flip already.
+    device. size: of the view in pixels (None: as x). cropped: x is already cropped and flipped.
     Returns n × 3 × size × size, float32 in [0, 1].
     """
     draws = torch.rand(len(x), DRAWS, generator=generator, device=x.device)
@@ -96,22 +96,22 @@ def augment(x, recipe="vicreg", view=0, generator=None, size=None, cropped=False
 
 
 def augment_with(draws, x, recipe, view, size=None, cropped=False):
-    """augment() with random numbers drawn before (n × DRAWS, in [0, 1)).
+    """augment() with the given random numbers (n × DRAWS, in [0, 1)).
 
-    Nothing in it depends on a tensor's values, so torch.compile can take it whole.
+    No branch depends on a tensor's values, so torch.compile can compile it as a whole.
     """
     settings = AUGMENTATIONS[recipe]
     used = 0
 
     def rand(n, *shape):
-        """As torch.rand(n, *shape), but from the draws."""
+        """Like torch.rand(n, *shape), but takes the next numbers of `draws`."""
         nonlocal used
         start = used
         used += math.prod(shape)
         return draws[:, start:used].reshape(n, *shape)
 
     def sometimes(x, changed, probability):
-        """`changed` in place of x, for each image with this probability."""
+        """Replaces each image of x by its changed version, with this probability."""
         chosen = (rand(len(x), 1, 1, 1) < probability).float()
         return torch.lerp(x, changed, chosen)       # exact at 0 and 1, and faster than where
 
@@ -122,17 +122,17 @@ def augment_with(draws, x, recipe, view, size=None, cropped=False):
     x = sometimes(x, grey(x), settings["grey_p"][view])
     if settings["blur_p"][view] and x.shape[-1] >= settings["blur_from"]:
         sigma = 0.1 + 1.9 * rand(len(x), 1, 1, 1)
-        blurred = gaussian_blur(x, sigma).clamp(max=1)      # the weights' sum may round up
+        blurred = gaussian_blur(x, sigma).clamp(max=1)      # rounding could exceed 1
         x = sometimes(x, blurred, settings["blur_p"][view])
-    solarised = torch.minimum(x, 1 - x)             # what is brighter than one half is inverted
+    solarised = torch.minimum(x, 1 - x)             # inverts values above one half
     return sometimes(x, solarised, settings["solarise_p"][view])
 
 
 # --- crop and flip --------------------------------------------------------------------------
 
 class Boxes(NamedTuple):
-    """Parts of images, where an image spans −1 … 1 in both directions; tensors of n values."""
-    width: torch.Tensor         # as a part of the image's
+    """n crops in coordinates in which an image spans −1 … 1; each field holds n values."""
+    width: torch.Tensor         # as a share of the image's
     height: torch.Tensor
     centre_x: torch.Tensor
     centre_y: torch.Tensor
@@ -140,10 +140,10 @@ class Boxes(NamedTuple):
 
 
 def random_boxes(n, scale, rand, ratio=(3 / 4, 4 / 3), shape=1.0, flip_p=0.5):
-    """n random parts of an image, as torchvision's RandomResizedCrop draws them: Boxes.
+    """Draws n random Boxes, as torchvision's RandomResizedCrop does.
 
-    Area uniform in `scale`, aspect ratio log-uniform in `ratio`; of ten draws, the first that fits
-    into the image. rand: as torch.rand. shape: the image's height over its width.
+    The area is uniform in `scale`, the aspect ratio log-uniform in `ratio`; the first of ten draws
+    that fits into the image counts. rand: like torch.rand. shape: the image's height over width.
     """
     tries = 10
     narrowest, widest = ratio
@@ -156,7 +156,7 @@ def random_boxes(n, scale, rand, ratio=(3 / 4, 4 / 3), shape=1.0, flip_p=0.5):
     fits = (widths <= 1) & (heights <= 1)
     any_fits = fits.any(1)                                                      # n
     first = fits.int().argmax(1, keepdim=True)                                  # n × 1
-    # should all ten fail, as much of the image as the ratios allow
+    # if none of the ten fits: as much of the image as the ratios allow
     largest_width = min(1.0, widest * shape)
     largest_height = min(1.0, 1 / (narrowest * shape))
     width = torch.where(any_fits, widths.gather(1, first).squeeze(1), largest_width)
@@ -169,7 +169,7 @@ def random_boxes(n, scale, rand, ratio=(3 / 4, 4 / 3), shape=1.0, flip_p=0.5):
 
 
 def random_resized_crop(x, scale, rand, size=None, ratio=(3 / 4, 4 / 3)):
-    """A random part of each image, see random_boxes, resized to size × size; half are mirrored.
+    """A random crop of each image, resized to size × size; half are mirrored. See random_boxes.
 
     x: n × 3 × s × s, float.
     """
@@ -177,7 +177,7 @@ def random_resized_crop(x, scale, rand, size=None, ratio=(3 / 4, 4 / 3)):
     size = size or x.shape[-1]
     box = random_boxes(n, scale, rand, ratio)
 
-    # affine_grid's matrices take places in the view to places in the image
+    # affine_grid's matrices map coordinates in the view to coordinates in the image
     width = torch.where(box.flip, -box.width, box.width)
     zero = torch.zeros_like(width)
     matrices = torch.stack([width, zero, box.centre_x,
@@ -222,17 +222,17 @@ def colour_jitter(x, strengths, rand):
 
 
 def shift_hue(x, shift):
-    """x with its HSV hue turned by shift.
+    """Shifts the HSV hue of x.
 
-    x: n × 3 × h × w in [0, 1]. shift: n × 1 × 1, in turns, at most a third of one.
+    x: n × 3 × h × w in [0, 1]. shift: n × 1 × 1, in turns of the colour circle, at most a third.
     """
     red, green, blue = x.unbind(1)                                              # n × h × w
     highest = torch.maximum(torch.maximum(red, green), blue)
     lowest = torch.minimum(torch.minimum(red, green), blue)
     chroma = highest - lowest
 
-    # the hue in sixths of a turn: 0 is red, 2 green, 4 blue. It is counted from the highest
-    # channel's, which lerp picks: at 0 and 1 it is exact
+    # the hue in sixths of a turn: 0 is red, 2 green, 4 blue. It is measured from the highest
+    # channel's hue, which lerp selects: it is exact at 0 and 1
     scale = 1 / chroma.clamp_min(1e-8)
     from_red = (green - blue) * scale
     from_green = (blue - red) * scale + 2
@@ -241,8 +241,8 @@ def shift_hue(x, shift):
     hue = torch.lerp(hue, from_red, (highest == red).float())
     hue = hue + 6 * shift
 
-    # a channel is lowest from two sixths off its own hue on, and rises in between: periodic,
-    # without a modulo
+    # a channel is highest up to one sixth from its own hue, lowest from two sixths on, linear in
+    # between; this form is periodic without a modulo
     away = torch.stack([hue, hue - 2, hue - 4], 1)                              # n × 3 × h × w
     level = away.abs_().sub_(3).abs_().clamp_(1, 2)         # 1 at its lowest, 2 at its highest
     return torch.addcmul((highest - 2 * chroma).unsqueeze(1), chroma.unsqueeze(1), level)
@@ -251,11 +251,11 @@ def shift_hue(x, shift):
 # --- blur and normalisation -------------------------------------------------------------------
 
 def gaussian_blur(x, sigma, radius=6):
-    """x (n × c × h × w), each image blurred with its own Gaussian.
+    """Blurs each image of x (n × c × h × w) with a Gaussian of its own.
 
-    sigma: n × 1 × 1 × 1, in pixels, at most 2, which the radius is made for.
+    sigma: n × 1 × 1 × 1, in pixels; the radius is large enough for sigmas of up to 2.
     """
-    radius = min(radius, x.shape[-1] - 1, x.shape[-2] - 1)      # a reflection is no longer
+    radius = min(radius, x.shape[-1] - 1, x.shape[-2] - 1)      # the longest reflection possible
     offsets = range(-radius, radius + 1)
     weights = [(-0.5 * (offset / sigma) ** 2).exp() for offset in offsets]
     total = sum(weights)
@@ -269,7 +269,7 @@ def gaussian_blur(x, sigma, radius=6):
 
 
 def normalise(x, mean, std):
-    """x minus mean, over std, channel by channel.
+    """(x − mean) / std for each channel.
 
     x: n × 3 × h × w, uint8 or float in [0, 1]. mean, std: three values each. Returns float32.
     """

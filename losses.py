@@ -4,36 +4,36 @@
 
 A batch of n images gives two augmented views. r1, r2 (n × p) are their representations, the
 encoder's output; z1, z2 (n × d) are their embeddings, the projector's output. This file needs
-torch alone: copy it and
+only torch. Copy it, and
 
     from losses import adadim
     loss, parts = adadim(r1, r2, z1, z2, alpha=0.3)
 
 Conventions shared by all functions here:
-- Inputs are floating-point matrices, one sample per row. They are computed on in float32
-  (float64 stays float64), also inside autocast.
+- Inputs are floating-point matrices, one sample per row. They are converted to float32, also
+  inside autocast; float64 stays float64.
 - The result is a 0-dim tensor. Entropies and mutual information are in nats.
 - x̂ is a row x scaled to unit length; ∘ multiplies entry by entry.
 - Values and gradients stay finite on collapsed batches: rows all equal, constant features,
-  zeros. NaN in gives NaN out: nothing is hidden.
-- ValueError on a wrong shape, a dtype that is not floating point, fewer rows than the formula
-  needs, or a setting outside its range.
-- [§A.3] and the like are places in the paper, [32] and the like its references.
+  zeros. NaN inputs give NaN results: nothing is hidden.
+- All raise ValueError for a wrong shape, a dtype that is not floating-point, too few rows, or a
+  setting outside its range.
+- [§A.3] is a section of the paper, [32] an entry in its list of references.
 """
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-BLOCK = 2048        # rows of an n × n kernel that are there at a time
+BLOCK = 2048        # rows of an n × n kernel that are in memory at a time
 
 
 # --- building blocks ------------------------------------------------------------------------
 
 def matrices(*xs, rows=1, same_width=False):
-    """The inputs, each n × something, as float32 or float64.
+    """Checks the inputs and returns them as float32; float64 stays float64.
 
-    rows: the fewest that will do. same_width: whether all must have the same number of columns.
-    Raises ValueError if an input is no matrix, or if they do not fit together.
+    rows: the minimum number. same_width: whether all inputs must have equally many columns.
+    Raises ValueError if an input is not a floating-point matrix or their shapes do not match.
     """
     first = xs[0]
     for x in xs:
@@ -63,9 +63,9 @@ def normalize_rows(x, eps=1e-12):
 
 
 def spectrum(decompose, x):
-    """decompose(x), for a routine that returns eigenvalues or singular values.
+    """decompose(x), the eigenvalues or singular values of x.
 
-    All NaN where x holds NaN or infinity, on which LAPACK would raise.
+    If x holds NaN or infinity, on which LAPACK would raise, all of them are NaN.
     """
     finite = x.isfinite().all()
     values = decompose(torch.where(finite, x, 0))
@@ -73,7 +73,7 @@ def spectrum(decompose, x):
 
 
 def cosine_kernel(x):
-    """K = x̂ x̂ᵀ (n × n, unit diagonal) of the rows of x (n × d): the K_R and K_Z of §4."""
+    """K = x̂ x̂ᵀ (n × n, unit diagonal) of x (n × d): K_R and K_Z in §4."""
     x, = matrices(x)
     with torch.autocast(x.device.type, enabled=False):
         x = normalize_rows(x)
@@ -81,11 +81,11 @@ def cosine_kernel(x):
 
 
 def over_blocks(block_sums, n):
-    """The sum of block_sums(rows) over the rows 0 … n − 1 of a kernel, BLOCK rows at a time.
+    """Sums block_sums(rows) over the n rows of a kernel. rows: a slice of BLOCK rows.
 
-    rows: a slice. n × n kernels, and what their gradients need, would fill the memory where n is
-    large. So the backward pass computes a block again in place of keeping it. A single block, as
-    batches of up to 1,024 images have, is kept; more of them torch.vmap cannot do.
+    For large n, the n × n kernels and the tensors for their gradients would fill the memory, so
+    the backward pass recomputes each block instead of storing it. A single block, enough for
+    batches of up to 1,024 images, is stored; torch.vmap works only then.
     """
     blocks = [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
     if len(blocks) == 1:
@@ -114,16 +114,16 @@ def info_nce(z1, z2, temperature=0.1):
 
         def block_sum(rows):
             logits = z[rows] @ z.T / temperature                # block × 2n
-            itself = everyone[rows, None] == everyone           # block × 2n, where k = i
+            itself = everyone[rows, None] == everyone           # block × 2n, true if k = i
             logits = logits.masked_fill(itself, float("-inf"))
-            # −log softmax at the partner's place is cross-entropy, with the partner as the class
+            # −log softmax at p(i) is cross-entropy with p(i) as the class
             return F.cross_entropy(logits, partner[rows], reduction="sum")
 
         return over_blocks(block_sum, len(z)) / len(z)
 
 
 def vicreg(z1, z2, sim_weight=25.0, var_weight=25.0, cov_weight=1.0):
-    """VICReg [§A.5]: invariance, variance and covariance terms, each with a weight.
+    """VICReg [§A.5]: a weighted sum of invariance, variance and covariance terms.
 
         sim_weight·s(z1, z2) + var_weight·(v(z1) + v(z2)) + cov_weight·(c(z1) + c(z2))
 
@@ -131,8 +131,8 @@ def vicreg(z1, z2, sim_weight=25.0, var_weight=25.0, cov_weight=1.0):
         v = mean_j max(0, 1 − √(C_jj + 1e-4))
         c = (1/d) · Σ_{i≠j} C_ij²
 
-    z1, z2: n × d, n ≥ 2. C is a view's covariance, with n − 1. The two views' terms are summed,
-    as in solo-learn, the paper's code base; Meta's VICReg code halves v.
+    z1, z2: n × d, n ≥ 2. C is a view's covariance (division by n − 1). Both views' terms are
+    added, as in solo-learn, the paper's code base; Meta's VICReg code halves v.
     """
     z1, z2 = matrices(z1, z2, rows=2, same_width=True)
     with torch.autocast(z1.device.type, enabled=False):
@@ -144,8 +144,8 @@ def vicreg(z1, z2, sim_weight=25.0, var_weight=25.0, cov_weight=1.0):
             too_narrow = F.relu(1 - (variance + 1e-4).sqrt())
             loss = loss + var_weight * too_narrow.mean()
 
-            # ‖zᵀz‖_F = ‖z zᵀ‖_F, so the smaller product will do: n × n rather than d × d for
-            # a batch of 256 at d = 2048
+            # ‖zᵀz‖_F = ‖z zᵀ‖_F, so take the smaller product: n × n, not d × d, for a batch of
+            # 256 at d = 2048
             gram = z @ z.T if n < d else z.T @ z
             all_squares = gram.square().sum() / (n - 1) ** 2    # Σ_ij C_ij²
             off_diagonal = all_squares - variance.square().sum()
@@ -162,8 +162,8 @@ def renyi_entropy(k, order=2):
         H_1(K) = −tr(K/n · log(K/n)), von Neumann's, the limit
         H_2(K) = −log(‖K‖_F² / n²)
 
-    k: n × n, positive semi-definite, unit diagonal. order: a > 0. Order 2 is cheap; the others
-    take an eigendecomposition.
+    k: n × n, positive semi-definite, unit diagonal. order: a > 0. Order 2 is cheap; all others
+    need the eigenvalues.
     """
     k, = matrices(k)
     n = len(k)
@@ -176,8 +176,8 @@ def renyi_entropy(k, order=2):
         trace = (k / n).square().sum()
         return -trace.clamp_min(tiny).log()
 
-    p = spectrum(torch.linalg.eigvalsh, k / n)                  # n, ascending, of sum 1
-    # numerically zero eigenvalues are taken for zero: a fractional power's slope there is infinite
+    p = spectrum(torch.linalg.eigvalsh, k / n)                  # n, ascending, with sum 1
+    # leave out eigenvalues within rounding of zero: a fractional power's slope there is infinite
     zero = p <= n * torch.finfo(p.dtype).eps * p[-1].clamp_min(tiny)
     p = p.masked_fill(zero, 1)
     if order == 1:
@@ -191,8 +191,8 @@ def matrix_mutual_information(r, z, order=2):
 
         I(R;Z) = H(K_R) + H(K_Z) − H(K_R ∘ K_Z),  K_R = r̂ r̂ᵀ,  K_Z = ẑ ẑᵀ
 
-    r: n × p, z: n × d. The kernels are those of the samples, so p and d may differ. order: see
-    renyi_entropy. Order 2 never has the kernels in memory as a whole.
+    r: n × p, z: n × d. The kernels compare samples, so p and d may differ. order: see
+    renyi_entropy; order 2 keeps only BLOCK rows of the kernels in memory.
     """
     r, z = matrices(r, z)
     if order != 2:
@@ -218,14 +218,15 @@ def matrix_mutual_information(r, z, order=2):
 # --- uniformity ---------------------------------------------------------------------------------
 
 def wasserstein_uniformity(z):
-    """How far the unit rows ẑ, taken as a Gaussian, are from the uniform sphere's N(0, I/d).
+    """The Wasserstein distance of the unit rows ẑ from the uniform distribution on the sphere.
 
         W2 = √( ‖μ‖² + 1 + tr Σ − (2/√d)·tr Σ^{1/2} )
 
-    z: n × d; μ and Σ are the mean and covariance (division by n) of ẑ. 0 is best, √2 is collapse.
-    With n samples of d > n features it cannot fall below about √(2 − 2·√((n − 1)/d)).
+    Both are taken as Gaussians: N(μ, Σ) with the mean and covariance (division by n) of ẑ, and
+    N(0, I/d). z: n × d. 0 is best, √2 is collapse. If n < d, W2 cannot fall below about
+    √(2 − 2·√((n − 1)/d)).
     From Fang et al., "Rethinking the Uniformity Metric in Self-Supervised Learning" (ICLR 2024);
-    it has all four of the properties that paper asks for, which uniformity.py shows.
+    it has all four properties that the paper asks for, as uniformity.py shows.
     """
     z, = matrices(z)
     dtype = z.dtype
@@ -234,11 +235,11 @@ def wasserstein_uniformity(z):
         n, d = z.shape
         mean = z.mean(0)                                        # d
         centred = (z - mean) / n ** 0.5                         # n × d, Σ = centredᵀ centred
-        # the other product has the same eigenvalues, but for zeros
+        # both products have the same eigenvalues, except for zeros
         gram = centred @ centred.T if n < d else centred.T @ centred
         squared = mean.square().sum() + 1 + gram.trace() - 2 / d ** 0.5 * root_trace(gram)
 
-    zero = squared <= 1e-12         # rounding: the distance has no slope at 0
+    zero = squared <= 1e-12         # within rounding of 0, where the root has no slope
     distance = squared.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
     return distance.to(dtype)
 
@@ -246,8 +247,8 @@ def wasserstein_uniformity(z):
 def root_trace(gram):
     """tr G^{1/2} of a positive semi-definite matrix in float64.
 
-    Its gradient is ½ G^{−1/2}, in which directions that are zero, but for rounding, are left out:
-    the root's slope is infinite there.
+    Its gradient is ½ G^{−1/2}, without the directions whose eigenvalues are within rounding of
+    zero: there the root's slope is infinite.
     """
     finite = gram.detach().isfinite().all()
     whole = torch.where(finite, gram.detach(), 0)
@@ -263,26 +264,26 @@ def root_trace(gram):
     half_inverse_root = (vectors * slope) @ vectors.T           # ½ G^{−1/2}
     linear = (half_inverse_root * gram).sum()
     root_sum = torch.where(finite, root.sum(), torch.nan)
-    return root_sum + linear - linear.detach()                  # its value, with that gradient
+    return root_sum + linear - linear.detach()                  # root_sum with linear's gradient
 
 
 # --- AdaDim ---------------------------------------------------------------------------------------
 
 def adadim(r1, r2, z1, z2, alpha, beta=1e-4, mi_scale=None, temperature=0.1,
            vicreg_weights=(25.0, 25.0, 1.0)):
-    """AdaDim's loss [Eq. 4, 5], and a dict of its parts.
+    """AdaDim's loss [Eq. 4, 5] and a dict of its parts.
 
         L = α·InfoNCE + (1 − α)·VICReg + β·m·I(R;Z)
 
-    r1, r2: n × p, z1, z2: n × d, n ≥ 2. I(R;Z) is taken on both views stacked.
+    r1, r2: n × p, z1, z2: n × d, n ≥ 2. I(R;Z) is computed on both views stacked.
     alpha: α in [0, 1], a number or a 0-dim tensor.
-    beta: β. Above 0 it pushes I(R;Z) down ("encourages lower", §4; that section's last paragraph
-        says that it opposes the decrease, which contradicts the sign), below 0 up (§C.7).
-    mi_scale: m. None takes m = α, the published method; 1 is [32]'s constant regulariser.
-    vicreg_weights: of invariance, variance and covariance, the last of which is Table 18's ν.
+    beta: β. Above 0 it lowers I(R;Z) ("encourages lower", §4, although that section's last
+        paragraph says that it opposes the decrease), below 0 it raises I(R;Z) (§C.7).
+    mi_scale: m. None sets m = α, as published; 1 is the constant regulariser of [32].
+    vicreg_weights: weights of invariance, variance and covariance, the last being Table 18's ν.
 
-    Nothing flows back through α or m. The dict holds info_nce, vicreg and mi_loss, the three
-    terms before weighting, detached.
+    No gradient flows through α or m. The dict holds the three terms before weighting, detached:
+    info_nce, vicreg and mi_loss.
     """
     r1, r2 = matrices(r1, r2, same_width=True)
     z1, z2 = matrices(z1, z2, rows=2, same_width=True)

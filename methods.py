@@ -1,8 +1,8 @@
-"""AdaDim's α and loss, and the interface that every method keeps towards the training loop.
+"""AdaDim, and the interface between every method and the training loop.
 
-From top to bottom: how α is measured, the interface, the terms that flags can add to any
-method's loss, and AdaDim itself. The methods that it is compared with are in baselines/.
-A method of your own is one class in a file of your own: README.md, "A method of your own".
+From top to bottom: the measurement of α, the interface, the terms that flags can add to any
+method's loss, and AdaDim itself. The compared methods are in baselines/. To add your own, write
+one class in a file of your own: see README.md, "A method of your own".
 """
 import math
 from typing import Any, NamedTuple
@@ -19,42 +19,43 @@ from plumbing.distributed import gather_at_once
 # --- AdaDim's α -----------------------------------------------------------------------------------
 
 class MeasuredAlpha(nn.Module):
-    """α: the embeddings' effective rank, as a share of the largest that a batch can have [§4].
+    """α: the embeddings' effective rank as a share of the largest possible in a batch [§4].
 
         α = mean over 10 batches of  erank(z) / min(n, d),  set after every 20th epoch
 
-    α is 0, VICReg alone, until it is first set. VICReg decorrelates features, which raises the
-    effective rank; as it rises, α moves the loss on to InfoNCE, which spreads samples.
+    Until it is first set, α is 0: VICReg alone. VICReg decorrelates features, which raises the
+    effective rank; as it rises, α shifts the loss to InfoNCE, which spreads samples.
     """
 
     def __init__(self, every=20, batches=10):
-        """every: set α after every so many epochs. batches: measured in such an epoch."""
+        """Sets α after every `every`-th epoch, from `batches` of its batches."""
         super().__init__()
-        self.every, self.batches = every, batches
+        self.every = every
+        self.batches = batches
         self.register_buffer("value", torch.zeros(()))          # α, as last set
         self.register_buffer("shares", torch.zeros(batches))    # measured in this epoch
-        self.steps = []             # of this epoch, at which α is measured
+        self.steps = []             # steps of this epoch at which to measure
 
     def before_epoch(self, epoch, steps, generator):
-        """Draws the batches to measure: ones that are trained on anyway, so no pass is extra."""
+        """Draws the steps at which to measure, on the batches of training: no pass is extra."""
         self.steps = []
         if epoch % self.every == 0:
             order = torch.randperm(steps, generator=generator, device=generator.device)
             self.steps = sorted(order[:self.batches].tolist())
 
     def after_step(self, z, step):
-        """z: one view's embeddings, n × d. step: of the epoch, from 0."""
+        """z: one view's embeddings, n × d. step: within the epoch, from 0."""
         if step in self.steps:
             share = effective_rank(z) / min(z.shape)
             self.shares[self.steps.index(step)] = share
 
     def after_epoch(self):
-        """Sets α: this is the moment that makes the method adaptive."""
+        """Sets α: this makes the method adaptive."""
         if self.steps:
             self.value.copy_(self.shares[:len(self.steps)].mean())
 
-    # self.steps is part of state_dict() too: a run can be resumed in the middle of an epoch. It
-    # is no buffer, because reading a buffer at each step would synchronise with the GPU.
+    # self.steps is part of state_dict(), so that runs can resume in mid-epoch. It is not a
+    # buffer: reading one at each step would synchronise with the GPU.
 
     def get_extra_state(self):
         return torch.tensor(self.steps)
@@ -66,8 +67,8 @@ class MeasuredAlpha(nn.Module):
 def alpha_at(schedule, measured, progress):
     """α at a step, a 0-dim float32 tensor.
 
-    schedule: "ada" is the measured α (0-dim); "linear" and "cosine" go from 0 to 1 with the
-    training's progress (0-dim, from 0 to 1); a number is itself.
+    schedule: "ada" is the measured α (0-dim); "linear" and "cosine" grow from 0 to 1 with the
+    training's progress (0-dim, from 0 to 1); a number is a constant α.
     """
     if schedule == "ada":
         return measured
@@ -81,21 +82,21 @@ def alpha_at(schedule, measured, progress):
 # --- the interface between a method and the training loop -----------------------------------------
 
 class StepResult(NamedTuple):
-    """A method's forward pass returns this."""
+    """The result of a method's forward pass."""
     loss: torch.Tensor      # 0-dim: to be minimised
-    logs: dict              # {column of log.csv: 0-dim tensor}: the log has their epoch's means
+    logs: dict              # {column of log.csv: 0-dim tensor}: averaged over the epoch
     r: torch.Tensor         # 2n × p: representations, for the online probe
     kept: dict              # {name: detached tensor}: for after_step
 
 
 class Setting(NamedTuple):
-    """A setting of one method's own, changed by --set NAME=VALUE."""
+    """A setting that a single method has, changed by --set NAME=VALUE."""
     default: Any
     kind: Any               # an argparse type
 
 
 class Method(nn.Module):
-    """The interface. A method has an encoder and a projector, and overrides what it needs.
+    """The interface: an encoder, a projector, and functions to override as needed.
 
         method = METHODS[name](args, encoder, p, n_images)
         for epoch in …:
@@ -108,18 +109,18 @@ class Method(nn.Module):
                 method.after_step(result.kept, step, progress)
             method.after_epoch(epoch)
 
-    train.py calls nothing else. Labels never reach a method. State that outlives a step (momentum
-    networks, queues, α) must be in state_dict(): then a checkpoint is complete, and a run can be
-    resumed in the middle of an epoch, without a second before_epoch.
+    Besides these, train.py calls only schedule and param_groups. Labels never reach a method.
+    State that outlives a step (momentum networks, queues, α) must be in state_dict(): then a
+    checkpoint is complete, and a run can resume in mid-epoch without a second before_epoch.
 
-    args: the flags of train.py; args.set: {name: value} of the method's own settings. encoder:
-    images → r (n × p). n_images: in the training set.
+    args: train.py's flags; args.set is {name: value}, the method's own settings. encoder: images
+    → r (n × p). n_images: size of the training set.
     """
-    columns = ()            # the method's own columns of log.csv, from `logs` and `schedule`
-    defaults = {"--beta": 0.0, "--mi-scale": "1"}   # where they differ from train.py's
+    columns = ()            # its own columns of log.csv, from `logs` and `schedule`
+    defaults = {"--beta": 0.0, "--mi-scale": "1"}   # those that differ from train.py's
     settings = {}           # {name: Setting}
     uses = ()               # flags that only this method and a few others read
-    paper = "your own"      # where it was published
+    paper = "your own"
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__()
@@ -130,26 +131,26 @@ class Method(nn.Module):
 
     @staticmethod
     def make_projector(p, sizes):
-        """r (n × p) → z (n × d). sizes: --projector's, such as "2048-2048-2048"."""
+        """The network r (n × p) → z (n × d). sizes: of its layers, from --projector."""
         return mlp(p, sizes)
 
     def forward(self, views, index, progress):
-        """One step's StepResult; runs under autocast.
+        """Returns a StepResult; runs under autocast.
 
-        views: 2n × 3 × s × s, the images' first views above their second. index: n, the images'
-        places in the training set. progress: share of the training that is done, from 0 at the
-        first step to 1 at the last, a 0-dim float64 tensor.
+        views: 2n × 3 × s × s, all first views, then all second views. index: n, the images'
+        places in the training set. progress: 0-dim float64, from 0 at the first step of training
+        to 1 at the last.
 
-        With several processes n counts this one's part: a loss over the whole batch gathers
-        first. Set no attributes or buffers here but batch norms': torch.compile and
-        DistributedDataParallel may run this in ways of their own.
+        With several processes, n is this process's share of the batch: a loss over the whole batch
+        gathers first. Set no attributes or buffers here, except batch norms' own: torch.compile
+        and DistributedDataParallel may lose them. Use after_step instead.
         """
         raise NotImplementedError
 
     def result(self, loss, logs, r, z_views, progress, kept=None):
-        """A forward pass's StepResult: adds the terms of --w2-weight, --lu-weight and --beta.
+        """The StepResult, after adding the terms of --w2-weight, --lu-weight and --beta.
 
-        r: 2n × p, of this process. z_views: (z1, z2), n × d each, of all processes.
+        r: 2n × p, from this process. z_views: (z1, z2), n × d each, from all processes.
         """
         logs = dict(logs)
         for column, (first_weight, last_weight) in self.added_terms.items():
@@ -164,42 +165,42 @@ class Method(nn.Module):
         return StepResult(loss, logs, r, kept or {})
 
     def schedule(self, progress):
-        """{column: 0-dim tensor}: values that change in the course of training, as α does."""
+        """{column: 0-dim tensor}: values that change over training, such as α."""
         return {}
 
     def param_groups(self, lr, weight_decay):
-        """The optimiser's groups; one with constant=True keeps its learning rate throughout."""
+        """The optimiser's groups. The learning rate of a group with constant=True never changes."""
         params = [p for p in self.parameters() if p.requires_grad]
         return [dict(params=params, base_lr=lr, weight_decay=weight_decay)]
 
     def before_epoch(self, epoch, steps, generator):
-        """epoch: from 1. generator: in the same state on every process; draw from it freely."""
+        """epoch: from 1. generator: in the same state in every process; draw from it freely."""
 
     def after_backward(self):
-        """Called after backward; may edit gradients: prototypes, for one, are frozen at first."""
+        """Called after backward; may edit gradients, for example to freeze prototypes at first."""
 
     def after_step(self, kept, step, progress):
-        """The weights have changed: the place for momentum networks, queues, measurements."""
+        """Called after the optimiser's step, to update momentum networks, queues and the like."""
 
     def after_epoch(self, epoch):
-        """All steps of the epoch are done."""
+        """Called after the last step of an epoch."""
 
 
 def both_views(x):
-    """[first views, second views] (n × d each) of all processes, from x (2n × d) of this one."""
+    """x (2n × d) of this process → [first views, second views] of all processes, n × d each."""
     return gather_at_once(*x.chunk(2))
 
 
 # --- terms that flags add to any method's loss ----------------------------------------------------
 
-# on both views' embeddings stacked, as the second paper's authors do
+# computed on both views' embeddings stacked, as the authors of W2 do
 UNIFORMITIES = {"w2_loss": wasserstein_uniformity, "lu_loss": uniformity}
 
 
 def added_terms(args, columns):
-    """{column of log.csv: (first weight, last weight)} of --w2-weight, --lu-weight and --beta.
+    """{column of log.csv: (first weight, last weight)} for --w2-weight, --lu-weight and --beta.
 
-    columns: the method's own. One that logs mi_loss weighs I(R;Z) itself, as AdaDim does.
+    columns: the method's own. A method that logs mi_loss, as AdaDim does, uses --beta itself.
     """
     terms = {"w2_loss": first_and_last(args.w2_weight), "lu_loss": first_and_last(args.lu_weight)}
     if "mi_loss" not in columns:
@@ -208,7 +209,7 @@ def added_terms(args, columns):
 
 
 def first_and_last(text):
-    """The weights of "0.2", the same throughout, or of "30:0", from 30 to 0 over training."""
+    """The weights at the first and last step: "0.2" is constant, "30:0" goes from 30 to 0."""
     first, _, last = text.partition(":")
     return float(first), float(last or first)
 
@@ -216,7 +217,7 @@ def first_and_last(text):
 # --- AdaDim ---------------------------------------------------------------------------------------
 
 class AdaDim(Method):
-    """AdaDim, and every point of its family: SimCLR, VICReg, a fixed or growing α [Table 6].
+    """AdaDim and its special cases: SimCLR, VICReg, a fixed or growing α [Table 6].
 
         L = α·InfoNCE + (1 − α)·VICReg + β·m·I(R;Z)                                   [Eq. 5]
     """
@@ -232,8 +233,8 @@ class AdaDim(Method):
         self.vicreg_weights = [float(weight) for weight in args.vicreg_weights.split(",")]
         self.measured = MeasuredAlpha(args.alpha_every, args.alpha_batches)
         if args.alpha == "ada" and args.alpha_every >= args.epochs:
-            print(f"note: α stays 0, for it is first measured after epoch {args.alpha_every}: a "
-                  "lower --alpha-every changes that")
+            print(f"note: α stays 0, because it is first set after epoch {args.alpha_every}; "
+                  "a lower --alpha-every changes that")
 
     def schedule(self, progress):
         return {"alpha": alpha_at(self.args.alpha, self.measured.value, progress)}
@@ -248,8 +249,8 @@ class AdaDim(Method):
         loss, parts = adadim(r1, r2, z1, z2, alpha, self.args.beta, m, self.args.temperature,
                              self.vicreg_weights)
 
-        # §4 measures on "the embedding space", and two sentences later on "the representation
-        # space": the published α is of z, r is there to compare
+        # §4 measures α on "the embedding space", and two sentences later on "the representation
+        # space": we take z as the published method, and offer r for comparison
         measured_on = z1 if self.args.alpha_from == "z" else r1
         return self.result(loss, parts, r, (z1, z2), progress,
                            {"measured_on": measured_on.detach()})

@@ -1,18 +1,17 @@
 """The metrics that AdaDim's paper tracks during training, as plain functions of tensors.
 
-The entropy H_2, I(R;Z) and W2 are losses too: they are in losses.py. representation_metrics(r, z)
-is everything in a row of log.csv that needs no labels. To use them, copy this file and losses.py:
+The entropy H_2, I(R;Z) and W2 are in losses.py. Copy both files, and
 
     from metrics import effective_rank, representation_metrics
     effective_rank(z)                       # between 1 and min(n, d)
     representation_metrics(r, z)["mi"]      # I(R;Z) in nats
 
 Conventions shared by all functions here:
-- x is a floating-point matrix n × d, one sample per row, and is computed on in float32
-  (float64 stays float64; spectra are always of float64). x̂ is a row scaled to unit length.
+- x is a floating-point matrix n × d, one sample per row. It is converted to float32, for spectra
+  to float64; float64 stays float64. x̂ is a row scaled to unit length.
 - Results are 0-dim tensors; accuracies are in per cent.
-- NaN in gives NaN out (a count: 0). ValueError on wrong shapes or settings.
-- Redundant features are seen by explained_variance alone, see uniformity.py.
+- NaN inputs give NaN results (counts: 0). Wrong shapes or settings raise ValueError.
+- Only explained_variance detects redundant features, see uniformity.py.
 """
 import math
 
@@ -21,16 +20,16 @@ import torch
 from losses import (matrices, matrix_mutual_information, normalize_rows, spectrum,
                     wasserstein_uniformity)
 
-PIECE = 256         # rows that are compared with all others at a time: faster than more or fewer
+PIECE = 256         # rows to compare with all others at a time; the fastest size
 
 
 # --- spectra ----------------------------------------------------------------------------------
 
 def gram_eigenvalues(x):
-    """The min(n, d) eigenvalues of xᵀx that can differ from zero, largest first, float64.
+    """The min(n, d) largest eigenvalues of xᵀx, in descending order, float64.
 
-    Of the smaller of xᵀx and xxᵀ. In float64 that is more exact than the singular values of a
-    float32 x, and many times faster. What is rounding beside the largest counts as zero.
+    They come from the smaller of xᵀx and xxᵀ: in float64, that is more accurate than singular
+    values of a float32 x, and many times faster. Values within rounding of zero become zero.
     """
     n, d = x.shape
     x = x.double()
@@ -41,48 +40,45 @@ def gram_eigenvalues(x):
 
 
 def singular_values(x):
-    """The min(n, d) singular values of x as it is, not centred; largest first, float64."""
+    """The min(n, d) singular values of x, not centred, in descending order, float64."""
     x, = matrices(x)
     return gram_eigenvalues(x).sqrt()
 
 
 def covariance_eigenvalues(x):
-    """The d eigenvalues of x's covariance (division by n), largest first, float64.
-
-    All zero if x is constant.
-    """
+    """The d eigenvalues of x's covariance (division by n), in descending order, float64."""
     x, = matrices(x)
     n, d = x.shape
     centred = x.double() - x.double().mean(0)
-    # a constant x leaves the mean's rounding, which is no variance
+    # centring a constant x leaves rounding errors, which are no variance
     rounding = torch.finfo(x.dtype).eps * x.double().norm()
     eigenvalues = gram_eigenvalues(centred * (centred.norm() > rounding)) / n
-    missing = d - len(eigenvalues)
-    return torch.cat([eigenvalues, eigenvalues.new_zeros(missing)])
+    return torch.cat([eigenvalues, eigenvalues.new_zeros(d - len(eigenvalues))])
 
 
 def entropy_rank(values, eps=0.0):
-    """exp(−Σ p log p), p = values/Σvalues + eps: how many of the values count. Of zeros: 1."""
+    """exp(−Σ p log p), p = values/Σvalues + eps; 1 if all values are zero."""
     p = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny) + eps
     return torch.special.entr(p).sum().exp()        # entr(p) = −p log p, with 0·log 0 = 0
 
 
 def divided(x, y):
-    """x / y, and 1 where y is zero: what the ranks below are where nothing varies."""
-    return torch.where(y == 0, 1, x / torch.where(y == 0, 1, y))
+    """x / y, or 1 if y is zero: the ranks of a constant x are 1."""
+    return torch.where(y == 0, 1, x / torch.where(y == 0, 1, y))        # with finite gradients
 
 
 def over_largest(values):
-    """Σvalues / values₁, the largest first."""
     return divided(values.sum(), values[0])
 
 
 def over_squares(values):
-    """(Σvalues)² / Σvalues²."""
     return divided(values.sum().square(), values.square().sum())
 
 
-# --- of one representation: how many directions it fills ----------------------------------------
+# --- how many directions a representation fills -------------------------------------------------
+
+# The ranks are from 1 (a single direction, or none) to min(n, d), or, if they are computed from
+# the covariance, to min(n − 1, d).
 
 def effective_rank(x):
     """How many directions the rows of x fill (Roy & Vetterli, the paper's [35]).
@@ -98,33 +94,26 @@ def effective_rank(x):
 def rankme(x, eps=1e-7):
     """The effective rank with eps added to every p (Garrido et al., RankMe, ICML 2023).
 
-    From 1 (collapse) to min(n, d), each but for some min(n, d)·eps·log(1/eps).
+    From 1 (collapse) to min(n, d), up to about min(n, d)·eps·log(1/eps).
     """
     return entropy_rank(singular_values(x), eps)
 
 
 def stable_rank(x):
-    """‖X‖_F² / ‖X‖₂² = Σσ²/σ₁², of x uncentred (Rudelson & Vershynin 2007).
+    """‖x‖_F² / ‖x‖₂² = Σσ²/σ₁², x not centred (Rudelson & Vershynin 2007).
 
-    From 1 (one direction holds everything; zeros too) to min(n, d). Small directions hardly
-    count: a common mean alone can bring it near 1.
+    Small directions hardly count: a large common mean alone brings it near 1.
     """
     return over_largest(singular_values(x).square())
 
 
 def participation_ratio(x):
-    """(Σλ)² / Σλ², λ the covariance's eigenvalues (Gao et al. 2017).
-
-    From 1 (all variance along one direction; none at all too) to min(n − 1, d).
-    """
+    """(Σλ)² / Σλ², λ the covariance's eigenvalues (Gao et al. 2017)."""
     return over_squares(covariance_eigenvalues(x))
 
 
 def nesum(x):
-    """Σ_i λ_i / λ_1, λ the covariance's eigenvalues, the largest first (He & Ozay, NESum, 2022).
-
-    From 1 (all variance along one direction; none at all too) to min(n − 1, d).
-    """
+    """Σ_i λ_i / λ_1, λ the covariance's eigenvalues, the largest first (He & Ozay, NESum, 2022)."""
     return over_largest(covariance_eigenvalues(x))
 
 
@@ -133,9 +122,9 @@ def alpha_req(x, first=11, last=50):
 
         λ_j ∝ j^(−α):  α is minus the slope of log λ_j against log j, by least squares
 
-    over j = first … last, counted from 1, both included. 0 is a flat spectrum, 1 is what that
-    paper finds best; the larger, the fewer directions count. Eigenvalues that are zero count as
-    1e-16 of the largest. Raises ValueError unless x has more rows than `last`, and as many columns.
+    over j = first … last, counted from 1, both included. 0 is a flat spectrum, and the larger α,
+    the fewer directions count; that paper finds 1 best. Zero eigenvalues count as 1e-16 of the
+    largest. Raises ValueError unless x has more than `last` rows and at least `last` columns.
     """
     x, = matrices(x)
     if not 1 <= first < last or last > x.shape[1] or last >= len(x):
@@ -145,7 +134,6 @@ def alpha_req(x, first=11, last=50):
 
 
 def power_law(eigenvalues, first, last):
-    """The α of alpha_req."""
     index = torch.arange(first, last + 1, dtype=torch.float64, device=eigenvalues.device)
     log_index = index.log() - index.log().mean()
     smallest = (1e-16 * eigenvalues[0]).clamp_min(torch.finfo(torch.float64).tiny)
@@ -154,22 +142,19 @@ def power_law(eigenvalues, first, last):
 
 
 def eigenvalue_count(x, threshold=0.01):
-    """How many covariance eigenvalues hold more than `threshold` of their sum [§A.8].
+    """The number of covariance eigenvalues that exceed threshold · their sum [§A.8].
 
-    At most 1/threshold, and it falls again as a spectrum flattens.
+    At most 1/threshold; it falls again as a spectrum flattens.
     """
-    return count_above(covariance_eigenvalues(x), threshold)
-
-
-def count_above(eigenvalues, threshold):
+    eigenvalues = covariance_eigenvalues(x)
     return (eigenvalues > threshold * eigenvalues.sum()).sum()
 
 
 def explained_variance(x, fraction=0.3):
-    """The share of the variance that the largest eigenvalues of the covariance hold [§A.8].
+    """The share of the variance in the largest eigenvalues of the covariance [§A.8].
 
-    fraction: how many of the d eigenvalues are summed, in (0, 1]. The result is from 0 to 1;
-    1 if x is constant, or if n ≤ fraction·d.
+    fraction: the share of the d eigenvalues that are summed, in (0, 1]. The result is from 0 to 1;
+    1 if x is constant or n ≤ fraction·d.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}")
@@ -177,7 +162,6 @@ def explained_variance(x, fraction=0.3):
 
 
 def largest_share(eigenvalues, fraction):
-    """What the largest eigenvalues hold of their sum, `fraction` being how many are summed."""
     count = max(1, int(fraction * len(eigenvalues) + 0.5))
     return divided(eigenvalues[:count].sum(), eigenvalues.sum())
 
@@ -187,11 +171,11 @@ def lidar(x, delta=1e-4):
 
         exp(−Σ p log p), p = λ/Σλ, λ the eigenvalues of Σ_w^(−1/2) Σ_b Σ_w^(−1/2)
 
-    x: images × views × d: several augmented views of each image, which is a class of its own.
-    Σ_b: the scatter of the images' means, with n − 1. Σ_w: that of the views around them, with
-    n·(views − 1), plus delta on the diagonal. From 1 to min(n − 1, d): a direction counts as far
-    as images differ in it more than views of one image do.
-    Raises ValueError unless x has two images and two views or more.
+    x: images × views × d, several augmented views of each of n images. Σ_b: covariance of the
+    images' means (division by n − 1). Σ_w: covariance of views around their image's mean (division
+    by n·(views − 1)), plus delta on the diagonal. From 1 to min(n − 1, d): a direction counts the
+    more, the more images differ in it compared with views of one image.
+    Raises ValueError if x has fewer than two images or two views.
     """
     if x.ndim != 3 or not x.is_floating_point() or min(x.shape[:2]) < 2 or x.shape[2] == 0:
         raise ValueError("expected floating-point images × views × features, two or more of the "
@@ -211,10 +195,10 @@ def lidar(x, delta=1e-4):
     return torch.where(finite, rank, torch.nan)
 
 
-# --- of one representation: how evenly it spreads -----------------------------------------------
+# --- how evenly a representation spreads --------------------------------------------------------
 
 def uniformity(x, t=2.0):
-    """How evenly the unit rows spread on the sphere (Wang & Isola, the paper's [47]).
+    """How evenly the unit rows x̂ spread on the sphere (Wang & Isola, the paper's [47]).
 
         log mean_{i<j} exp(−t·‖x̂_i − x̂_j‖²)
 
@@ -229,15 +213,15 @@ def uniformity(x, t=2.0):
 
 
 def later_cosines(x, start):
-    """Of PIECE unit rows, from row `start` on, with themselves and all that come after them.
+    """The cosines of PIECE unit rows, from row `start` on, with themselves and all later rows.
 
-    A kernel is symmetric: of these the part above the diagonal, j > i, is every pair once.
+    Over all pieces, the entries above the diagonals hold each pair of rows once.
     """
     return x[start:start + PIECE] @ x[start:].T                 # piece × (n − start)
 
 
-def log_sum_of_pairs(cosines, t):
-    """log Σ exp(−t·‖x̂_i − x̂_j‖²) over j > i. cosines: of later_cosines."""
+def log_sum_of_pairs(cosines, t=2.0):
+    """log Σ_{i<j} exp(−t·‖x̂_i − x̂_j‖²). cosines: from later_cosines."""
     squared_distance = (2 - 2 * cosines).clamp_min(0)
     above_diagonal = torch.ones_like(cosines, dtype=torch.bool).triu(1)
     exponent = torch.where(above_diagonal, -t * squared_distance, -torch.inf)
@@ -248,13 +232,10 @@ def log_mean_of_pairs(pieces, n):
     return torch.logsumexp(torch.stack(pieces), dim=0) - math.log(n * (n - 1) / 2)
 
 
-# --- of two -----------------------------------------------------------------------------------
+# --- comparisons of two representations -------------------------------------------------------
 
 def alignment(x, y):
-    """mean_i ‖x̂_i − ŷ_i‖² of two views x, y (n × d) of the same images (Wang & Isola).
-
-    0 is best, 4 is worst.
-    """
+    """mean_i ‖x̂_i − ŷ_i‖² of two views (n × d) of the same images; 0 … 4 (Wang & Isola)."""
     x, y = matrices(x, y, same_width=True)
     return (normalize_rows(x) - normalize_rows(y)).square().sum(1).mean()
 
@@ -262,13 +243,13 @@ def alignment(x, y):
 def mutual_information(r, z, order=2, kernel="samples"):
     """I(R;Z) in nats of r (n × p) and z (n × d).
 
-    kernel: "samples" compares the rows, n × n, as the loss does. "features" is §A.3's other
-    reading: it compares normalised columns, d × d, and so needs p = d.
+    kernel: "samples" compares rows (n × n), as the loss does; "features", §A.3's other reading,
+    compares columns (d × d) and needs p = d.
     """
     if kernel not in ("samples", "features"):
         raise ValueError(f"kernel must be samples or features, got {kernel!r}")
     if kernel == "features":
-        return matrix_mutual_information(r.T, z.T, order)
+        r, z = r.T, z.T
     return matrix_mutual_information(r, z, order)
 
 
@@ -277,8 +258,8 @@ def linear_cka(x, y):
 
         ‖yᵀx‖_F² / (‖xᵀx‖_F · ‖yᵀy‖_F), columns centred
 
-    x: n × p, y: n × d. From 0 (nothing linear in common; one of them constant too) to 1 (equal
-    but for rotation and scale).
+    x: n × p, y: n × d. From 0 (nothing linear in common, or one is constant) to 1 (equal up to
+    rotation and scale).
     """
     x, y = (z.double() - z.double().mean(0) for z in matrices(x, y))
     n = len(x)
@@ -292,10 +273,10 @@ def linear_cka(x, y):
     return common / own.clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def kernel_metrics(r, z, t=2.0):
-    """H_2 of both, I(R;Z) and both uniformities, in one pass over the n × n kernels, by name.
+def kernel_metrics(r, z):
+    """I(R;Z), and H_2 and uniformity of both, by name, in one pass over the n × n kernels.
 
-    The kernels are never there as a whole: at 10,000 images each has 400 MB.
+    They are never in memory as a whole: for 10,000 images each takes 400 MB.
     """
     r, z = (normalize_rows(x) for x in matrices(r, z, rows=2))
     n = len(r)
@@ -307,8 +288,8 @@ def kernel_metrics(r, z, t=2.0):
         for index, k in enumerate((k_r, k_z, k_r * k_z)):
             on_diagonal = k.diagonal().square().sum()
             squares[index] += on_diagonal + 2 * k.triu(1).square().sum()
-        pairs_r.append(log_sum_of_pairs(k_r, t))
-        pairs_z.append(log_sum_of_pairs(k_z, t))
+        pairs_r.append(log_sum_of_pairs(k_r))
+        pairs_z.append(log_sum_of_pairs(k_z))
     h2_r, h2_z, h2_both = -(squares / n ** 2).log()             # H_2(K) = −log(‖K‖² / n²)
     return {"mi": h2_r + h2_z - h2_both, "h2_r": h2_r, "h2_z": h2_z,
             "uniformity_r": log_mean_of_pairs(pairs_r, n),
@@ -317,14 +298,14 @@ def kernel_metrics(r, z, t=2.0):
 
 @torch.no_grad()
 def representation_metrics(r, z):
-    """Every metric of log.csv that needs no labels: {column: float}.
+    """{column of log.csv: float}: all metrics that need no labels.
 
-    r: n × p, z: n × d, the representations and embeddings of the same n ≥ 2 images. Left out:
-    I(R;Z) on the features' kernels unless p = d, and α-ReQ where there are too few eigenvalues.
+    r: n × p, z: n × d, the representations and embeddings of the same n ≥ 2 images. Left out are
+    I(R;Z) of the features' kernels unless p = d, and α-ReQ if there are too few eigenvalues.
     """
     found = {}
     for name, x in (("r", r), ("z", z)):
-        sigma = singular_values(x)                              # each spectrum is needed often
+        sigma = singular_values(x)                              # min(n, d)
         eigenvalues = covariance_eigenvalues(x)                 # d
         found[f"erank_{name}"] = entropy_rank(sigma)
         found[f"rankme_{name}"] = entropy_rank(sigma, 1e-7)
@@ -333,10 +314,11 @@ def representation_metrics(r, z):
         found[f"nesum_{name}"] = over_largest(eigenvalues)
         if min(len(x) - 1, x.shape[1]) >= 50:
             found[f"alpha_req_{name}"] = power_law(eigenvalues, 11, 50)
-        found[f"eigs_{name}"] = count_above(eigenvalues, 0.01)
+        found[f"eigs_{name}"] = (eigenvalues > 0.01 * eigenvalues.sum()).sum()
         found[f"var30_{name}"] = largest_share(eigenvalues, 0.3)
         found[f"w2_{name}"] = wasserstein_uniformity(x)
-    found |= {**kernel_metrics(r, z), "cka": linear_cka(r, z)}
+    found |= kernel_metrics(r, z)
+    found["cka"] = linear_cka(r, z)
     if r.shape == z.shape:
         found["mi_features"] = mutual_information(r, z, kernel="features")
     if found["mi"] != 0:
@@ -347,9 +329,7 @@ def representation_metrics(r, z):
 # --- with labels --------------------------------------------------------------------------------
 
 def knn_accuracy(train_x, train_y, test_x, test_y, k=20, temperature=0.07):
-    """Accuracy, in per cent, of weighted nearest neighbours.
-
-    Each of the k training rows nearest by cosine votes for its class with exp(cosine / T).
+    """Accuracy of k nearest neighbours, which vote for their classes with weight exp(cosine / T).
 
     train_x: n × d, test_x: m × d; train_y (n) and test_y (m): classes as integers ≥ 0.
     k: at most n. temperature: T > 0.
@@ -366,7 +346,7 @@ def knn_accuracy(train_x, train_y, test_x, test_y, k=20, temperature=0.07):
     correct = 0
     for x, y in zip(test_x.split(PIECE), test_y.split(PIECE)):      # m × n may not fit in memory
         cosine, nearest = (x @ train_x.T).topk(k)               # piece × k each
-        # as in a softmax: the shift changes no vote's share, and exp(1/T) could overflow
+        # subtracting the largest, as in a softmax, changes no share; exp(1/T) could overflow
         weight = ((cosine - cosine[:, :1]) / temperature).exp()
         votes = weight.new_zeros(len(x), n_classes)
         votes.scatter_add_(1, train_y[nearest], weight)         # piece × classes
@@ -375,20 +355,20 @@ def knn_accuracy(train_x, train_y, test_x, test_y, k=20, temperature=0.07):
 
 
 def top_k_accuracy(logits, y, k=1):
-    """Per cent of the rows of logits (n × classes) whose label in y (n) is among the k largest."""
+    """How often the label in y (n) is among the k largest logits (n × classes), in per cent."""
     guesses = logits.topk(min(k, logits.shape[1])).indices      # n × k
     return 100 * (guesses == y[:, None]).any(1).float().mean()
 
 
-# --- of numbers ---------------------------------------------------------------------------------
+# --- statistics ---------------------------------------------------------------------------------
 
 def standard_error(accuracy, n):
-    """Of an accuracy on n test images, both in per cent: 100·√(p(1 − p)/n)."""
+    """The standard error of an accuracy on n test images, both in per cent: 100·√(p(1 − p)/n)."""
     return math.sqrt(accuracy * (100 - accuracy) / n)
 
 
 def pearson(x, y):
-    """Pearson's correlation of two vectors, tensors or lists; NaN where one of them is constant."""
+    """Pearson's correlation of two vectors, tensors or lists; NaN if one of them is constant."""
     x, y = (torch.as_tensor(values, dtype=torch.float64) for values in (x, y))
     if x.ndim != 1 or x.shape != y.shape or len(x) < 2:
         raise ValueError("expected two vectors of the same length ≥ 2, "

@@ -2,10 +2,10 @@
 
     encoder, p = resnet("resnet18", width=64, stem="small")
     projector = mlp(p, "2048-2048-2048")
-    r = encoder(images)        # n × p, non-negative: the last layer is a ReLU, then a mean
+    r = encoder(images)        # n × p, non-negative: a mean over the last ReLU's outputs
     z = projector(r)           # n × d
 
-The ResNets are torchvision's own, so what is trained here loads there.
+The ResNets are torchvision's, so weights trained here load there.
 """
 import torch
 import torchvision
@@ -24,9 +24,9 @@ def resnet(arch="resnet50", width=PUBLISHED_WIDTH, stem="small"):
     """torchvision's ResNet without its classifier, and the width p of its output.
 
     arch: resnet18 (p = 8 · width) or resnet50 (p = 32 · width).
-    width: channels of the first stage; 64 is the published one, smaller ones suit CPUs.
-    stem: "imagenet", torchvision's own; or "small", a 3 × 3 convolution with stride 1 and no
-        max-pool, for images of up to 64 pixels, which the other would shrink to nothing.
+    width: channels of the first stage; 64 is the published width, smaller ones suit CPUs.
+    stem: "imagenet" is torchvision's; "small" is a 3 × 3 convolution with stride 1 and no
+        max-pool, for images of up to 64 pixels, which the other stem would shrink too far.
     Raises ValueError on an unknown arch or stem, or a width below 1.
     """
     if arch not in RESNETS:
@@ -40,12 +40,12 @@ def resnet(arch="resnet50", width=PUBLISHED_WIDTH, stem="small"):
     if width != PUBLISHED_WIDTH:
         change_width(net, width)
     if stem == "small":
-        # solo-learn pads by 2, which makes maps of 34 × 34, and has this stem for CIFAR alone
+        # solo-learn uses this stem for CIFAR only, and pads by 2, which gives maps of 34 × 34
         net.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
         net.maxpool = nn.Identity()
     net.fc = nn.Identity()
 
-    # torchvision's initialisation, for the parts that are new
+    # torchvision's initialisation, also for the new layers
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -53,11 +53,11 @@ def resnet(arch="resnet50", width=PUBLISHED_WIDTH, stem="small"):
 
 
 def change_width(net, width):
-    """Builds the stem and the stages of torchvision's ResNet again, from another first width."""
+    """Rebuilds the stem and the stages of torchvision's ResNet with another width."""
     stages = [net.layer1, net.layer2, net.layer3, net.layer4]
     block = type(net.layer1[0])
 
-    net.inplanes = width        # what _make_layer counts on from
+    net.inplanes = width        # _make_layer reads and updates it
     net.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
     net.bn1 = nn.BatchNorm2d(width)
     for i, stage in enumerate(stages):
@@ -67,9 +67,9 @@ def change_width(net, width):
 
 
 def memory_layout(device, precision, width):
-    """channels_last, which is faster, but where oneDNN would crash with it.
+    """channels_last, which is faster, except where oneDNN crashes with it.
 
-    It does in the backward pass of narrow networks in fp32 (seen with PyTorch 2.6 to 2.15, on
+    It crashes in the backward pass of narrow networks in fp32 (seen with PyTorch 2.6 to 2.15, on
     CPUs with AVX2 and with AVX-512).
     """
     onednn_crashes = device.type == "cpu" and precision == "fp32" and width < 16
@@ -77,20 +77,20 @@ def memory_layout(device, precision, width):
 
 
 def all_finite(net):
-    """Whether no parameter and no buffer of a module is NaN or infinite."""
+    """Whether all parameters and buffers of a module are finite."""
     return all(value.isfinite().all() for value in (*net.parameters(), *net.buffers()))
 
 
 def mlp(width, sizes, batch_norm=True, activation=None):
     """The projector: Linear-BN-ReLU for each size but the last, then Linear.
 
-    width: of its input. sizes: of its layers' outputs, such as "2048-2048-2048". batch_norm:
-    False leaves out the BN. activation: a module in place of the ReLU.
+    width: of the input. sizes: output sizes of the layers, such as "2048-2048-2048". batch_norm:
+    False leaves out BN. activation: a module that replaces ReLU.
     Raises ValueError if sizes is not positive integers joined by hyphens.
     """
     if not all(size.isdecimal() and int(size) > 0 for size in sizes.split("-")):
         raise ValueError(
-            f"a projector is its layers' sizes, such as 2048-2048-2048, not {sizes!r}")
+            f"expected a projector's layer sizes, such as 2048-2048-2048, got {sizes!r}")
     layers = []
     *hidden, last = map(int, sizes.split("-"))
     for size in hidden:
@@ -105,13 +105,13 @@ def mlp(width, sizes, batch_norm=True, activation=None):
 
 @torch.no_grad()
 def encode(images, encoder, *heads, mean, std, batch_size=128):
-    """The networks' outputs on images as they are, in evaluation mode: [r, head(r), …].
+    """The networks' outputs in evaluation mode, without augmentation: [r, head(r), …].
 
-    images: n × 3 × s × s, uint8. heads: networks that take r. mean, std: of the images'
-    normalisation, a value for each channel. Outputs are float32, with n rows.
-    batch_size: larger ones are slower on a CPU, whose cache they leave.
-    Autocast is the caller's: bf16 halves the time and moves the effective rank by some 0.2 %.
-    Every network is left in the mode, training or evaluation, in which it was.
+    images: n × 3 × s × s, uint8. heads: networks that take r. mean, std: for normalisation, one
+    value per channel. Outputs are float32, with n rows.
+    batch_size: larger batches overflow a CPU's cache.
+    Autocast is up to the caller: bf16 halves the time and changes the effective rank by some
+    0.2 %. Each module returns to the mode, training or evaluation, that it was in.
     """
     networks = (encoder, *heads)
     was_training = {module: module.training for net in networks for module in net.modules()}

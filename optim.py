@@ -1,4 +1,4 @@
-"""LARS, the other optimisers, and the clipping that keeps a run from ending in NaN.
+"""LARS, the other optimisers, and gradient clipping, which keeps runs from ending in NaN.
 
     optimizer = LARS(net.parameters(), lr=0.4)
     mean_norm = torch.zeros(())
@@ -6,7 +6,7 @@
     clip_gradient(net.parameters(), optimizer, mean_norm, factor=2.0)
     optimizer.step()
 
-This file needs torch alone: copy it.
+This file needs only torch: copy it.
 """
 import torch
 
@@ -19,7 +19,7 @@ LEARNING_RATES = {          # for a batch of 256
 
 
 def make_optimizer(name, groups):
-    """The optimiser of that name. groups: parameter groups, each with its base_lr."""
+    """name: a key of LEARNING_RATES. groups: parameter groups, each with a base_lr."""
     for group in groups:
         group["lr"] = group["base_lr"]
     if name == "lars":
@@ -77,26 +77,26 @@ class LARS(torch.optim.Optimizer):
 
 @torch.no_grad()
 def clip_gradient(params, optimizer, mean_norm, factor):
-    """Clips the gradient, in place, to `factor` times the running mean of its own norm.
+    """Clips the gradient, in place, to `factor` times the running mean of its norm.
 
-    Not in the paper. Without it narrow networks and small sets often end in NaN as the learning
-    rate passes 0.07: norms and biases take plain steps of the full rate, VICReg's covariance
-    grows with the fourth power of z, and one bad step feeds the next. Momentum is scaled down
-    with the gradient: it is what carries a bad step on, for LARS makes up for a small gradient.
-    mean_norm: 0-dim, over about ten steps, updated in place; 0 before the first step.
-    Returns 1 where it acted, else 0 (0-dim; nothing waits for the device).
+    Not in the paper. Without it, runs with narrow networks or small datasets often end in NaN once
+    the learning rate exceeds 0.07: norms and biases take plain steps at the full rate, VICReg's
+    covariance term grows with the fourth power of z, and one bad step leads to the next. The
+    momentum is scaled by the same factor: it carries a bad step on, and LARS would make up for a
+    smaller gradient.
+    mean_norm: 0-dim, the mean over about ten steps, updated in place; 0 before the first step.
+    Returns 1 if it clipped, else 0 (0-dim: no synchronising with the device).
     """
     params = [p for p in params if p.grad is not None]
     norm = torch.stack([p.grad.norm() for p in params]).norm()
     limit = factor * mean_norm
-    # a norm that is not finite, of a step that fp16's scaler leaves out, counts for nothing:
-    # scaled by limit / ∞, momentum would be lost
+    # ignore a non-finite norm (fp16's scaler skips that step): limit / ∞ would erase the momentum
     finite = norm.isfinite()
     clipped = (norm > limit) & (limit > 0) & finite
     scale = torch.where(clipped, limit / norm, 1)
     for p in params:
         p.grad.mul_(scale)
-        for name in ("momentum_buffer", "exp_avg"):         # LARS's and SGD's, Adam's
+        for name in ("momentum_buffer", "exp_avg"):         # of LARS and SGD, of Adam
             if name in optimizer.state.get(p, {}):
                 optimizer.state[p][name].mul_(scale)
 

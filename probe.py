@@ -1,8 +1,8 @@
-"""The online probe, how it learns beside a method, and what a run is measured by meanwhile.
+"""The online probe, which is trained alongside the method, and the evaluations during a run.
 
-The probe is a linear layer that learns the classes from the representations as they are at each
-step. It sees them detached, so that no label ever reaches the encoder. evaluate.py has the
-offline probe, which learns after the training from a frozen encoder.
+The probe is a linear layer that classifies the current representations at every step. They are
+detached, so no label ever reaches the encoder. evaluate.py has the offline probe, which is
+trained on the frozen encoder after the run.
 """
 import copy
 
@@ -18,16 +18,17 @@ from optim import LEARNING_RATES
 from plumbing import distributed
 from plumbing.images import random_subset
 
-METRIC_IMAGES = 10_000      # fixed random test images that the metrics are of, at most
-BANK_IMAGES = 2048          # fixed random training images that k-NN searches
-VIEW_IMAGES = 256           # fixed random test images whose views' alignment is measured
+# sizes of fixed random subsets for the evaluations; all images if there are fewer
+METRIC_IMAGES = 10_000      # test images for the metrics
+BANK_IMAGES = 2048          # training images that k-NN searches
+VIEW_IMAGES = 256           # test images for the alignment of two views
 
 
 class OnlineProbe(nn.Module):
     """A linear layer on r and, with a baseline, another one on an untrained encoder.
 
-    The untrained encoder is a frozen copy of the encoder as it was initialised: what its probe
-    reaches is what architecture and probe do without any training of the encoder.
+    The untrained encoder is a frozen copy of the encoder at initialisation. The accuracy of its
+    probe is what architecture and probe achieve without training the encoder.
     """
 
     def __init__(self, encoder, p, n_classes, baseline=False):
@@ -42,7 +43,7 @@ class OnlineProbe(nn.Module):
         return [p for p in self.parameters() if p.requires_grad]
 
     def forward(self, r, views, labels):
-        """The probe's loss and the baseline's, which is 0 without one; of this process's images.
+        """The losses of probe and baseline (0 without a baseline) on this process's images.
 
         r: 2n × p, detached. views: 2n × 3 × s × s. labels: n.
         """
@@ -55,10 +56,10 @@ class OnlineProbe(nn.Module):
 
 
 def cross_entropy(logits, labels):
-    """The mean over the labelled views; a label of −1 is none. logits: 2n × classes, labels: n.
+    """The mean over the labelled views. logits: 2n × classes; labels: n, −1 for none.
 
-    With several processes the divisor is the mean of their numbers of labelled views. Gradients
-    are averaged over the processes, so that every view counts alike.
+    With several processes, the divisor is their mean number of labelled views: as gradients are
+    averaged over the processes, all views then have the same weight.
     """
     labels = labels.repeat(2)                               # 2n
     n_labelled = (labels >= 0).sum().clamp_min(1).float()
@@ -67,18 +68,18 @@ def cross_entropy(logits, labels):
 
 
 class Learner(nn.Module):
-    """The method and, where there are labels, the online probe; one module, for one backward."""
+    """The method and, if there are labels, the online probe: one module for one backward pass."""
 
     def __init__(self, method, online_probe):
         super().__init__()
         self.method = method
         self.probe = online_probe
-        self.register_buffer("mean_norm", torch.zeros(()))      # of the method's gradient
+        self.register_buffer("mean_norm", torch.zeros(()))      # see optim.clip_gradient
 
     def forward(self, views, index, labels, progress):
-        """The objective (0-dim), the logs, and what the method's after_step needs.
+        """The objective (0-dim), the logs, and `kept` for the method's after_step.
 
-        views: 2n × 3 × s × s, index, labels: n, progress: 0-dim, as in methods.Method.
+        labels: n. views, index, progress: see Method.forward.
         """
         result = self.method(views, index, progress)
         logs = {"loss": result.loss, **result.logs}
@@ -86,13 +87,13 @@ class Learner(nn.Module):
         if self.probe is None:
             return result.loss, logs, result.kept
 
-        # the probe learns the labels from detached r: the encoder learns nothing of them
+        # r is detached: the encoder learns nothing from the labels
         probe_loss, baseline_loss = self.probe(result.r.detach(), views, labels)
         logs["probe_loss"] = probe_loss.detach()
         return result.loss + probe_loss + baseline_loss, logs, result.kept
 
     def param_groups(self, args):
-        """The method's groups, and the probe's: with its own learning rate, without decay."""
+        """The method's groups, and the probe's with its own learning rate and no weight decay."""
         scale = args.batch_size / 256
         groups = self.method.param_groups(args.lr * scale, args.weight_decay)
         if self.probe is not None:
@@ -102,11 +103,11 @@ class Learner(nn.Module):
         return groups
 
 
-# --- what a run is measured by ----------------------------------------------------------------
+# --- evaluations during a run -----------------------------------------------------------------
 
 def columns():
-    """The columns of log.csv that evaluations fill, and the probe's loss."""
-    example = torch.eye(64)         # as wide as it is long, and large enough for every metric
+    """The columns of log.csv for the evaluations and the probe's loss."""
+    example = torch.eye(64)         # square and large enough, so that no metric is left out
     return ("probe_loss", "probe_top1", "probe_top5", "knn_top1", "alignment_z",
             *representation_metrics(example, example))
 
@@ -114,7 +115,7 @@ def columns():
 def encode_images(data, split, index, nets, device):
     """[r, head(r), …] of the images data[split][index], each n × its width, float32.
 
-    nets: the encoder, and heads that take r. The images need not fit into memory at once.
+    nets: the encoder, then heads that take r. The images need not all fit into memory.
     """
     parts = []
     for some in index.split(4096):
@@ -124,9 +125,9 @@ def encode_images(data, split, index, nets, device):
 
 
 def encode_views(data, index, views, nets, device):
-    """[r, head(r), …] of augmented views of test images, the same ones each time.
+    """[r, head(r), …] of augmented views of test images, the same views at every call.
 
-    index: of the images, n. Returns n × views × width each.
+    index: n, the images' places in the test set. Returns n × views × width each.
     """
     images = pixels(data, "test_x", index).to(device)
     generator = torch.Generator(device)
@@ -139,10 +140,10 @@ def encode_views(data, index, views, nets, device):
 
 
 def evaluate(method, online_probe, data, device, autocast):
-    """Accuracies in per cent and metrics, by their columns of log.csv.
+    """{column of log.csv: value}: accuracies in per cent, and metrics.
 
-    They are of all test images; of at most METRIC_IMAGES, always the same ones, where the cost
-    grows with their number squared. online_probe: None, for images without labels, leaves out
+    Accuracies are on all test images; the metrics, whose cost grows with the number of images
+    squared, on METRIC_IMAGES at most. online_probe: None, for images without labels, leaves out
     the accuracies. Only the networks run under autocast: in bf16, cosines near 1 are 0.004 apart,
     too coarse for k-NN.
     """
@@ -175,7 +176,7 @@ def evaluate(method, online_probe, data, device, autocast):
 
 
 def untrained_accuracy(online_probe, data, device, autocast):
-    """Of the probe on the untrained encoder, in per cent; None where there is no such probe."""
+    """Test accuracy of the probe on the untrained encoder, in per cent; None without baseline."""
     if online_probe is None or online_probe.untrained is None:
         return None
     nets = [online_probe.untrained, online_probe.untrained_linear]

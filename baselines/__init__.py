@@ -1,23 +1,23 @@
-"""The methods that AdaDim is compared with, one file each: its loss and its class.
+"""The methods that AdaDim is compared with: one file each, with the loss and the class.
 
-    python train.py --methods                       each one's paper, defaults and settings
+    python train.py --methods                       their papers, defaults and settings
     python train.py --method byol --set momentum=0.996
 
     from baselines import METHODS, byol, sinkhorn   classes by name; losses
 
-Each file can be read without the others but shared.py. Settings are those of the paper's Table 17
-and, where it is silent, of solo-learn's CIFAR recipes, on which that paper stands. Like AdaDim,
-each sees two views, without further small crops.
+Each file uses none of the others except shared.py. Settings are from Table 17 of AdaDim's paper
+or, if missing there, from solo-learn's CIFAR recipes, on which that paper builds. Like AdaDim, all
+methods see two views, without additional small crops.
 
-All of them:
+For all methods:
 - Both views go through the networks in one batch of 2n, so that batch norms see both.
 - A momentum copy has batch norms of its own, in training mode, as in the methods' public code.
-- With several processes, embeddings are gathered first: losses, queues, centres, Sinkhorn's
-  rounds and clusters are those of the whole batch. What differs from one process is what differs
-  for AdaDim, too: the augmentation's random numbers and, on CPUs, batch norms, which see their
-  own process's part. DeepCluster v2 and LeJEPA say what else does.
-- A queue or a set of prototypes that is larger than the training set shrinks, with a note.
-- The targets' random start follows from --seed.
+- With several processes, embeddings are gathered first: losses, queues, centres, assignments and
+  clusters are those of the whole batch. As for AdaDim, two things differ from a single process:
+  the augmentation's random numbers and, on CPUs, batch norms, which see their own process's part.
+  See also DeepCluster v2 and LeJEPA.
+- Queues and sets of prototypes never exceed an epoch's number of images; a note reports a cut.
+- --seed also determines the random queues, prototypes and cluster centres at the start.
 """
 from baselines.barlow_twins import BarlowTwins, barlow_twins
 from baselines.byol import Byol, byol

@@ -1,4 +1,4 @@
-"""Barlow Twins: features of one view correlate with themselves in the other view alone."""
+"""Barlow Twins: each feature correlates with itself in the other view, and with no other."""
 import torch
 
 from baselines.shared import POSITIVE
@@ -8,13 +8,13 @@ from plumbing.cli import number
 
 
 def barlow_twins(z1, z2, off_diagonal_weight=5e-3, scale=0.1):
-    """Barlow Twins (Zbontar et al. 2021, Eq. 1), both views at once; 0 or more.
+    """Barlow Twins (Zbontar et al. 2021, Eq. 1) for both views at once; 0 or more.
 
         scale · ( Σ_i (1 − C_ii)² + off_diagonal_weight · Σ_{i≠j} C_ij² )
 
-    z1, z2: n × d, n ≥ 2. C is the correlation of the features of view 1 with those of view 2,
-    d × d. A feature is standardised over the batch, with division by n and 1e-5 added to its
-    variance, as a batch norm without weights does it.
+    z1, z2: n × d, n ≥ 2. C (d × d) is the correlation of view 1's features with view 2's. Features
+    are standardised over the batch as by a batch norm without weights: division by n, and 1e-5
+    added to the variance.
     """
     z1, z2 = matrices(z1, z2, rows=2, same_width=True)
     with torch.autocast(z1.device.type, enabled=False):
@@ -26,13 +26,13 @@ def barlow_twins(z1, z2, off_diagonal_weight=5e-3, scale=0.1):
 
 
 def standardise(z, eps=1e-5):
-    """The columns of z (n × d) with mean 0 and variance 1; constant ones become 0."""
+    """Gives the columns of z (n × d) mean 0 and variance 1; constant columns become 0."""
     variance = z.var(0, correction=0)                                       # d
     return (z - z.mean(0)) / (variance + eps).sqrt()
 
 
 class BarlowTwins(Method):
-    """Features of one view should correlate with themselves in the other view alone."""
+    """Each feature should correlate with itself in the other view, and with no other."""
     paper = "Barlow Twins, Zbontar et al. 2021, arXiv 2103.03230"
     defaults = Method.defaults | {
         "--projector": "2048-2048-2048",

@@ -1,4 +1,4 @@
-"""BYOL: a predictor guesses what a momentum network makes of the other view; no negatives."""
+"""BYOL: a predictor guesses a momentum network's output for the other view; no negatives."""
 
 from baselines.shared import SHARE, MomentumMethod, paired_cosine, predictor
 from methods import Method, Setting, both_views
@@ -8,15 +8,15 @@ from plumbing.cli import layer_sizes
 def byol(p, z):
     """BYOL (Grill et al. 2020, Eq. 2): mean_i ‖p̂_i − ẑ_i‖² = 2 − 2·mean_i p̂_i·ẑ_i; 0 … 4.
 
-    p: predictions from one view; z: the momentum network's outputs of the other; n × d both.
+    p: predictions from one view; z: the momentum network's output for the other; both n × d.
     """
     return 2 - 2 * paired_cosine(p, z.detach())
 
 
 class Byol(MomentumMethod):
-    """A predictor guesses what a momentum network makes of the other view; no negatives.
+    """A predictor guesses a momentum network's output for the other view; no negatives.
 
-    The loss is the sum of the two directions.
+    The loss is the sum of both directions.
     """
     paper = "Bootstrap Your Own Latent, Grill et al. 2020, arXiv 2006.07733"
     defaults = Method.defaults | {

@@ -1,4 +1,4 @@
-"""DeepCluster v2: classifies images by their cluster in the epoch before."""
+"""DeepCluster v2: classifies images into the clusters of the previous epoch."""
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -11,12 +11,12 @@ from plumbing.distributed import gather
 
 
 def deepcluster_v2(scores, assignments, temperature):
-    """DeepCluster v2 (Caron et al. 2020, §4.1): classifies samples by their cluster; 0 or more.
+    """DeepCluster v2 (Caron et al. 2020, §4.1): predicts the samples' clusters; 0 or more.
 
         mean −log softmax(scores_i/τ) at assignments_i, over the samples that have a cluster
 
-    scores: n × K, to the clusters' centres; assignments: n, int64, −1 for none. temperature:
-    τ > 0. Where no sample has a cluster, the loss is 0, and so is its gradient.
+    scores: n × K, cosines with the clusters' centres; assignments: n, int64, −1 for none.
+    temperature: τ > 0. If no sample has a cluster, the loss and its gradient are 0.
     """
     scores, = matrices(scores)
     check_positive(temperature=temperature)
@@ -28,15 +28,15 @@ def deepcluster_v2(scores, assignments, temperature):
 
 
 class DeepClusterV2(Method):
-    """Classifies images by the clusters of their embeddings in the epoch before.
+    """Classifies images into the clusters of their embeddings from the previous epoch.
 
-    Before each epoch spherical k-means, once for each head, clusters the memory of one view's
-    embeddings: the first view's for heads 1 and 3, the second's for head 2. The loss is the mean
-    over heads and views. The first epoch fills the memory, and nothing is learnt from it: its
-    loss is 0. (The public code makes an extra pass over the images instead.) Images that were
-    left out of the last, incomplete batch ever since have no cluster.
+    Before each epoch, spherical k-means clusters a memory of embeddings, once per head: those of
+    first views for heads 1 and 3, of second views for head 2. The loss is the mean over heads and
+    views. The first epoch only fills the memory: its loss is 0. (The public code makes an extra
+    pass over the images instead.) An image has no cluster until it has been in a batch; each epoch
+    drops the last, incomplete one.
 
-    Of several processes each holds the whole memory and finds the same clusters.
+    With several processes, each holds the whole memory and finds the same clusters.
     """
     paper = "DeepCluster v2, Caron et al. 2020, arXiv 2006.09882"
     defaults = Method.defaults | {
@@ -94,10 +94,10 @@ class DeepClusterV2(Method):
 
 @torch.no_grad()
 def k_means(x, k, iterations, generator):
-    """Spherical k-means: (centres, k × d, unit rows; labels, n) of x (n × d, unit rows).
+    """Spherical k-means of x (n × d, unit rows): centres (k × d, unit rows) and labels (n).
 
-    Starts from k random rows; clusters that lose all their samples keep their centre. Sums are
-    products with one-hot labels, in pieces: index_add_ adds up in random order on a GPU.
+    Starts from k random rows; empty clusters keep their centre. Sums are products with one-hot
+    labels, in pieces, because index_add_ adds in random order on a GPU.
     """
     order = torch.randperm(len(x), generator=generator, device=generator.device)
     centres = x[order[:k].to(x.device)]                                     # k × d

@@ -15,8 +15,8 @@ def dino(student, teacher, center, student_temperature, teacher_temperature):
 
         mean_i −Σ_k softmax((teacher_i − center)/τ_t)_k · log softmax(student_i/τ_s)_k
 
-    student: one view's scores, teacher: the momentum network's of the other view; n × K both.
-    center: K, a running mean of the teacher's scores. The temperatures may be 0-dim tensors.
+    student: one view's scores; teacher: the momentum network's scores of the other view; both
+    n × K. center: K, a running mean of the teacher's scores. Temperatures may be 0-dim tensors.
     """
     student, teacher = matrices(student, teacher, same_width=True)
     if center.shape != student.shape[1:]:
@@ -30,10 +30,10 @@ def dino(student, teacher, center, student_temperature, teacher_temperature):
 
 
 class Dino(PrototypeMethod):
-    """A student predicts a momentum teacher's distribution over prototypes, sharpened, centred.
+    """A student predicts a momentum teacher's sharpened and centred distribution over prototypes.
 
-    The loss is the mean of the two directions. The teacher's temperature grows over the first
-    epochs; prototypes stand still in the first one.
+    The loss is the mean of both directions. The teacher's temperature grows over the first epochs;
+    the prototypes are frozen in the first one.
     """
     paper = "Emerging Properties in Self-Supervised ViT, Caron et al. 2021, arXiv 2104.14294"
     columns = ("momentum", "teacher_temperature")

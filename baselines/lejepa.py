@@ -1,4 +1,4 @@
-"""LeJEPA: both views alike, all embeddings together normally distributed."""
+"""LeJEPA: similar views, normally distributed embeddings."""
 import torch
 
 from baselines.shared import COUNT, SHARE
@@ -13,16 +13,16 @@ def sigreg(z, directions):
         mean over directions a of  n · ∫ |φ(t) − e^(−t²/2)|² · e^(−t²/2) dt,
         φ(t) = mean_i e^(i·t·(z_i·a))
 
-    The statistic of Epps and Pulley, its integral over [−3, 3] by the trapezoid rule: 17 knots
-    on [0, 3], counted twice, for the integrand is even. z: n × d, not made unit: its scale is
-    what is tested. directions: d × m, unit columns, drawn by the caller anew at each step.
+    This is the statistic of Epps and Pulley, integrated over [−3, 3] by the trapezoid rule. The
+    integrand is even, so 17 knots on [0, 3] count twice. z: n × d, not normalised: its scale is
+    tested too. directions: d × m, unit columns, which the caller draws anew at each step.
     """
     z, = matrices(z)
     directions, = matrices(directions)
     if len(directions) != z.shape[1]:
         raise ValueError(f"expected directions of {z.shape[1]} rows, got {len(directions)}")
     knots = torch.linspace(0, 3, 17, dtype=z.dtype, device=z.device)
-    normal = (-knots.square() / 2).exp()                    # of N(0, 1), the φ that is wanted
+    normal = (-knots.square() / 2).exp()                    # φ of N(0, 1), the target
     weights = torch.full_like(knots, 2 * 3 / 16)            # both halves of [−3, 3]
     weights[0] /= 2
     weights[-1] /= 2
@@ -35,12 +35,12 @@ def sigreg(z, directions):
 
 
 class LeJepa(Method):
-    """Pulls the views together while embeddings are made an isotropic Gaussian's; no teacher.
+    """Pulls views together and shapes embeddings into an isotropic Gaussian; no teacher.
 
         (1 − weight) · mean squared distance of views from their mean + weight · SIGReg
 
-    SIGReg is the mean of both views'. Its directions are random at each step; of several
-    processes all have the same ones, but others than a single process has.
+    SIGReg is averaged over both views. Its directions are random at each step: several processes
+    share them, but a single process draws others.
     """
     paper = "LeJEPA, Balestriero & LeCun 2025, arXiv 2511.08544"
     columns = ("invariance", "sigreg")
@@ -64,10 +64,10 @@ class LeJepa(Method):
         r = self.encoder(views)                             # 2n × p
         z = self.projector(r)                               # 2n × d
         z1, z2 = (view.float() for view in both_views(z))   # n × d each
-        # a mean of normal directions is one: so all processes come to the same
+        # the mean over processes is normal too, and gives all of them the same directions
         drawn = mean(torch.randn(self.directions, z.shape[1], device=z.device))
         directions = normalize_rows(drawn).T                # d × m
-        to_middle = (z1 - z2) / 2                           # n × d, the same for both views
+        to_middle = (z1 - z2) / 2                           # n × d; the other view's is −to_middle
         invariance = to_middle.square().mean()
         normality = (sigreg(z1, directions) + sigreg(z2, directions)) / 2
         loss = (1 - self.weight) * invariance + self.weight * normality

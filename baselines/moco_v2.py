@@ -1,4 +1,4 @@
-"""MoCo v2: contrast with a queue of what a momentum network made of earlier images."""
+"""MoCo v2: contrast with a queue of a momentum network's outputs for earlier images."""
 import torch
 import torch.nn.functional as F
 
@@ -9,11 +9,11 @@ from methods import Method, Setting, both_views
 
 
 def moco_v2(q, k, queue, temperature):
-    """MoCo (He et al. 2020, Eq. 1): the own key among all of a queue; 0 … about 2/τ + log K.
+    """MoCo (He et al. 2020, Eq. 1): the own key against a queue; from 0 to about 2/τ + log K.
 
         mean_i −log( exp(q̂_i·k̂_i/τ) / ( exp(q̂_i·k̂_i/τ) + Σ_j exp(q̂_i·queue_j/τ) ) )
 
-    q: one view's queries; k: the momentum network's keys of the other view; n × d both.
+    q: one view's queries; k: the momentum network's keys of the other view; both n × d.
     queue: K × d, earlier keys. temperature: τ > 0.
     """
     matrices(q, k, same_width=True)
@@ -27,10 +27,10 @@ def moco_v2(q, k, queue, temperature):
 
 
 class MocoV2(MomentumMethod):
-    """Contrast with a queue of what a momentum network made of earlier images.
+    """Contrast with a queue of a momentum network's outputs for earlier images.
 
-    In solo-learn's symmetric form: the loss is the mean of the two directions, and each view has
-    a queue of its own. Keys are not shuffled between GPUs: their batch norms are the copy's own.
+    This is solo-learn's symmetric form: the loss is the mean of both directions, and each view has
+    a queue of its own. Keys are not shuffled between GPUs: the copy has batch norms of its own.
     """
     paper = "Momentum Contrast v2, Chen et al. 2020, arXiv 2003.04297"
     defaults = Method.defaults | {

@@ -1,4 +1,4 @@
-"""MoCo v3: contrast with a momentum network's outputs for the batch, with a predictor."""
+"""MoCo v3: contrast of predictions with a momentum network's outputs for the batch."""
 
 from baselines.shared import POSITIVE, SHARE, MomentumMethod, contrast, predictor, with_last_norm
 from methods import Method, Setting, both_views
@@ -7,21 +7,21 @@ from plumbing.cli import layer_sizes
 
 
 def moco_v3(q, k, temperature):
-    """MoCo v3 (Chen et al. 2021, Algorithm 1): the own key among the batch's, times 2τ.
+    """MoCo v3 (Chen et al. 2021, Algorithm 1): the own key against the batch's, times 2τ.
 
         2τ · mean_i −log( exp(q̂_i·k̂_i/τ) / Σ_j exp(q̂_i·k̂_j/τ) )
 
-    q: predictions from one view; k: the momentum network's keys of the other view; n × d both.
+    q: predictions from one view; k: the momentum network's keys of the other view; both n × d.
     temperature: τ > 0.
     """
     return 2 * temperature * contrast(q, k.detach(), temperature)
 
 
 class MocoV3(MomentumMethod):
-    """Contrast with what a momentum network makes of the batch: no queue, but a predictor.
+    """Contrast of predictions with a momentum network's outputs for the batch, without a queue.
 
-    The loss is the sum of the two directions. The projector ends with a batch norm without
-    weights, as in the paper.
+    The loss is the sum of both directions. The projector ends with a batch norm without weights,
+    as in the paper.
     """
     paper = "An Empirical Study of Training Self-Supervised ViT, Chen et al. 2021, arXiv 2104.02057"
     defaults = Method.defaults | {

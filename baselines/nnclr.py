@@ -14,7 +14,7 @@ def nnclr(neighbours, p, temperature):
         mean_i −log( exp(n̂n_i·p̂_i/τ) / Σ_k exp(n̂n_i·p̂_k/τ) )
 
     neighbours: the queue's entries nearest to one view's embeddings; p: predictions from the
-    other view; n × d both. temperature: τ > 0.
+    other view; both n × d. temperature: τ > 0.
     """
     return contrast(neighbours.detach(), p, temperature)
 
@@ -22,8 +22,8 @@ def nnclr(neighbours, p, temperature):
 class Nnclr(Method):
     """Contrast with the other view's nearest neighbour, found in a queue of earlier embeddings.
 
-    The loss is the mean of the two directions. The queue holds first views. The projector ends
-    with a batch norm, as in the paper.
+    The loss is the mean of both directions. The queue holds embeddings of first views. The
+    projector ends with a batch norm, as in the paper.
     """
     paper = "Nearest-Neighbor Contrastive Learning, Dwibedi et al. 2021, arXiv 2104.14548"
     defaults = Method.defaults | {

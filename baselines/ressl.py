@@ -1,4 +1,4 @@
-"""ReSSL: similarities to a queue, as a momentum teacher finds them on a weaker view."""
+"""ReSSL: a student predicts a momentum teacher's similarities to a queue, from a stronger view."""
 import torch.nn.functional as F
 
 from baselines.shared import (COUNT, POSITIVE, SHARE, MomentumMethod, Queue, at_most,
@@ -11,11 +11,11 @@ from plumbing.distributed import gather
 
 
 def ressl(q, k, queue, student_temperature, teacher_temperature):
-    """ReSSL (Zheng et al. 2021, Eq. 5): the student's similarities to a queue, and the teacher's.
+    """ReSSL (Zheng et al. 2021, Eq. 5): predicts the teacher's similarities to a queue.
 
         mean_i −Σ_j softmax(k̂_i·queueᵀ/τ_t)_j · log softmax(q̂_i·queueᵀ/τ_s)_j
 
-    q: the student's embeddings of the strong view, k: the teacher's of the weak one; n × d both.
+    q: the student's embeddings of the strong view; k: the teacher's of the weak view; both n × d.
     queue: K × d, the teacher's earlier outputs.
     """
     matrices(q, k, same_width=True)
@@ -28,11 +28,11 @@ def ressl(q, k, queue, student_temperature, teacher_temperature):
 
 
 class Ressl(MomentumMethod):
-    """Images should relate to a queue of others as a momentum teacher, shown a weak view, finds.
+    """A student predicts a momentum teacher's similarities to a queue of other images.
 
-    The student learns from the first view, the strong one, and the teacher sees the second. The
-    student encodes the weak view too, for the probe and for what flags add to the loss. The
-    projector is without batch norm.
+    The student learns from the first, strong view; the teacher sees the second, weak one. The
+    student encodes the weak view too, for the probe and for the terms that flags add to the loss.
+    The projector has no batch norm.
     """
     paper = "Relational Self-Supervised Learning, Zheng et al. 2021, arXiv 2107.09282"
     defaults = Method.defaults | {

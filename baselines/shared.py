@@ -1,19 +1,19 @@
-"""What several of the compared methods share.
+"""Parts that several of the compared methods share.
 
-Functions of tensors first, which need torch and losses.py alone: cosines, a contrast, a
-cross-entropy. Then parts of methods: momentum copies, predictors, prototypes, queues.
+First come functions of tensors, which need only torch and losses.py: cosines, a contrast, a
+cross-entropy. Then come parts of methods: momentum copies, predictors, prototypes, queues.
 
 Conventions of all losses in this folder, as in losses.py:
-- One direction each: one view's output against the other view's target. A method's class says
-  how it sums or averages its two directions.
-- Inputs are floating-point matrices, one sample per row, computed on in float32 (float64 stays
-  float64), also inside autocast. The result is a 0-dim tensor, in nats where it is an entropy.
-- x̂ is a row x scaled to unit length, which is done here; n counts samples, d features, K the
-  entries of a queue, or prototypes.
-- Nothing flows back into a target: keys, queues, teachers, centres and assignments are detached.
+- A loss has one direction: one view's output against the other view's target. The docstring of
+  the method's class tells how it combines both directions.
+- Inputs are floating-point matrices, one sample per row. They are converted to float32, also
+  inside autocast; float64 stays float64. The result is a 0-dim tensor; entropies are in nats.
+- x̂ is a row x scaled to unit length, which the losses do themselves. n is the number of samples,
+  d of features, K of prototypes or of entries in a queue.
+- No gradient flows into targets: keys, queues, teachers, centres and assignments are detached.
 - Values and gradients stay finite on collapsed batches: rows all equal, zeros.
-- ValueError on a wrong shape, a dtype that is not floating point, fewer rows than the formula
-  needs, or a setting outside its range.
+- All raise ValueError for a wrong shape, a dtype that is not floating-point, too few rows, or a
+  setting outside its range.
 """
 import copy
 import math
@@ -47,7 +47,7 @@ def cosines(x, y):
 
 
 def paired_cosine(x, y):
-    """The mean of x̂_i·ŷ_i over the rows of x and y, n × d both."""
+    """mean_i x̂_i·ŷ_i; x, y: both n × d."""
     x, y = matrices(x, y, rows=1, same_width=True)
     return (normalize_rows(x) * normalize_rows(y)).sum(1).mean()
 
@@ -59,12 +59,12 @@ def cross_entropy(scores, targets):
 
 def check_positive(**settings):
     for name, value in settings.items():
-        if not torch.is_tensor(value) and not value > 0:     # a tensor's would wait for a GPU
+        if not torch.is_tensor(value) and not value > 0:     # comparing tensors synchronises
             raise ValueError(f"{name} must be positive, got {value}")
 
 
 def contrast(anchors, others, temperature):
-    """mean_i −log( exp(â_i·ô_i/τ) / Σ_k exp(â_i·ô_k/τ) ); anchors, others: n × d both."""
+    """mean_i −log( exp(â_i·ô_i/τ) / Σ_k exp(â_i·ô_k/τ) ); anchors, others: both n × d."""
     matrices(anchors, others, same_width=True)
     check_positive(temperature=temperature)
     scores = cosines(anchors, others) / temperature                         # n × n
@@ -74,10 +74,10 @@ def contrast(anchors, others, temperature):
 # --- parts of methods -----------------------------------------------------------------------------
 
 class MomentumCopy(nn.Module):
-    """A slow copy of networks, which no gradient reaches: w̄ ← m·w̄ + (1 − m)·w at each step.
+    """A slow copy of networks, without gradients: w̄ ← m·w̄ + (1 − m)·w at each step.
 
-    m goes from `first` to `last` over training, as half a cosine. It follows weights alone;
-    batch norms' running statistics are the copy's own.
+    m goes from `first` to `last` over training, along half a cosine. The copy follows weights
+    only; its batch norms have running statistics of their own.
     """
 
     def __init__(self, networks, first, last):
@@ -101,7 +101,7 @@ class MomentumCopy(nn.Module):
 
 
 def predictor(projector, hidden):
-    """An MLP from embeddings to embeddings. hidden: its hidden layers' sizes, such as "4096"."""
+    """An MLP from embeddings to embeddings. hidden: sizes of its hidden layers, such as "4096"."""
     d = width_of(projector)
     return mlp(d, f"{hidden}-{d}")
 
@@ -118,7 +118,7 @@ def with_last_norm(projector, affine):
 
 
 class Prototypes(nn.Module):
-    """Scores of embeddings: their cosines with learnt prototypes, which count by direction."""
+    """Scores embeddings by their cosines with learnt prototypes."""
 
     def __init__(self, count, d):
         super().__init__()
@@ -129,7 +129,7 @@ class Prototypes(nn.Module):
 
 
 class Queue(nn.Module):
-    """The newest unit rows that were pushed, at first random ones."""
+    """The unit rows pushed most recently; at the start, random ones."""
 
     def __init__(self, size, d):
         super().__init__()
@@ -137,7 +137,7 @@ class Queue(nn.Module):
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))   # of the oldest
 
     def push(self, x):
-        """x: n × d, unit rows, which take the places of the n oldest."""
+        """Replaces the n oldest rows by x (n × d, unit rows)."""
         size = len(self.rows)
         x = x[-size:]
         places = (self.place + torch.arange(len(x), device=x.device)) % size
@@ -146,14 +146,14 @@ class Queue(nn.Module):
 
 
 def at_most(wanted, available, what):
-    """The smaller of the two numbers, with a note where that is not the wanted one."""
+    """The smaller of the two numbers; prints a note if it is not the wanted one."""
     if wanted > available:
         print(f"note: {available:,} {what} in place of {wanted:,}: an epoch has no more images")
     return min(wanted, available)
 
 
 def images_per_epoch(args, n_images):
-    """Without those of the last, incomplete batch."""
+    """The number of images per epoch, which drops the last, incomplete batch."""
     return n_images // args.batch_size * args.batch_size
 
 
@@ -165,7 +165,7 @@ def unit_rows(x):
 class MomentumMethod(Method):
     """A method whose teacher is a momentum copy of the encoder and the projector.
 
-    Its settings momentum and last_momentum say how slow the teacher is.
+    The settings momentum and last_momentum are the copy's m at the start and end of training.
     """
     columns = ("momentum",)
 
@@ -182,7 +182,7 @@ class MomentumMethod(Method):
 
 
 class PrototypeMethod(Method):
-    """A method with learnt prototypes, which stand still in its first frozen_epochs, a setting."""
+    """A method with learnt prototypes, which are frozen in the first epochs, see frozen_epochs."""
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
@@ -194,7 +194,7 @@ class PrototypeMethod(Method):
     def before_epoch(self, epoch, steps, generator):
         self.epoch = epoch
 
-    # self.epoch is part of state_dict(): a run can be resumed in the middle of an epoch
+    # self.epoch is part of state_dict(), so that runs can resume in mid-epoch
 
     def get_extra_state(self):
         return torch.tensor(self.epoch)

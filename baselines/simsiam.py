@@ -9,16 +9,15 @@ from plumbing.cli import layer_sizes
 def simsiam(p, z):
     """SimSiam (Chen & He 2021, Eq. 1): −mean_i p̂_i·ẑ_i; −1 … 1.
 
-    p: predictions from one view; z: the other's embeddings, through which nothing flows back.
-    n × d both.
+    p: predictions from one view; z: the other view's embeddings, detached here; both n × d.
     """
     return -paired_cosine(p, z.detach())
 
 
 class SimSiam(Method):
-    """BYOL without the momentum network: nothing flows back through the other view.
+    """BYOL without the momentum network: no gradient flows through the other view's embeddings.
 
-    The loss is the mean of the two directions. The predictor's learning rate stays constant.
+    The loss is the mean of both directions. The predictor's learning rate stays constant.
     """
     paper = "Exploring Simple Siamese Representation Learning, Chen & He 2021, arXiv 2011.10566"
     defaults = Method.defaults | {

@@ -1,4 +1,4 @@
-"""SwAV: predicts the other view's prototypes, which are used equally often."""
+"""SwAV: predicts the other view's assignment to prototypes, which are all used equally often."""
 import torch
 
 from baselines.shared import (COUNT, COUNT_OR_0, POSITIVE, PrototypeMethod, Queue, at_most,
@@ -12,8 +12,8 @@ def swav(scores, assignments, temperature):
 
         mean_i −Σ_k assignments_ik · log softmax(scores_i/τ)_k
 
-    scores: one view's, to K prototypes; assignments: the other's, from sinkhorn(); n × K both.
-    temperature: τ > 0.
+    scores: one view's cosines with K prototypes; assignments: the other view's, from sinkhorn();
+    both n × K. temperature: τ > 0.
     """
     scores, assignments = matrices(scores, assignments, same_width=True)
     check_positive(temperature=temperature)
@@ -22,11 +22,11 @@ def swav(scores, assignments, temperature):
 
 @torch.no_grad()
 def sinkhorn(scores, epsilon=0.05, iterations=3):
-    """SwAV's assignments (Caron et al. 2020, Eq. 5) by Sinkhorn and Knopp's rounds; no gradient.
+    """SwAV's assignments (Caron et al. 2020, Eq. 5) by Sinkhorn–Knopp iterations; no gradient.
 
-    Starts from exp(scores/ε). Each round scales prototypes to equal shares of the batch, then
-    samples to a sum of 1. scores: n × K. Returns n × K whose rows, samples, sum to 1; the more
-    rounds, the closer the columns are to n/K each. Logarithms throughout: exp(1/ε) is large.
+    Starts from exp(scores/ε). Each iteration scales columns (prototypes) to equal sums, then rows
+    (samples) to sums of 1. scores: n × K. Returns n × K: rows sum to 1, and with more iterations
+    the columns' sums approach n/K. Computed in logarithms, because exp(1/ε) is large.
     """
     scores, = matrices(scores)
     check_positive(epsilon=epsilon)
@@ -40,11 +40,11 @@ def sinkhorn(scores, epsilon=0.05, iterations=3):
 
 
 class Swav(PrototypeMethod):
-    """Predicts to which prototypes the other view is assigned, all prototypes equally often.
+    """Predicts the other view's assignment to prototypes, which are all used equally often.
 
-    The loss is the mean of the two directions. From an epoch on, earlier embeddings from a queue
-    take part in the assignment; prototypes stand still in the first epochs. A prototype's length
-    is without effect: the public code makes it 1 after each step instead.
+    The loss is the mean of both directions. Prototypes are frozen in the first epochs; later on, a
+    queue of earlier embeddings takes part in the assignment. A prototype's length has no effect;
+    the public code normalises it after each step instead.
     """
     paper = "Swapping Assignments between Views, Caron et al. 2020, arXiv 2006.09882"
     defaults = Method.defaults | {
@@ -84,7 +84,7 @@ class Swav(PrototypeMethod):
 
     @torch.no_grad()
     def assign(self, scores, queue):
-        """Each sample's shares of the prototypes, from scores; both n × K."""
+        """Assigns samples to prototypes. scores and the result: n × K."""
         n = len(scores)
         if self.epoch >= self.chosen["queue_from_epoch"]:
             scores = torch.cat([scores, self.prototypes(queue.rows)])
