@@ -2,7 +2,6 @@
 
     python -m pytest -q tests/test_bench.py
 """
-import json
 import shutil
 import sys
 
@@ -13,13 +12,19 @@ from torch import nn
 import probe
 import train
 from augment import DRAWS, augment_with
+from baselines import METHODS
 from methods import AdaDim
 from plumbing import compiling
 from plumbing.cli import BadInput
 from tools import bench, peer
 
 CPU = torch.device("cpu")
-SMALL = "--width 2 --projector 16-8 --image-size 16 --device cpu --minutes 0".split()
+
+
+def bench_args(*flags):
+    """The arguments of bench.py, for tiny networks and the shortest time."""
+    return bench.parse_args(["--width=2", "--projector=16-8", "--precision=fp32", "--minutes=0",
+                             *flags])
 
 
 def dense_learner(p=20, d=12):
@@ -41,59 +46,65 @@ def dense_batch():
 
 # --- the figures ------------------------------------------------------------------------------
 
-def test_a_small_run(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(probe, "METRIC_IMAGES", 64)
+def test_a_small_run(capsys, monkeypatch):
+    monkeypatch.setattr(probe, "METRIC_IMAGES", 256)
     monkeypatch.setattr(bench, "PASSED_IMAGES", 16)
-    bench.main([*SMALL, "--batch-size", "8", "--json", str(tmp_path / "found.json")])
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert all(found[key] > 0 for key in ("first_step_s", "bare_s", "peak_memory_bytes", "mfu",
-                                          "alpha_update_over_epoch"))
-    assert found["samples_per_s"] == pytest.approx(8 / found["step_s"])
-    assert found["step_over_bare"] == pytest.approx(found["step_s"] / found["bare_s"])
-    assert sum(found["parts"].values()) == pytest.approx(1)
-    parts = found["evaluation_parts"].values()
-    assert found["evaluation_over_epoch"] == pytest.approx(sum(parts))
-    first, *_, last = capsys.readouterr().out.splitlines()
-    assert "about 0 minutes" in first and "backward of the networks" in last
+    args = bench_args("--image-size=16", "--batch-size=8")
+    found = bench.measure(args, CPU)
+    step, evaluation = found["step"], found["evaluation"]
+    whole = step["whole step"]
+    assert whole["images/s"] == pytest.approx(8 / whole["ms"] * 1e3)
+    bare = step["bare networks' step"]["ms"]
+    assert step["whole over bare"]["%"] == pytest.approx(100 * whole["ms"] / bare)
+    shares = [row["% of the whole step"] for row in step.values() if "% of the whole step" in row]
+    assert len(shares) == 5 and sum(shares) == pytest.approx(100)
+    parts = [evaluation[part]["s"] for part in ("networks", "metrics", "k-NN")]
+    assert evaluation["evaluation, all three"]["s"] == pytest.approx(sum(parts))
+    assert list(found["methods"]) == list(METHODS)
+    assert len(found["images"]) == 3
+    printed = capsys.readouterr().out
+    assert "about 0 minutes" in printed.splitlines()[1]
+    assert all(name in printed for part in found.values() for name in part)
 
 
-@pytest.mark.parametrize("seconds_per_step, batch", [(0.001, 256), (0.7, 64), (9.0, 16)])
+@pytest.mark.parametrize("seconds_per_step, batch", [(0.001, 256), (0.2, 64), (9.0, 8)])
 def test_batches_follow_the_machine(monkeypatch, seconds_per_step, batch):
-    """In a trial 16 images take this long: if 0.7 s, then 64 images take 2.8 s."""
-    def trial(functions, device, budget):
+    """In a trial 8 images take this long: if 0.2 s, then 64 images take 1.6 s, of 3 minutes."""
+    def trial(functions, device):
         return dict.fromkeys(functions, seconds_per_step)
 
-    monkeypatch.setattr(bench, "seconds", trial)
-    args = bench.parse_args([*SMALL, "--precision", "fp32"])
-    assert bench.choose_batch(args, CPU) == batch
-    assert bench.choose_batch(args, torch.device("cuda")) == 256
+    monkeypatch.setattr(bench, "timed", trial)
+    args = bench_args("--minutes=3")
+    assert bench.choose_batch(args, CPU, bench.random_data(args, CPU)) == batch
+    assert bench.choose_batch(args, torch.device("cuda"), {}) == 256
 
 
 def test_flops_are_counted():
     """2·n·in·out for each dense layer: forward, weight gradient, and input gradient.
 
-    The first layer has no input gradient; of the probe, only the forward pass is counted.
+    The first layer has no input gradient; the probe has no gradient towards the encoder.
     """
-    setup = bench.Setup(bench.parse_args([*SMALL, "--image-size=4", "--precision=fp32"]), CPU, 5)
     n = 2 * 5
     both_layers = 2 * n * (2 * 48 * 20 + 3 * 20 * 12)
-    assert bench.count_flops(dense_learner(), setup) == both_layers + 2 * n * 20 * 3
+    probe_flops = 2 * n * 2 * 20 * 3
+    flops = bench.count_flops(dense_learner(), torch.randn(n, 3, 4, 4))
+    assert flops == both_layers + probe_flops
 
 
 def test_functions_take_turns():
     calls = []
     functions = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
-    times = bench.seconds(functions, CPU, budget=0)
-    assert "".join(calls) == "abababab"         # the first turn is a warm-up
+    times = bench.timed(functions, CPU)
+    assert "".join(calls) == "abab"             # the first turn is a warm-up
     assert times.keys() == functions.keys()
 
 
 @pytest.mark.parametrize("method", ["adadim", "byol", "deepcluster_v2"])
 def test_a_step_trains_everything_that_learns(method):
-    setup = bench.Setup(bench.parse_args([*SMALL, "--precision", "fp32"]), CPU, 8)
-    learner, optimizer = setup.learner(method)
-    setup.training_step(learner, optimizer)()
-    for name, p in learner.named_parameters():
+    args = bench_args("--image-size=16", "--batch-size=8")
+    training = bench.Training(args, CPU, bench.random_data(args, CPU), method)
+    training.step()
+    for name, p in training.learner.named_parameters():
         if p.requires_grad:
             assert p.grad is not None and p.grad.isfinite().all(), name
 
@@ -166,7 +177,6 @@ def test_without_lightly(monkeypatch, capsys):
     ("--device cuda:77", "cuda"),
     ("--arch vit", "invalid choice"),
     ("--precision int8", "invalid choice"),
-    ("--json /no/where", "cannot write"),
 ])
 def test_bad_input(flags, words, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -1,195 +1,150 @@
-"""How fast this is: the training step beside bare networks, and an evaluation beside an epoch.
+"""How fast training is on this machine.
 
-    python -m tools.bench                           ResNet-18, CIFAR-sized images
+    python -m tools.bench                       ResNet-18, CIFAR-sized images
     python -m tools.bench --width 16 --projector 512-512-512        what a CPU trains in hours
-    python -m tools.bench --methods                 every method's step, and its memory
 
-whole       train.py's step: views, networks, losses, backward pass, clipping, LARS
-bare        the same networks on random input that is on the device already, with a mean as the
-            loss and torch's SGD: what the step would cost if all else were free
-MFU         the FLOPs that torch counts in the bare step, per second of the whole one, over the
-            speed of a large matrix product in the same precision
-parts       timed by themselves, not compiled, as shares of the whole step
-memory      the peak: of the step on a GPU, of this process so far on a CPU
-evaluation  one update of α and one evaluation, as shares of an epoch of 50,000 images
+step         train.py's step and its parts, beside the bare networks' step: random input that is
+             on the device already, the outputs' mean as the loss, torch's SGD. MFU: the bare
+             step's FLOPs per second of the whole step, over the speed of a matrix product
+evaluation   an α update and an evaluation, beside an epoch of 50,000 images
+methods      every method's step, never compiled
+images       augmentation; decoding JPEGs, with two crops of 224 pixels of each; on one core
 
-Times are medians after warming up; compared functions take turns, so that a machine that slows
-down does so for all. Nothing is checked against a bound: machines differ.
+Times are medians after warming up. Functions that are compared take turns, so that a machine
+that slows down does so for all. Peak memory is a step's on a GPU, this process's on a CPU.
 """
-import copy
-import json
-import math
-import multiprocessing
+import contextlib
+import io
 import statistics
 import sys
+import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
 
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-import optim
 import probe
 import train
-from augment import augment_with
+from augment import AUGMENTATIONS, augment, augment_with, normalise
 from baselines import METHODS
 from data import batches_of_views, plan_batches
 from losses import adadim
 from metrics import effective_rank, knn_accuracy, representation_metrics
-from models import RESNETS, encode, memory_layout, resnet
-from plumbing import cli
+from models import RESNETS, encode, memory_layout
+from optim import make_optimizer
+from plumbing import cli, compiling
+from plumbing.images import Crops
 
 IMAGES = 4096               # random ones, on the device, that batches are drawn from
-PASSED_IMAGES = 256         # whose passes through the networks are timed for an evaluation
 EPOCH_IMAGES = 50_000
-SLOWEST_STEP = 3.0          # seconds: a CPU's batches are as large as that allows
+PASSED_IMAGES = 128         # whose passes through the networks are timed for an evaluation
 NORMALISATION = {"mean": [0.5] * 3, "std": [0.25] * 3}
 
 
 # --- timing ---------------------------------------------------------------------------------------
 
-def seconds(functions, device, budget=5.0):
+def timed(functions, device, budget=0.0):
     """Median time of one call of each function of a dict, in seconds: {name: time}.
 
-    They take turns: one to warm up, then three and as many more as `budget` seconds allow. On a
-    GPU ten calls are timed together.
+    The functions take turns: one to warm up, then at least one, and more within `budget` seconds.
     """
-    calls = 10 if device.type == "cuda" else 1
+    calls = 10 if device.type == "cuda" else 1      # waiting for a GPU takes time
     times = {name: [] for name in functions}
-    started, turn = time.perf_counter(), 0
-    while turn < 4 or time.perf_counter() - started < budget:
+    turn, began = 0, time.perf_counter()
+    while turn < 2 or (time.perf_counter() - began) * (turn + 1) / turn < budget:
+        turn += 1
         for name, function in functions.items():
-            cli.show_progress(f"{name}, turn {turn}")
+            cli.show_progress(f"  {name}, turn {turn}")
             cli.synchronise(device)
             start = time.perf_counter()
             for _ in range(calls):
                 function()
             cli.synchronise(device)
             times[name].append((time.perf_counter() - start) / calls)
-        turn += 1
     cli.show_progress("")
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
-def value_and_gradient(loss, *inputs):
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    loss(*leaves).backward()
+# --- a training on random images ------------------------------------------------------------------
+
+def random_data(args, device):
+    """Images and labels on the device, as data.load() returns them."""
+    size = args.image_size
+    images = torch.randint(256, (IMAGES, 3, size, size), dtype=torch.uint8)
+    return {"train_x": images.to(device), "train_y": torch.randint(10, (IMAGES,)).to(device),
+            "image_size": size, "stem": "small" if size <= 64 else "imagenet",
+            "classes": range(10), "streamed": False, **NORMALISATION}
 
 
-# --- the step -------------------------------------------------------------------------------------
+class Training:
+    """Networks, optimiser and batches of one method; step() is train.py's training step."""
 
-class Setup:
-    """Everything that steps of one network, batch and precision share."""
-
-    def __init__(self, args, device, batch_size):
-        self.args, self.device, self.batch_size = args, device, batch_size
-        self.layout = memory_layout(device, args.precision, args.width)
-        self.autocast, self.scaler = train.mixed_precision(args.precision, device)
-        size = (2 * batch_size, 3, args.image_size, args.image_size)
-        self.noise = torch.randn(size, device=device).contiguous(memory_format=self.layout)
-        self.batches = self.endless_batches()
-
-    def endless_batches(self):
-        shape = (IMAGES, 3, self.args.image_size, self.args.image_size)
-        data = {"train_x": torch.randint(256, shape, dtype=torch.uint8).to(self.device),
-                "train_y": torch.randint(10, (IMAGES,)).to(self.device),
-                "image_size": self.args.image_size, "streamed": False, **NORMALISATION}
-        view_of = torch.compile(augment_with) if self.args.compile else augment_with
-        plan = plan_batches(IMAGES, self.batch_size, seed=0, epochs=1_000_000)
-        return batches_of_views(data, plan, "vicreg", self.layout, view_of)
-
-    def learner(self, method="adadim"):
-        """A learner and its optimiser, as train.py makes them."""
+    def __init__(self, args, device, data, method="adadim", compiled=False):
         # the learning rate: thousands of steps on noise must not end in NaN, on which some
         # kernels are slow, or fast
-        words = [f"--method={method}", f"--projector={self.args.projector}", "--lr=1e-9",
-                 f"--batch-size={self.batch_size}"]
-        settings = train.parse_args(words + ["--alpha=0.4"] * (method == "adadim"))
-        stem = "small" if self.args.image_size <= 64 else "imagenet"
-        encoder, p = resnet(self.args.arch, self.args.width, stem)
-        network = METHODS[method](settings, encoder, p, IMAGES)
-        learner = probe.Learner(network, probe.OnlineProbe(encoder, p, n_classes=10))
-        learner.to(self.device, memory_format=self.layout)
-        if self.args.compile:
-            learner.compile()
-        return learner, optim.make_optimizer(settings.optimizer, learner.param_groups(settings))
+        words = [f"--method={method}", f"--batch-size={args.batch_size}", "--lr=1e-9"]
+        for flag in ("arch", "width", "projector", "precision"):
+            words.append(f"--{flag}={getattr(args, flag)}")
+        settings = train.parse_args(words)
+        with contextlib.redirect_stdout(io.StringIO()):     # notes that queues shrink to IMAGES
+            self.learner = train.make_learner(settings, data, device)
+        groups = self.learner.param_groups(settings)
+        self.optimizer = make_optimizer(settings.optimizer, groups)
+        self.autocast, self.scaler = train.mixed_precision(args.precision, device)
+        self.clip = settings.clip
+        self.progress = torch.tensor(0.5, dtype=torch.float64, device=device)
 
-    def training_step(self, learner, optimizer):
-        """train.py's step on random images, as a function without arguments."""
-        progress = torch.tensor(0.5, dtype=torch.float64, device=self.device)
+        view_of = augment_with
+        if compiled:
+            compiling.compile_networks(self.learner, device)
+            view_of = torch.compile(augment_with)
+        plan = plan_batches(IMAGES, args.batch_size, seed=0, epochs=1_000_000)
+        layout = memory_layout(device, args.precision, args.width)
+        self.batches = batches_of_views(data, plan, settings.augment, layout, view_of)
 
-        def step():
-            _, kept = train.training_step(learner, learner, optimizer, self.scaler, self.autocast,
-                                          2.0, next(self.batches), progress)
-            learner.method.after_step(kept, 0, progress)
-        return step
+    def step(self):
+        _, kept = train.training_step(self.learner, self.learner, self.optimizer, self.scaler,
+                                      self.autocast, self.clip, next(self.batches), self.progress)
+        self.learner.method.after_step(kept, 0, self.progress)
 
-    def bare_step(self, learner):
-        """Forward and backward pass of the networks, and SGD, as a function without arguments."""
-        networks = torch.compile(bare_networks) if self.args.compile else bare_networks
-        sgd = torch.optim.SGD(learner.parameters(), lr=1e-9, momentum=0.9)
-
-        def step():
-            with self.autocast:
-                z, logits = networks(learner, self.noise)
-            loss = z.float().mean() + logits.float().mean()
-            sgd.zero_grad()
-            loss.backward()
-            sgd.step()
-        return step
+    def random_outputs(self, n):
+        """Representations r (n × p) and embeddings z (n × d)."""
+        device = self.progress.device
+        p = self.learner.probe.linear.in_features
+        d = self.learner.method.projector[-1].out_features
+        return torch.rand(n, p, device=device), torch.randn(n, d, device=device)
 
 
-def bare_networks(learner, views):
-    """Embeddings (2n × d) and the probe's logits (2n × classes), without any loss."""
-    r = learner.method.encoder(views)
-    return learner.method.projector(r), learner.probe.linear(r.detach())
+def choose_batch(args, device, data):
+    """256; on a CPU the largest power of two from 8 to 256 whose step takes a hundredth of
+    --minutes."""
+    if device.type == "cuda":
+        return 256
+    args.batch_size = 8
+    trial = Training(args, device, data)
+    per_image = timed({"trial": trial.step}, device)["trial"] / 8
+    batch_size = 8
+    while batch_size < 256 and 2 * batch_size * per_image <= 0.6 * args.minutes:
+        batch_size *= 2
+    return batch_size
 
 
-def choose_batch(args, device):
-    """--batch-size; else 256 or, on a CPU, less: as a trial of 16 images says."""
-    if args.batch_size or device.type == "cuda":
-        return args.batch_size or 256
-    setup = Setup(args, device, 16)
-    trial = seconds({"a trial of 16 images": setup.training_step(*setup.learner())}, device, 0)
-    per_image = trial["a trial of 16 images"] / 16
-    return max(16, min(256, 2 ** int(math.log2(SLOWEST_STEP / per_image))))
+# --- the parts: each returns {name: {unit: number}} -----------------------------------------------
+
+def bare_loss(learner, views):
+    """The mean of embeddings (2n × d) and of the probe's logits (2n × classes)."""
+    r = learner.method.encoder(views)                       # 2n × p
+    z = learner.method.projector(r)
+    return z.float().mean() + learner.probe.linear(r.detach()).float().mean()
 
 
-def random_outputs(n, learner, device):
-    """Representations r (n × p) and embeddings z (n × d)."""
-    p = learner.probe.linear.in_features
-    d = learner.method.projector[-1].out_features
-    return torch.rand(n, p, device=device), torch.randn(n, d, device=device)
-
-
-def parts_of_step(setup, learner, optimizer):
-    """{name: a function without arguments}; the optimiser's needs gradients of an earlier step."""
-    r, z = random_outputs(2 * setup.batch_size, learner, setup.device)
-    labels = torch.zeros(setup.batch_size, dtype=torch.int64, device=setup.device)
-
-    @torch.no_grad()
-    def forward(network, x):
-        with setup.autocast:
-            network(x)
-
-    def loss(r1, r2, z1, z2):
-        return adadim(r1, r2, z1, z2, alpha=0.4)[0]
-
-    def probe_loss(r):
-        return learner.probe(r, None, labels)[0]
-
-    return {
-        "augmentation, both views": partial(next, setup.batches),
-        "encoder, forward": partial(forward, learner.method.encoder, setup.noise),
-        "projector, forward": partial(forward, learner.method.projector, r),
-        "losses, with gradient": partial(value_and_gradient, loss, *r.chunk(2), *z.chunk(2)),
-        "probe, with gradient": partial(value_and_gradient, probe_loss, r),
-        "LARS": optimizer.step,
-    }
+def count_flops(learner, views):
+    """FLOPs of one forward and backward pass, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        bare_loss(learner, views).backward()
+    return counter.get_total_flops()
 
 
 def peak_memory(step, device):
@@ -203,194 +158,197 @@ def peak_memory(step, device):
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def count_flops(learner, setup):
-    """FLOPs of one forward and backward pass of two views of each image, as torch counts them."""
-    learner = copy.deepcopy(learner).to("meta")         # shapes alone: nothing is computed
-    with FlopCounterMode(display=False) as counter:
-        z, _ = bare_networks(learner, torch.empty(setup.noise.shape, device="meta"))
-        z.mean().backward()
-    return counter.get_total_flops()
+def measure_step(training, args, device, budget):
+    learner, autocast = training.learner, training.autocast
+    views, _, _ = next(training.batches)
+    loss_of_views = torch.compile(bare_loss) if args.compile else bare_loss
+    sgd = torch.optim.SGD(learner.parameters(), lr=1e-9, momentum=0.9)
 
+    def bare_step():
+        with autocast:
+            loss = loss_of_views(learner, views)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
 
-def peak_flops(dtype, device):
-    """FLOP/s of a large square matrix product: what the device can do."""
+    def forward():
+        with autocast, torch.no_grad():
+            bare_loss(learner, views)
+
+    r, z = [x.requires_grad_() for x in training.random_outputs(len(views))]
+
+    def losses():
+        loss, _ = adadim(*r.chunk(2), *z.chunk(2), alpha=0.4)
+        torch.autograd.grad(loss, (r, z))
+
+    parts = {"augmentation": partial(next, training.batches), "networks, forward": forward,
+             "losses and their gradient": losses, "LARS": training.optimizer.step}
+    times = timed({"whole": training.step, "bare": bare_step, **parts}, device, budget)
+    whole = times["whole"]
+
+    with autocast:
+        flops = count_flops(learner, views)
     n = 8192 if device.type == "cuda" else 2048
-    a, b = torch.randn(2, n, n, device=device, dtype=dtype)
-    times = seconds({"matrix product": partial(torch.matmul, a, b)}, device)
-    return 2 * n ** 3 / times["matrix product"]
+    a, b = torch.randn(2, n, n, device=device, dtype=train.DTYPES[args.precision])
+    product = timed({"matrix product": partial(torch.matmul, a, b)}, device, budget=1.0)
+    speed = 2 * n ** 3 / product["matrix product"]          # FLOP/s
+
+    shares = {part: 100 * times[part] / whole for part in parts}
+    shares["networks, backward, and the rest"] = 100 - sum(shares.values())
+    return {
+        "whole step": {"ms": 1e3 * whole, "images/s": args.batch_size / whole},
+        "bare networks' step": {"ms": 1e3 * times["bare"]},
+        "whole over bare": {"%": 100 * whole / times["bare"]},
+        "MFU": {"%": 100 * flops / whole / speed},
+        "matrix product": {"TFLOP/s": speed / 1e12},
+        "peak memory": {"GB": peak_memory(training.step, device) / 1e9},
+        **{part: {"% of the whole step": share} for part, share in shares.items()},
+    }
 
 
-def measure_step(setup, budget):
-    """The figures of the step, as a dict; in about `budget` seconds."""
-    device = setup.device
-    learner, optimizer = setup.learner()
-    whole = setup.training_step(learner, optimizer)
-    start = time.perf_counter()
-    whole()
-    cli.synchronise(device)
-    found = {"first_step_s": time.perf_counter() - start,
-             "peak_memory_bytes": peak_memory(whole, device)}
+def measure_evaluation(training, args, device, data, step):
+    """step: seconds of a training step.
 
-    times = seconds({"whole": whole, "bare": setup.bare_step(learner)}, device, 0.5 * budget)
-    step = times["whole"]
-    flops = count_flops(learner, setup)
-    speed = peak_flops(train.DTYPES[setup.args.precision], device)
-    found |= {"step_s": step, "samples_per_s": setup.batch_size / step, "bare_s": times["bare"],
-              "step_over_bare": step / times["bare"], "flops_per_step": flops,
-              "peak_flops_per_s": speed, "mfu": flops / step / speed}
-
-    part_times = seconds(parts_of_step(setup, learner, optimizer), device, 0.2 * budget)
-    found["parts"] = {part: part_time / step for part, part_time in part_times.items()}
-    found["parts"]["backward of the networks, and the rest"] = 1 - sum(found["parts"].values())
-    return found | measure_evaluation(setup, learner, EPOCH_IMAGES / setup.batch_size * step)
-
-
-def measure_evaluation(setup, learner, epoch):
-    """An update of α and an evaluation, as shares of an epoch of so many seconds.
-
-    The networks' passes are timed on a few images, and counted for all that probe.py takes.
+    Times are scaled up from fewer images. For the metrics, part constant, part linear and part
+    quadratic in their number, that was 20 % too much on a CPU, from a quarter of the images.
     """
-    device, size = setup.device, setup.args.image_size
-    images = torch.randint(256, (PASSED_IMAGES, 3, size, size), dtype=torch.uint8).to(device)
-    r, z = random_outputs(probe.METRIC_IMAGES, learner, device)
-    labels = torch.arange(len(r), device=device) % 10
+    images = data["train_x"][:PASSED_IMAGES]
+    few = probe.METRIC_IMAGES // 4
+    r, z = training.random_outputs(few)
+    labels = torch.arange(few, device=device) % 10
     bank = slice(probe.BANK_IMAGES)
+    method = training.learner.method
 
     def passes():
-        with setup.autocast:
-            encode(images, learner.method.encoder, learner.method.projector, **NORMALISATION)
+        with training.autocast:
+            encode(images, method.encoder, method.projector, **NORMALISATION)
 
-    times = seconds({
+    times = timed({
+        "α update": partial(effective_rank, z[:args.batch_size]),
         "networks": passes,
         "metrics": partial(representation_metrics, r, z),
         "k-NN": partial(knn_accuracy, r[bank], labels[bank], r, labels),
-        "rank": partial(effective_rank, z[:setup.batch_size]),
-    }, device, 0)
-    alpha_update = 10 * times.pop("rank")                       # of ten batches
-    times["networks"] *= (len(r) + probe.BANK_IMAGES + 2 * probe.VIEW_IMAGES) / PASSED_IMAGES
-    return {"alpha_update_over_epoch": alpha_update / epoch,
-            "evaluation_over_epoch": sum(times.values()) / epoch,
-            "evaluation_parts": {part: part_time / epoch for part, part_time in times.items()}}
+    }, device)
+    passed = probe.METRIC_IMAGES + probe.BANK_IMAGES + 2 * probe.VIEW_IMAGES
+    times["networks"] *= passed / PASSED_IMAGES
+    times["metrics"] *= 4
+    times["k-NN"] *= 4
+    times["evaluation, all three"] = times["networks"] + times["metrics"] + times["k-NN"]
+    times["α update"] *= method.measured.batches
+    epoch = EPOCH_IMAGES / args.batch_size * step
+    return {name: {"s": seconds, "% of an epoch": 100 * seconds / epoch}
+            for name, seconds in times.items()}
 
 
-# --- all methods ----------------------------------------------------------------------------------
-
-def memory_of_method(name, args, device_name, batch_size):
-    """Bytes, the peak of two steps; on a CPU, of the whole process, which should be a new one."""
-    device = open_device(device_name)
-    setup = Setup(args, device, batch_size)
-    step = setup.training_step(*setup.learner(name))
-    step()
-    return peak_memory(step, device)
+def measure_methods(args, device, data, budget):
+    steps = {name: Training(args, device, data, name).step for name in METHODS}
+    times = timed(steps, device, budget)
+    return {name: {"ms": 1e3 * seconds, "% of AdaDim's": 100 * seconds / times["adadim"]}
+            for name, seconds in times.items()}
 
 
-def measure_methods(setup, budget):
-    """{method: {"step_s", "over_adadim", "peak_memory_bytes"}}."""
-    peaks, steps = {}, {}
-    for name in METHODS:
-        cli.show_progress(f"memory of {name}")
-        # a process for each: a peak is never forgotten, and even inherited
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            job = pool.submit(memory_of_method, name, setup.args, str(setup.device),
-                              setup.batch_size)
-            try:
-                peaks[name] = job.result()
-            except BrokenProcessPool as error:
-                raise cli.BadInput(f"{name} was killed, probably for want of memory: try a "
-                                   "smaller --batch-size") from error
-        steps[name] = setup.training_step(*setup.learner(name))
-    times = seconds(steps, setup.device, budget)
-    return {name: {"step_s": times[name], "over_adadim": times[name] / times["adadim"],
-                   "peak_memory_bytes": peaks[name]} for name in METHODS}
+def measure_images(data):
+    n, size = 64, data["image_size"]
+    images = data["train_x"][:n].cpu()
+
+    def views():
+        normalise(augment(images), **NORMALISATION)
+
+    functions = {f"views of {size} pixels": views}
+    torch.set_num_threads(1)        # for the rest of the program: this part is the last one
+    with tempfile.TemporaryDirectory() as folder:
+        for height in (375, 256):       # ImageNet's, and after data.py --resize 256
+            width = height * 4 // 3
+            path = f"{folder}/{height}.jpg"
+            noise = Image.effect_noise((width, height), 16)     # half a byte per pixel as JPEG
+            noise.convert("RGB").save(path, quality=90)
+            crops = Crops([path], AUGMENTATIONS["vicreg"]["scale"], size=224)
+            functions[f"JPEGs of {width} × {height} pixels"] = partial(
+                crops.__getitem__, (0, 0, n * [0]))     # seed, step, files
+        times = timed(functions, torch.device("cpu"), budget=5.0)
+    return {name: {"a second": n / seconds} for name, seconds in times.items()}
 
 
 # --- the program ----------------------------------------------------------------------------------
 
-def open_device(name):
-    """cli.open_device; and the fastest of cuDNN's convolutions, as in training."""
-    torch.backends.cudnn.benchmark = True
-    return cli.open_device(name)
-
-
 def measure(args, device):
-    """All figures, as a dict."""
+    """Measures and prints all parts; returns {part: {name: {unit: number}}}."""
+    print(f"{describe(args, device)}\nabout {args.minutes:g} minutes: train.py's step and its "
+          "parts, evaluations, every method's step, images", flush=True)
     torch.manual_seed(0)
-    setup = Setup(args, device, choose_batch(args, device))
+    data = random_data(args, device)
+    args.batch_size = args.batch_size or choose_batch(args, device, data)
+    training = Training(args, device, data, compiled=args.compile)
+    seconds = 60 * args.minutes
+
+    step = measure_step(training, args, device, 0.25 * seconds)
+    show(f"step, with a batch of {args.batch_size} images", step)
+    step_seconds = step["whole step"]["ms"] / 1e3
+    evaluation = measure_evaluation(training, args, device, data, step_seconds)
+    show(f"evaluation, and an epoch of {EPOCH_IMAGES:,} images", evaluation)
+    methods = measure_methods(args, device, data, 0.4 * seconds)
+    show("methods", methods)
+    images = measure_images(data)
+    show("images, on one core", images)
+    return {"step": step, "evaluation": evaluation, "methods": methods, "images": images}
+
+
+def show(title, figures):
+    print(f"\n{title}")
+    for name, numbers in figures.items():
+        columns = []
+        for unit, number in numbers.items():
+            digits = 2 if number < 1000 else 0
+            columns.append(f"{number:12,.{digits}f} {unit:8}")
+        print(f"  {name:34}{''.join(columns).rstrip()}", flush=True)
+
+
+def describe(args, device):
+    """The machine and the networks."""
     where = f"{torch.get_num_threads()} threads of a CPU"
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
-    what = "a step of every method" if args.methods else "the step, its parts, an evaluation"
-    print(f"{what}: about {args.minutes:g} minutes\n{where}, PyTorch {torch.__version__}: "
-          f"{args.arch} of width {args.width}, projector {args.projector}, batch "
-          f"{setup.batch_size}, {args.image_size} pixels, {args.precision}"
-          f"{', compiled' * args.compile}", flush=True)
-    found = {"device": where, "torch": torch.__version__, "batch_size": setup.batch_size}
-    for flag in ("arch", "width", "projector", "image_size", "precision", "compile"):
-        found[flag] = getattr(args, flag)
-    if args.methods:
-        return found | {"methods": measure_methods(setup, 30 * args.minutes)}
-    return found | measure_step(setup, 60 * args.minutes)
+    return (f"{where}, PyTorch {torch.__version__}: {args.arch} of width {args.width}, projector "
+            f"{args.projector}, {args.image_size} pixels, {args.precision}"
+            f"{', compiled' * args.compile}")
 
 
-def show(found):
-    """Prints the figures."""
-    for name, f in found.get("methods", {}).items():
-        print(f"{name:24}{1e3 * f['step_s']:10.1f} ms, {f['over_adadim']:.3f} of AdaDim's step; "
-              f"{f['peak_memory_bytes'] / 1e9:.2f} GB")
-    if "methods" in found:
-        return
-    f = SimpleNamespace(**found)
-    evaluation_parts = ", ".join(f"{part} {share:.2%}" for part, share
-                                 in f.evaluation_parts.items())
-    figures = {
-        "whole step": f"{1e3 * f.step_s:.1f} ms, {f.samples_per_s:,.0f} samples/s "
-                      f"(the first, with all that it builds: {f.first_step_s:.1f} s)",
-        "bare step": f"{1e3 * f.bare_s:.1f} ms: the whole one takes {f.step_over_bare:.3f} of it",
-        "MFU": f"{f.mfu:.1%} of {f.peak_flops_per_s / 1e12:.2g} TFLOP/s; "
-               f"{f.flops_per_step / 1e12:.2f} TFLOP per step",
-        "peak memory": f"{f.peak_memory_bytes / 1e9:.2f} GB",
-        "α update": f"{f.alpha_update_over_epoch:.2%} of an epoch of {EPOCH_IMAGES:,}",
-        "evaluation": f"{f.evaluation_over_epoch:.1%} of that epoch ({evaluation_parts})",
-        "parts, of the whole step": "",
-        **{f"  {part}": f"{share:7.1%}" for part, share in f.parts.items()},
-    }
-    for label, text in figures.items():
-        print(f"{label:42}{text}")
-
-
-def parse_args(argv):
-    parser = cli.Parser("bench.py", __doc__)
-    add = parser.add_argument
-    add("--methods", action="store_true", help="nothing but a step of every method")
+def add_flags(add):
+    """The flags of the networks and the device; peer.py has them too."""
     add("--arch", default="resnet18", choices=tuple(RESNETS), help="encoder")
     add("--width", default=64, type=cli.whole_number(1), metavar="N",
         help="channels of its first stage")
     add("--projector", default="2048-2048-2048", type=cli.layer_sizes, metavar="SIZES",
         help="layer sizes")
-    add("--batch-size", type=cli.whole_number(2, IMAGES), metavar="N",
-        help="images per step (default: 256; on a CPU as many as it trains on in 3 seconds)")
     add("--image-size", default=32, type=cli.whole_number(1), metavar="N", help="in pixels")
-    add("--precision", default="auto", choices=("auto", *train.DTYPES),
-        help="auto: as train.py chooses it")
-    add("--compile", action="store_true", help="with torch.compile, in the bare step too")
-    add("--minutes", default=1.5, type=cli.number(0), metavar="N",
-        help="roughly; the longer, the more steps are timed")
+    add("--precision", default="auto", choices=("auto", *train.DTYPES), help="as in train.py")
+    add("--compile", action="store_true", help="use torch.compile; its minutes come on top")
     add("--device", default="auto", type=cli.device_name, help="cpu, cuda, cuda:1 …")
-    add("--json", type=Path, metavar="FILE", help="write the figures here too")
+
+
+def open_device(args):
+    """The device, with cuDNN's fastest convolutions as in training; settles --precision auto."""
+    torch.backends.cudnn.benchmark = True
+    device = cli.open_device(args.device)
+    if args.precision == "auto":
+        args.precision = cli.fast_precision(device)
+    return device
+
+
+def parse_args(argv):
+    parser = cli.Parser("bench.py", __doc__)
+    add_flags(parser.add_argument)
+    parser.add_argument("--batch-size", type=cli.whole_number(2, IMAGES), metavar="N",
+                        help="images per step (default: 256; on a CPU, fewer if it is slow)")
+    parser.add_argument("--minutes", default=2.5, type=cli.number(0), metavar="N",
+                        help="roughly; the longer, the more steps are timed")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     with cli.one_line_errors("bench.py"):
         args = parse_args(argv)
-        cli.check_output_file(args.json, "--json")
-        device = open_device(args.device)
-        if args.precision == "auto":
-            args.precision = cli.fast_precision(device)
-        found = measure(args, device)
-        show(found)
-        if args.json:
-            args.json.write_text(json.dumps(found, indent=1) + "\n")
+        measure(args, open_device(args))
 
 
 if __name__ == "__main__":

@@ -12,14 +12,18 @@ import socket
 import sys
 import time
 
-# Slow imports happen once, here; each run is a fork of this process. The project's own modules
-# are imported in the fork: they read its environment. One thread, because a fork lacks the others.
+# Slow imports happen once, here; each run is a fork of this process. train.py is imported in the
+# fork: it reads its environment. One thread, because a fork lacks the others.
 os.environ["OMP_NUM_THREADS"] = "1"
 import torchvision      # noqa: E402, F401
 
 STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130,
           signal.SIGHUP: 129}
 MAX_SECONDS = 120       # for one run; a longer one counts as hung
+
+
+class Lost(Exception):
+    """Something was lost, or a message or exit status is wrong."""
 
 
 class Training:
@@ -29,7 +33,7 @@ class Training:
 
     def __init__(self, flags, out, environment=None, file_limit=None):
         Training.count += 1
-        self.words = out.with_suffix(f".{Training.count}.txt")      # its output
+        self.printed = out.with_suffix(f".{Training.count}.txt")
         self.status = None
         self.pid = os.fork()
         if self.pid == 0:
@@ -43,9 +47,9 @@ class Training:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)       # whatever nohup and shells have set
         os.environ.update(environment)
-        output = os.open(self.words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
+        printed = os.open(self.printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(printed, 1)
+        os.dup2(printed, 2)
         if file_limit is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)       # an OSError instead of death
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
@@ -66,7 +70,7 @@ class Training:
                 super().__exit__(*exception)
 
         signals.Signals = Signals
-        train.draw_run = draw_nothing
+        train.draw_run = print      # drawing would take longer than the training
         try:
             train.main(command)
         except SystemExit as stop:
@@ -80,11 +84,14 @@ class Training:
         return 0
 
     def send(self, number, to_group):
+        send = os.killpg if to_group else os.kill
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if to_group:
-                os.killpg(self.pid, number)
-            else:
-                os.kill(self.pid, number)
+            send(self.pid, number)
+
+    def kill(self):
+        """Ends the run and its image workers."""
+        self.send(signal.SIGKILL, to_group=True)
+        self.wait()
 
     def ended(self):
         """Its exit status; minus the signal's number if it was killed; None while it runs."""
@@ -97,27 +104,17 @@ class Training:
     def wait(self):
         """Waits for its exit status; kills a run that hangs, and raises Lost."""
         deadline = time.time() + MAX_SECONDS
-        while time.time() < deadline:
-            status = self.ended()
-            if status is not None:
-                return status
+        while self.ended() is None and time.time() < deadline:
             time.sleep(0.005)
-        self.send(signal.SIGKILL, to_group=True)
-        os.waitpid(self.pid, 0)
-        raise Lost(f"it hung: {self.said()}")
+        if self.ended() is None:
+            self.kill()
+            raise Lost(f"it hung: {self.output()}")
+        return self.status
 
-    def said(self):
-        if not self.words.exists():     # it was killed at once
+    def output(self):
+        if not self.printed.exists():       # it was killed at once
             return ""
-        return self.words.read_text(errors="replace").strip()
-
-
-def draw_nothing(out):
-    """Replaces train.py's draw_run, which would take longer than the training."""
-
-
-class Lost(Exception):
-    """Something was lost, or a message or exit status is wrong."""
+        return self.printed.read_text(errors="replace").strip()
 
 
 def end_as_torchrun_does(trainings, seconds=15):
@@ -129,8 +126,7 @@ def end_as_torchrun_does(trainings, seconds=15):
     while time.time() < deadline and any(training.ended() is None for training in trainings):
         time.sleep(0.01)
     for training in trainings:
-        training.send(signal.SIGKILL, to_group=True)
-        training.wait()
+        training.kill()
 
 
 def pair(flags, out):
@@ -138,11 +134,9 @@ def pair(flags, out):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": str(port)}
     trainings = []
     for rank in ("0", "1"):
-        environment = {**shared, "RANK": rank, "LOCAL_RANK": rank}
-        training = Training(flags, out, environment)
-        trainings.append(training)
+        trainings.append(Training(flags, out, {
+            "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}))
     return trainings

@@ -14,8 +14,8 @@ input.
 """
 import contextlib
 import csv
+import io
 import itertools
-import os
 import random
 import sys
 import tempfile
@@ -25,8 +25,7 @@ from pathlib import Path
 import torch
 
 import train
-from plumbing.cli import (BadInput, Parser, device_name, number, one_line_errors, split_arguments,
-                          whole_number)
+from plumbing import cli
 from plumbing.datasets import DATASETS
 from plumbing.session import Session, what_went_wrong
 from plumbing.signals import Signals
@@ -83,67 +82,68 @@ class Trial(Session):
 
 def short_training(words, most_steps, most_seconds):
     """Trains with these flags of train.py until its limits are reached; returns Trial.row()."""
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, \
-            contextlib.redirect_stdout(nowhere), Signals() as signals:
+    with (tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()),
+          Signals() as signals):
         args = train.parse_args([*words, "--out", folder])
-        with Trial(args, signals, most_steps, most_seconds) as trial:
-            with contextlib.suppress(Over):
-                train.train(args, trial)
+        with Trial(args, signals, most_steps, most_seconds) as trial, contextlib.suppress(Over):
+            train.train(args, trial)
     return trial.row()
 
 
 # --- the grid ---------------------------------------------------------------------------------
 
-def points(seed, only):
-    """The points of the grid as flags, shuffled; only those with all words of `only`."""
+def points(only):
+    """The points of the grid as flags, in random order; only those with all words of `only`."""
     every = []
     for values in itertools.product(*GRID.values()):
         every.append(" ".join(f"{flag} {value}" for flag, value in zip(GRID, values)))
-    random.Random(seed).shuffle(every)
+    random.Random(0).shuffle(every)
     return [point for point in every if set(only) <= set(point.split())]
-
-
-def read_rows(path):
-    """The rows of an earlier call; [] if there is no file. BadInput if it is another table."""
-    if not path.exists():
-        return []
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (csv.Error, UnicodeDecodeError):
-        rows = [()]
-    if rows and tuple(rows[0]) != COLUMNS:
-        raise BadInput(f"{path} is not a table of stability.py: choose another --out")
-    return rows
 
 
 def flags_of(point, guard, args):
     words = ["--dataset", args.dataset, "--data-dir", args.data_dir, "--device", args.device,
-             "--resident", "yes", *point.split(), "--seed", str(args.seed)]
+             "--resident", "yes", *point.split()]
     if guard == "without":
         fifth = min(10, train.parse_args(words).epochs / 5)
         words += ["--clip", "0", "--warmup-epochs", str(fifth)]
     return words
 
 
+def read_rows(path):
+    """The rows of an earlier call; [] if there are none. BadInput if it is another table."""
+    if not path.exists() or path.stat().st_size == 0:
+        return []
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        if file.readline().strip() != ",".join(COLUMNS):
+            raise cli.BadInput(f"{path} is not a table of stability.py: choose another --out")
+        return list(csv.DictReader(file, COLUMNS))
+
+
 def run_points(chosen, args):
     """Trains point after point until --minutes have passed; returns all rows of the table."""
     rows = read_rows(args.out)
-    done = {(row["flags"], row["guard"]) for row in rows}
+    done = [(row["flags"], row["guard"]) for row in rows]
+    left = [pair for pair in itertools.product(chosen, ("with", "without")) if pair not in done]
+    print(f"{len(left)} runs are left, and {args.minutes:g} minutes to start them", flush=True)
     deadline = time.monotonic() + 60 * args.minutes
     with open(args.out, "a", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COLUMNS)
-        if not rows:
+        if file.tell() == 0:
             table.writeheader()
-        for point, guard in itertools.product(chosen, args.guards):
-            if time.monotonic() > deadline or (point, guard) in done:
-                continue
+        for point, guard in left:
+            if time.monotonic() > deadline:
+                break
+            cli.show_progress(f"{guard} the guard: {point}")
             found = short_training(flags_of(point, guard, args), args.steps, args.seconds)
             row = {"flags": point, "guard": guard, **found}
             rows.append(row)
             table.writerow(row)
             file.flush()
-            print("  ".join(str(value) for value in row.values()), flush=True)
+            cli.show_progress("")
+            print(f"{point}\n    {guard:7} the guard {found['end']}: {found['steps']} of "
+                  f"{found['of']} steps, {found['clipped']} clipped, largest loss "
+                  f"{found['largest_loss']}, last {found['last_loss']}", flush=True)
     return rows
 
 
@@ -152,9 +152,8 @@ def summary(rows):
     lines = []
     for guard in ("with", "without"):
         ends = [row["end"] for row in rows if row["guard"] == guard]
-        counts = {end: ends.count(end) for end in sorted(set(ends))}
-        text = ", ".join(f"{count} {end}" for end, count in counts.items())
-        lines.append(f"{guard} the guard: {len(ends)} trainings: {text}")
+        counts = [f", {ends.count(end)} {end}" for end in sorted(set(ends))]
+        lines.append(f"{guard} the guard: {len(ends)} trainings{''.join(counts)}")
     return "\n".join(lines)
 
 
@@ -162,39 +161,32 @@ def summary(rows):
 
 def parse_args(argv):
     """The script's own arguments, and the points to train: those of the grid, or one after --."""
-    own, flags = split_arguments(argv)
-    parser = Parser("stability.py", __doc__)
+    own, flags = cli.split_arguments(argv)
+    parser = cli.Parser("stability.py", __doc__)
     add = parser.add_argument
-    add("--dataset", default="shapes", choices=tuple(DATASETS),
-        help="dataset to train on")
+    add("--dataset", default="shapes", choices=tuple(DATASETS), help="dataset to train on")
     add("--data-dir", default="./data", metavar="DIR", help="where its files are")
     add("--only", default=[], type=str.split, metavar="WORDS",
         help="only points with all of these words, such as 'lars fp32'")
-    add("--guards", default=["with", "without"], type=str.split, metavar="WORDS",
-        help="'with', 'without', or both")
-    add("--steps", default=300, type=whole_number(1), metavar="N", help="most steps of a run")
-    add("--seconds", default=300.0, type=number(0, above=True), metavar="S",
+    add("--steps", default=300, type=cli.whole_number(1), metavar="N", help="most steps of a run")
+    add("--seconds", default=300.0, type=cli.number(0, above=True), metavar="S",
         help="longest duration of a run")
-    add("--minutes", default=60.0, type=number(0, above=True), metavar="M",
+    add("--minutes", default=60.0, type=cli.number(0, above=True), metavar="M",
         help="start no run after that time")
-    add("--seed", default=0, type=whole_number(0, 2 ** 31 - 1),
-        help="random seed for the order of points, and for each run")
-    add("--device", default="auto", type=device_name, help="cpu, cuda, cuda:1 …")
+    add("--device", default="auto", type=cli.device_name, help="cpu, cuda, cuda:1 …")
     add("--out", default=Path("stability.csv"), type=Path, metavar="CSV", help="the table")
     args = parser.parse_args(own)
-    chosen = points(args.seed, args.only)
+    chosen = points(args.only)
     if flags:
         chosen = [" ".join(flags)]
         train.parse_args(flags_of(chosen[0], "without", args))      # raises BadInput
     if not chosen:
         parser.error(f"--only: no point of the grid has {' '.join(args.only)}")
-    if not args.guards or not set(args.guards) <= {"with", "without"}:
-        parser.error("--guards: 'with', 'without', or 'with without'")
     return args, chosen
 
 
 def main(argv=None):
-    with one_line_errors("stability.py"):
+    with cli.one_line_errors("stability.py"):
         args, chosen = parse_args(sys.argv[1:] if argv is None else argv)
         rows = run_points(chosen, args)
         print(summary(rows))

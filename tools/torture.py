@@ -22,7 +22,6 @@ import os
 import pickle
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -32,18 +31,20 @@ from pathlib import Path
 from tools.forks import STATUS, Lost, Training, end_as_torchrun_does, pair   # before torch
 
 import torch
+from PIL import Image
 
-KINDS = ("kills", "pairs", "disks", "damage", "rivals", "growth")
+from plumbing import cli
+
 FLAGS = ("--dataset folder --device cpu --precision fp32 --arch resnet18 --width 2 --projector "
          "16-16 --batch-size 64 --epochs 3 --alpha-every 1 --alpha-batches 2 --eval-every 2 "
          "--warmup-epochs 1 --save-minutes 0.002").split()
-SETTINGS = [words.split() for words in (        # resident and streamed; every kind of state
+SETTINGS = (        # resident and streamed; every kind of state
     "--resident yes",
     "--resident no",
     "--method moco_v2 --set queue=100",
     "--method deepcluster_v2 --set prototypes=8",
     "--method dino --set prototypes=8 frozen_epochs=2 --resident no",
-)]
+)
 
 
 def expect(condition, what):
@@ -51,101 +52,82 @@ def expect(condition, what):
         raise Lost(what)
 
 
-def finish(flags, out):
-    training = Training(flags, out)
-    status = training.wait()
-    expect(status == 0, f"status {status} after --resume: {training.said()}")
+def finish(*trainings):
+    for training in trainings:
+        status = training.wait()
+        expect(status == 0, f"status {status} after --resume: {training.output()}")
 
 
 # --- comparing runs ---------------------------------------------------------------------------
 
-def contents(out):
-    """The result of a run, as text and tensors: log without times, checkpoint, encoder."""
+def result_of(out):
+    """The result of a run, as numbers and tensors: log without times, checkpoint, encoder."""
     last = torch.load(out / "last.pt", weights_only=True)
-    timed = ("seconds", "samples_per_s")
-    rows = [{key: value for key, value in row.items() if key not in timed}
-            for row in last["rows"]]
-    log = (out / "log.csv").read_text().splitlines()
+    for row in last["rows"]:
+        del row["seconds"], row["samples_per_s"]
+    header, *rows = (out / "log.csv").read_text().splitlines()
     return {
-        "rows": rows, "epochs": [line.split(",")[0] for line in log],
+        "rows": last["rows"], "epochs": [int(row.split(",")[0]) for row in rows],
         "learner": last["learner"], "optimizer": last["optimizer"],
         "encoder": torch.load(out / "backbone.pt", weights_only=True),
     }
 
 
-def same(a, b):
-    """Whether two nested values are the same, bit for bit."""
-    if torch.is_tensor(a):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 def expect_whole(out, whole):
-    """Raises Lost unless the run has the same result as the undisturbed one."""
-    found = contents(out)
-    for part, value in found.items():
-        expect(same(value, whole[part]), f"{part}: not that of an undisturbed run")
+    """Raises Lost unless the run has the same result as the undisturbed one, bit for bit."""
+    try:
+        torch.testing.assert_close(result_of(out), whole["result"], rtol=0, atol=0)
+    except AssertionError as error:
+        raise Lost(f"not the result of an undisturbed run: {error}") from error
 
 
 # --- disturbances -----------------------------------------------------------------------------
 
-def kill_some(draw, flags, out, whole):
-    """Up to three signals; each must end the run with the right status, and nothing is lost."""
-    for _ in range(draw.randint(1, 3)):
-        number = draw.choice(list(STATUS))
-        to_group = draw.random() < 0.5
+def kill_some(flags, out, whole):
+    """Up to three signals; each must end the run with the right status."""
+    for _ in range(random.randint(1, 3)):
+        number = random.choice(list(STATUS))
         training = Training(flags, out)
-        time.sleep(draw.uniform(0, whole["seconds"]))
-        training.send(number, to_group)
-        status = training.wait()
-        said = training.said()
+        time.sleep(random.uniform(0, whole["seconds"]))
+        training.send(number, to_group=random.random() < 0.5)
+        status, output = training.wait(), training.output()
         if status == 0:         # it had ended before
             break
-        expect(status == STATUS[number], f"{number!r}: status {status}: {said}")
-        if status > 0:
-            expect(said.count("go on with") == 1, f"{number!r}: it said: {said}")
-        expect("Traceback" not in said, said)
-    finish(flags, out)
+        expect(status == STATUS[number], f"{number!r}: status {status}: {output}")
+        expect(status < 0 or output.count("go on with") == 1, f"{number!r}: {output}")
+        expect("Traceback" not in output, output)
+    finish(Training(flags, out))
     expect_whole(out, whole)
 
 
-def kill_pair(draw, flags, out, whole):
+def kill_pair(flags, out, whole):
     """One of two processes gets a signal, or both."""
     trainings = pair(flags, out)
-    time.sleep(draw.uniform(0, whole["seconds"]))
-    number = draw.choice(list(STATUS))
-    victims = trainings if draw.random() < 0.5 else [draw.choice(trainings)]
-    for training in victims:
+    time.sleep(random.uniform(0, whole["seconds"]))
+    number = random.choice(list(STATUS))
+    for training in random.sample(trainings, random.randint(1, 2)):
         training.send(number, to_group=False)
     time.sleep(0.3)
     end_as_torchrun_does(trainings)
     for training in trainings:
-        expect("Traceback" not in training.said(), training.said())
-    last = pair(flags, out)
-    for training in last:
-        status = training.wait()
-        expect(status == 0, f"status {status} after --resume: {training.said()}")
+        expect("Traceback" not in training.output(), training.output())
+    finish(*pair(flags, out))
     expect_whole(out, whole)
 
 
-def fill_disk(draw, flags, out, whole):
+def fill_disk(flags, out, whole):
     """Files cannot grow beyond a random size; the last checkpoint stays whole."""
     training = Training(flags, out)
-    time.sleep(draw.uniform(0, whole["seconds"]))
-    training.send(signal.SIGKILL, to_group=True)
-    training.wait()
-    limit = int(whole["bytes"] * draw.random())
+    time.sleep(random.uniform(0, whole["seconds"]))
+    training.kill()
+    limit = int(whole["bytes"] * random.random())
     training = Training(flags, out, file_limit=limit)
-    status, said = training.wait(), training.said()
-    if status != 0:         # 0 if there was nothing left to write
-        expect(status == 2, f"files of {limit} bytes: status {status}: {said}")
-        expect("cannot write" in said or "File too large" in said, said)
-        expect("Traceback" not in said, said)
-    finish(flags, out)
+    status, output = training.wait(), training.output()
+    expect(status in (0, 2), f"files of {limit} bytes: status {status}: {output}")
+    if status == 2:         # 0 if there was nothing left to write
+        expect("cannot write" in output or "File too large" in output, output)
+        expect("Traceback" not in output, output)
+    finish(Training(flags, out))
     expect_whole(out, whole)
 
 
@@ -159,72 +141,73 @@ class Foreign:
         return os.mkdir, (str(self.mark),)
 
 
-def spoil(draw, flags, out, whole):
+def spoil(flags, out, whole):
     """last.pt is damaged: the run must notice it, or not be affected; previous.pt must help."""
     training = Training(flags, out)
     while not (out / "previous.pt").exists() and training.ended() is None:
         time.sleep(0.002)
-    time.sleep(draw.uniform(0, whole["seconds"] / 2))
-    training.send(signal.SIGKILL, to_group=True)
-    training.wait()
+    time.sleep(random.uniform(0, whole["seconds"] / 2))
+    training.kill()
+
     last, mark = out / "last.pt", out.with_suffix(".mark")
     data = bytearray(last.read_bytes())
-    how = draw.choice(("flip", "cut", "foreign"))
+    how = random.choice(("flip", "cut", "foreign"))
     if how == "flip":
-        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        data[random.randrange(len(data))] ^= 1 << random.randrange(8)
         last.write_bytes(data)
     elif how == "cut":
-        last.write_bytes(data[:draw.randrange(len(data))])
+        last.write_bytes(data[:random.randrange(len(data))])
     else:
         with zipfile.ZipFile(last, "w") as file:
             file.writestr("last/data.pkl", pickle.dumps(Foreign(mark)))
             file.writestr("last/version", "3\n")
+
     training = Training(flags, out)
-    status, said = training.wait(), training.said()
+    status, output = training.wait(), training.output()
     expect(not mark.exists(), "foreign code was run")
-    expect(status == 2 or (status == 0 and how == "flip"), f"{how}: status {status}: {said}")
+    expect(status == 2 or (status == 0 and how == "flip"), f"{how}: status {status}: {output}")
     if status == 2:
-        expect("previous.pt is the checkpoint before it" in said, said)
+        expect("previous.pt is the checkpoint before it" in output, output)
         (out / "previous.pt").replace(last)
-        finish(flags, out)
+        finish(Training(flags, out))
     expect_whole(out, whole)
 
 
-def rival(draw, flags, out, whole):
+def rival(flags, out, whole):
     """A second run in the same folder is refused, or finds the first one finished."""
     first = Training(flags, out)
-    time.sleep(draw.uniform(0, 1.2 * whole["seconds"]))
+    time.sleep(random.uniform(0, 1.2 * whole["seconds"]))
     second = Training(flags, out)
     statuses = sorted([first.wait(), second.wait()])
-    said = second.said()
-    expect(statuses in ([0, 0], [0, 2]), f"statuses {statuses}: {said}")
+    output = second.output()
+    expect(statuses in ([0, 0], [0, 2]), f"statuses {statuses}: {output}")
     if second.wait() == 2:
-        expect(f"process {first.pid} on" in said or "just" in said, said)
-    finish(flags, out)
+        expect(f"process {first.pid} on" in output or "just" in output, output)
+    finish(Training(flags, out))
     expect_whole(out, whole)
 
 
-def grow(draw, flags, out, whole, epochs=200):
+def grow(flags, out, whole, epochs=200):
     """Prints memory, open files and threads after a quarter of the epochs and near the end. Files
     and threads must not grow, memory by no more than a tenth and 5 MB."""
     training = Training([*flags, "--epochs", str(epochs), "--eval-every", "10"], out)
-    found = {}
-    while training.ended() is None:
+    found = []
+    for epoch in (epochs // 4, epochs - 20):
         done = 0
-        with contextlib.suppress(OSError):
-            done = (out / "log.csv").read_bytes().count(b"\n") - 1
-        for when in (epochs // 4, epochs - 20):
-            if done >= when and when not in found:
-                found[when] = footprint(training.pid)
-        time.sleep(0.05)
-    expect(len(found) == 2, f"it ended too early: {training.said()}")
-    for epoch, sizes in found.items():
+        while done < epoch and training.ended() is None:
+            time.sleep(0.05)
+            with contextlib.suppress(OSError):
+                done = (out / "log.csv").read_bytes().count(b"\n") - 1
+        expect(training.ended() is None, f"it ended too early: {training.output()}")
+        sizes = footprint(training.pid)
         words = ", ".join(f"{value} {name}" for name, value in sizes.items())
-        print(f"after {epoch} epochs {words}")
-    early, late = found.values()
-    expect(late["MB"] < 1.1 * early["MB"] + 5, f"memory grew: {found}")
+        print(f"after {epoch} epochs: {words}")
+        found.append(sizes)
+    training.wait()
+    early, late = found
+    expect(late["MB"] < 1.1 * early["MB"] + 5, "memory grew")
     expect(late["files"] <= early["files"] and late["threads"] <= early["threads"],
-           f"files or threads grew: {found}")
+           "files or threads grew")
 
 
 def footprint(pid):
@@ -249,87 +232,74 @@ SHARE = {"kills": 1, "pairs": 0.1, "disks": 0.15, "damage": 0.3, "rivals": 0.1, 
 
 
 def draw_images(folder):
-    """Draws 256 training and 64 test images of two classes; in a fork, because it uses torch."""
-    pid = os.fork()
-    if pid == 0:
-        from PIL import Image
-
-        from plumbing import shapes
-        images, _ = shapes.draw_shapes(320, torch.Generator().manual_seed(0), 16)
-        for i, image in enumerate(images):
-            split = "train" if i < 256 else "test"
-            place = folder / split / ("a", "b")[i % 2]
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(place / f"{i}.png")
-        os._exit(0)
-    os.waitpid(pid, 0)
-
-
-def torture(tries, kinds, seed=0):
-    """{kind: [tried, survived]}. tries: of kills; other kinds get their SHARE of that."""
-    draw = random.Random(seed)
-    counts = {}
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        draw_images(place / "images")
-        common = [*FLAGS, "--data-dir", str(place / "images")]
-        wholes = {}
-        for kind in kinds:
-            counts[kind] = [0, 0]
-            settings = SETTINGS
-            if kind == "disks":     # the limit would apply to workers' shared memory too
-                settings = [setting for setting in SETTINGS if "no" not in setting]
-            for number in range(max(1, round(SHARE[kind] * tries))):
-                setting = settings[number % len(settings)]
-                together = kind == "pairs"
-                key = (*setting, together)
-                if key not in wholes:
-                    wholes[key] = leave_alone([*common, *setting], place / f"{len(wholes)}-whole",
-                                              together)
-                out = place / f"{kind}-{number}"
-                survived = True
-                try:
-                    TRIES[kind](draw, [*common, *setting], out, wholes[key])
-                except Lost as error:
-                    survived = False
-                    print(f"{kind} {number} ({' '.join(setting)}): {error}")
-                counts[kind][0] += 1
-                counts[kind][1] += survived
-                shutil.rmtree(out, ignore_errors=True)
-            print(f"{kind}: {counts[kind][0]} tried, {counts[kind][1]} survived", flush=True)
-    return counts
+    """256 training and 64 test images of noise, in two classes."""
+    for i in range(320):
+        split = "train" if i < 256 else "test"
+        place = folder / split / "ab"[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((16, 16), 64).convert("RGB").save(place / f"{i}.png")
 
 
 def leave_alone(flags, out, together):
-    """The result of an undisturbed run, its duration in seconds and its checkpoint's bytes."""
+    """An undisturbed run: its result, its duration in seconds, its checkpoint's size in bytes."""
     started = time.time()
-    trainings = pair(flags, out) if together else [Training(flags, out)]
-    for training in trainings:
-        status = training.wait()
-        if status != 0:
-            raise RuntimeError(f"the undisturbed run: status {status}: {training.said()}")
+    finish(*(pair(flags, out) if together else [Training(flags, out)]))
     seconds = time.time() - started
-    return {**contents(out), "seconds": seconds, "bytes": (out / "last.pt").stat().st_size}
+    return {"result": result_of(out), "seconds": seconds,
+            "bytes": (out / "last.pt").stat().st_size}
+
+
+def survives(kind, number, place, wholes):
+    """Whether one try is survived. wholes: undisturbed runs, which are added when needed."""
+    settings = SETTINGS
+    if kind == "disks":     # the limit would apply to image workers' shared memory too
+        settings = [words for words in SETTINGS if "--resident no" not in words]
+    words, together = settings[number % len(settings)], kind == "pairs"
+    flags = [*FLAGS, "--data-dir", str(place / "images"), *words.split()]
+    out = place / f"{kind}-{number}"
+    try:
+        if (words, together) not in wholes:
+            alone = place / f"whole-{len(wholes)}"
+            wholes[words, together] = leave_alone(flags, alone, together)
+        TRIES[kind](flags, out, wholes[words, together])
+    except Lost as error:
+        print(f"{kind} {number} ({words}): {error}", flush=True)
+        return False
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+    return True
+
+
+def torture(tries, kinds):
+    """Whether all tries are survived. tries: of kills; other kinds get their SHARE of that."""
+    survived_all, wholes = True, {}
+    with tempfile.TemporaryDirectory() as folder:
+        draw_images(Path(folder) / "images")
+        for kind in kinds:
+            count, survived = max(1, round(SHARE[kind] * tries)), 0
+            for number in range(count):
+                cli.show_progress(f"{kind}: {number} of {count} tried")
+                survived += survives(kind, number, Path(folder), wholes)
+            cli.show_progress("")
+            print(f"{kind}: {count} tried, {survived} survived", flush=True)
+            survived_all = survived_all and survived == count
+    return survived_all
 
 
 # --- command line -----------------------------------------------------------------------------
 
 def main(argv=None):
-    from plumbing.cli import Parser, one_line_errors, whole_number
-    with one_line_errors("torture.py"):
-        parser = Parser("torture.py", __doc__)
-        add = parser.add_argument
-        add("--tries", default=200, type=whole_number(1), metavar="N",
-            help="number of kills; other kinds get a share of that")
-        add("--only", default=",".join(KINDS), metavar="KINDS", help="some of the kinds above")
-        add("--seed", default=0, type=whole_number(0), help="random seed for the moments")
-        args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    with cli.one_line_errors("torture.py"):
+        parser = cli.Parser("torture.py", __doc__)
+        parser.add_argument("--tries", default=200, type=cli.whole_number(1), metavar="N",
+                            help="number of kills; other kinds get a share of that")
+        parser.add_argument("--only", default=",".join(TRIES), metavar="KINDS",
+                            help="some of the kinds above")
+        args = parser.parse_args(argv)
         kinds = args.only.split(",")
-        if not set(kinds) <= set(KINDS):
-            parser.error(f"--only: kinds are {', '.join(KINDS)}")
-        counts = torture(args.tries, kinds, args.seed)
-        survived_all = all(tried == survived for tried, survived in counts.values())
-        sys.exit(0 if survived_all else 1)
+        if not set(kinds) <= set(TRIES):
+            parser.error(f"--only: kinds are {', '.join(TRIES)}")
+        sys.exit(0 if torture(args.tries, kinds) else 1)
 
 
 if __name__ == "__main__":
