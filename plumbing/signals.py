@@ -102,7 +102,7 @@ def stopped(command, number):
 
 def is_of_network(error):
     """Whether the error may be due to the end of another process of the run."""
-    words = "gloo|nccl|peer|connection|socket"
+    words = "gloo|nccl|peer|connection|socket|broken pipe"
     return WORLD_SIZE > 1 and re.search(words, str(error), re.IGNORECASE) is not None
 
 
