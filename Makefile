@@ -30,7 +30,7 @@ torture: $(INSTALLED)
 	$(PYTHON) -m tools.torture --tries $(TRIES)
 
 # two halves in parallel, on one core each
-RUNS = $(patsubst %,tests/test_%.py,train methods stability study torture readme)
+RUNS = $(patsubst %,tests/test_%.py,train methods study stability torture readme figures bench)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --keep-going --jobs=2 test-runs test-rest
 
