@@ -43,8 +43,8 @@ class Swav(PrototypeMethod):
     """Predicts the other view's assignment to prototypes, which are all used equally often.
 
     The loss is the mean of both directions. Prototypes are frozen in the first epochs; later on, a
-    queue of earlier embeddings takes part in the assignment. A prototype's length has no effect;
-    the public code normalises it after each step instead.
+    queue of earlier embeddings takes part in the assignment. A prototype's length does not change
+    its scores, but LARS steps in proportion to it; the public code makes it 1 after each step.
     """
     paper = "Swapping Assignments between Views, Caron et al. 2020, arXiv 2006.09882"
     defaults = Method.defaults | {
