@@ -200,19 +200,20 @@ def outputs(layers, x):
 # --- the figures ------------------------------------------------------------------------------
 # A figure is a list of panels, see plumbing/panels.py.
 
-def sweep(measure, features, deviations, args):
+def sweep(measure, features, deviations, args, kinds=("curves", "raw")):
     """measure(r, args), a dict of one value per draw of R, for all features and deviations.
 
-    Returns {"curves": found, "raw": found with features that are not standardised}, each a dict
-    of tensors, len(features) × len(deviations) × draws.
+    kinds: "curves" for standardised features, "raw" for others. Returns {kind: found}, each a
+    dict of tensors, len(features) × len(deviations) × draws.
     """
-    found = {"curves": [], "raw": []}
+    found = {kind: [] for kind in kinds}
     for d, std in itertools.product(features, deviations):
         # the same random numbers each time, so only what the axis shows differs along a curve
         generator = torch.Generator().manual_seed(args.seed)
         raw = blobs(args.samples, d, std, args.centers, args.draws, generator)
-        found["curves"].append(measure(standardise(raw), args))
-        found["raw"].append(measure(raw, args))             # draws × samples × d
+        data = {"curves": standardise(raw), "raw": raw}     # draws × samples × d each
+        for kind in kinds:
+            found[kind].append(measure(data[kind], args))
     shape = (len(features), len(deviations), args.draws)
     for kind, values in found.items():
         found[kind] = {name: torch.stack([value[name] for value in values]).view(shape)
@@ -284,8 +285,8 @@ def terms_part(args):
     """The three terms of Equation 3 in both settings."""
     at = [d for d in FEATURES if d >= max(args.components)]
     std = args.std[(len(args.std) - 1) // 2]                    # the middle one
-    by_features = sweep(terms, at, [std], args)["curves"]
-    by_deviation = sweep(terms, [args.features], DEVIATIONS, args)["curves"]
+    by_features = sweep(terms, at, [std], args, ["curves"])["curves"]
+    by_deviation = sweep(terms, [args.features], DEVIATIONS, args, ["curves"])["curves"]
     return {"terms": [
         dict(title=f"a) more features (deviation {std:g})",
              x=FEATURES_AXIS, y="nats", at=at,
