@@ -21,9 +21,8 @@ from pathlib import Path
 
 import torch
 
-from metrics import pearson
 from plumbing.cli import Parser, one_line_errors
-from plumbing.results import (by_name, correlations, differing_flags, interval, is_number,
+from plumbing.results import (by_name, correlation, correlations, differing_flags, is_number,
                               print_tables, read_folders, spelled, summary, write_table)
 from plumbing.run import last_value, read_log, write_whole
 
@@ -232,8 +231,7 @@ def draw_relation(axis, runs, x_column, y_column, colour):
                 axis.scatter(x, y, color=colour[name], s=30)
                 xs.append(x)
                 ys.append(y)
-    r = pearson(xs, ys).item() if len(xs) > 2 else math.nan
-    low, high = interval(r, len(xs))
+    r, low, high = correlation(xs, ys)
     axis.set_title(f"Pearson's r {r:.2f} ({low:.2f} … {high:.2f}), {len(xs)} runs", fontsize=11)
     axis.grid(alpha=0.3)
     axis.set_axisbelow(True)

@@ -236,11 +236,16 @@ def correlations(runs):
             if math.isfinite(x) and math.isfinite(y):
                 xs.append(x)
                 ys.append(y)
-        r = pearson(xs, ys).item() if len(xs) > 2 else math.nan
-        low, high = interval(r, len(xs))
+        r, low, high = correlation(xs, ys)
         rows.append({"quantity": quantity, "r": r, "abs_r": abs(r), "low": low, "high": high,
                      "runs": len(xs)})
     return rows
+
+
+def correlation(xs, ys):
+    """Pearson's r of two lists, NaN if they are shorter than three, and its 95 % interval."""
+    r = pearson(xs, ys).item() if len(xs) > 2 else math.nan
+    return r, *interval(r, len(xs))
 
 
 def interval(r, n):
