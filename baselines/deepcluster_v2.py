@@ -1,7 +1,6 @@
 """DeepCluster v2: classifies images into the clusters of the previous epoch."""
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from baselines.shared import (COUNT, POSITIVE, at_most, check_positive, cosines, images_per_epoch,
                               unit_rows, width_of)
@@ -105,7 +104,7 @@ def k_means(x, k, iterations, generator):
         sums = torch.zeros_like(centres)                                    # k × d
         for some in x.split(8192):
             nearest = (some @ centres.T).argmax(1)
-            members = nn.functional.one_hot(nearest, k).to(x.dtype)         # piece × k
+            members = F.one_hot(nearest, k).to(x.dtype)         # piece × k
             sums += members.T @ some
         has_members = sums.abs().sum(1, keepdim=True) > 0                   # k × 1
         centres = torch.where(has_members, normalize_rows(sums), centres)

@@ -16,9 +16,8 @@ def moco_v2(q, k, queue, temperature):
     q: one view's queries; k: the momentum network's keys of the other view; both n × d.
     queue: K × d, earlier keys. temperature: τ > 0.
     """
-    matrices(q, k, same_width=True)
+    q, k = matrices(q, k, same_width=True)
     check_positive(temperature=temperature)
-    q, k = matrices(q, k)
     own = (normalize_rows(q) * normalize_rows(k.detach())).sum(1, keepdim=True)     # n × 1
     others = cosines(q, queue.detach())                                     # n × K
     scores = torch.cat([own, others], 1) / temperature                      # n × (1 + K)
