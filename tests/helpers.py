@@ -163,8 +163,8 @@ def kill_rank_one(word):
             pass
 
 
-def stop_at(monkeypatch, step):
-    """The training's learning rate raises KeyboardInterrupt at this step, as Ctrl-C would."""
+def run_until(step, *flags):
+    """run(), in which the learning rate raises KeyboardInterrupt at a step, as Ctrl-C would."""
     honest = train.learning_rate
 
     def interrupted(at, *rest):
@@ -172,4 +172,20 @@ def stop_at(monkeypatch, step):
             raise KeyboardInterrupt
         return honest(at, *rest)
 
-    monkeypatch.setattr(train, "learning_rate", interrupted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "learning_rate", interrupted)
+        assert run(*flags) == 130
+
+
+def assert_resumes_exactly(flags, folder, step, saved_at):
+    """A run that is cut at a step and resumed is the same as one that was not, in folder/whole.
+
+    saved_at: the complete epochs, and the next one's steps, in the checkpoint of folder/cut.
+    """
+    whole, cut = folder / "whole", folder / "cut"
+    assert run(*flags, "--out", whole) == 0
+    run_until(step, *flags, "--out", cut)
+    saved = load_checkpoint(cut / "last.pt")
+    assert (saved["epoch"], saved["step"]) == saved_at
+    assert run(*flags, "--out", cut, "--resume") == 0
+    assert_same_run(whole, cut)

@@ -19,10 +19,10 @@ from data import batches_of_views, plan_batches
 from losses import normalize_rows, wasserstein_uniformity
 from metrics import effective_rank, knn_accuracy
 from models import encode
-from plumbing.run import load_checkpoint, read_log
+from plumbing.run import read_log
 from plumbing.shapes import SHAPES, draw_shapes
-from tests.helpers import (SMALL, assert_same_run, close, generator, randn, run, shapes_folder,
-                           stop_at, whole_and_halves)
+from tests.helpers import (SMALL, assert_resumes_exactly, close, generator, randn, run,
+                           shapes_folder, whole_and_halves)
 
 NAMES = [name for name in METHODS if name != "adadim"]
 # small parts of methods; but prototypes outnumber the classes, as in real training
@@ -330,14 +330,7 @@ def test_it_resumes_exactly(name, few_images, tmp_path, monkeypatch):
              *"--arch resnet18 --width 2 --projector 16-8 --batch-size 32 --epochs 2 "
              "--warmup-epochs 0.5 --beta 0.1 --save-minutes 0".split(),
              "--method", name, *settings(name)]
-    assert run(*flags, "--out", tmp_path / "whole") == 0
-    with monkeypatch.context() as patch:
-        stop_at(patch, step=3 + 1)
-        assert run(*flags, "--out", tmp_path / "cut") == 130
-    saved = load_checkpoint(tmp_path / "cut" / "last.pt")
-    assert (saved["epoch"], saved["step"]) == (1, 1)
-    assert run(*flags, "--out", tmp_path / "cut", "--resume") == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_resumes_exactly(flags, tmp_path, step=3 + 1, saved_at=(1, 1))
     log = read_log(tmp_path / "cut" / "log.csv")
     for column in ("loss", *METHODS[name].columns, "mi_loss"):
         assert all(math.isfinite(value) for value in log[column])

@@ -23,7 +23,7 @@ from methods import AdaDim
 from models import encode, resnet
 from optim import LARS, clip_gradient, make_optimizer
 from plumbing.run import load_checkpoint, read_log
-from tests.helpers import TINY, generator, random_images, run, stop_at, whole_and_halves
+from tests.helpers import TINY, generator, random_images, run, run_until, whole_and_halves
 
 DEVICE = os.environ.get("ADADIM_TEST_DEVICE", "cuda")
 CPU = torch.device("cpu")
@@ -245,21 +245,20 @@ def test_mixed_precision_learns_as_float32_does(device, precision):
 
 # --- whole runs ---------------------------------------------------------------------------------
 
+TWO_EPOCHS = [*TINY, "--epochs", 2, "--alpha-every", 1, "--eval-every", 1]      # of four steps
+
+
 def log_of(out, *flags):
-    """The log of two epochs of four steps, with these flags of train.py."""
-    flags = ["--epochs", 2, "--alpha-every", 1, "--eval-every", 1, "--out", out, *flags]
-    assert run(*TINY, *flags) == 0
+    assert run(*TWO_EPOCHS, "--out", out, *flags) == 0
     return read_log(out / "log.csv")
 
 
-def cut_after_one_epoch(monkeypatch, out, device):
-    with monkeypatch.context() as patch, pytest.raises(AssertionError):
-        stop_at(patch, step=4)
-        log_of(out, "--device", device)
+def cut_after_one_epoch(out, device):
+    run_until(4, *TWO_EPOCHS, "--out", out, "--device", device)
     assert load_checkpoint(out / "last.pt")["epoch"] == 1
 
 
-def test_resumed_on_the_same_device(device, monkeypatch, tmp_path):
+def test_resumed_on_the_same_device(device, tmp_path):
     """The second epoch's losses and α are those of an uninterrupted run, to 1 %.
 
     On a CPU they are equal bit for bit; the order of a GPU's sums varies.
@@ -268,7 +267,7 @@ def test_resumed_on_the_same_device(device, monkeypatch, tmp_path):
     for column in ("loss", "probe_loss", "erank_r", "mi", "probe_top1", "knn_top1"):
         assert all(math.isfinite(value) for value in whole[column]), column
     assert whole["alpha"][0] == 0 < whole["alpha"][1] < 1
-    cut_after_one_epoch(monkeypatch, tmp_path / "cut", device.type)
+    cut_after_one_epoch(tmp_path / "cut", device.type)
     resumed = log_of(tmp_path / "cut", "--device", device.type, "--resume")
     assert resumed["epoch"] == whole["epoch"] == [1, 2]
     for column in ("loss", "info_nce", "vicreg", "alpha", "lr"):
@@ -276,12 +275,12 @@ def test_resumed_on_the_same_device(device, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("moves_to", ["cpu", "device"])
-def test_resumed_on_the_other_device(device, monkeypatch, moves_to, tmp_path):
+def test_resumed_on_the_other_device(device, moves_to, tmp_path):
     """The run continues with its weights and α; its random numbers are another generator's."""
     first, second = device.type, "cpu"
     if moves_to == "device":
         first, second = second, first
-    cut_after_one_epoch(monkeypatch, tmp_path / "run", first)
+    cut_after_one_epoch(tmp_path / "run", first)
     log = log_of(tmp_path / "run", "--device", second, "--resume")
     assert log["epoch"] == [1, 2]
     assert 0 < log["alpha"][1] < 1

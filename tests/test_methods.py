@@ -18,7 +18,7 @@ from losses import vicreg
 from methods import AdaDim, alpha_at
 from metrics import effective_rank
 from plumbing.run import load_checkpoint, read_log
-from tests.helpers import (ROOT, TINY, assert_same_run, generator, kill_rank_one, run, stop_at,
+from tests.helpers import (ROOT, TINY, assert_resumes_exactly, generator, kill_rank_one, run,
                            torchrun, wait_for_epoch)
 
 # --- α, and the loss ----------------------------------------------------------------------------
@@ -87,20 +87,12 @@ def test_the_loss_is_equation_5():
 
 # --- whole runs ---------------------------------------------------------------------------------
 
-def test_a_run_cut_while_alpha_is_measured_resumes_exactly(tmp_path, monkeypatch):
+def test_a_run_cut_while_alpha_is_measured_resumes_exactly(tmp_path):
     """Cut in the second of three epochs; α is set after it, from batches before and after the cut.
 
     tests/test_baselines.py does the same for the compared methods.
     """
-    flags = [*TINY, "--epochs", 3]
-    assert run(*flags, "--out", tmp_path / "whole") == 0
-    with monkeypatch.context() as patch:
-        stop_at(patch, step=4 + 2)
-        assert run(*flags, "--out", tmp_path / "cut") == 130
-    saved = load_checkpoint(tmp_path / "cut" / "last.pt")
-    assert (saved["epoch"], saved["step"]) == (1, 2)
-    assert run(*flags, "--out", tmp_path / "cut", "--resume") == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_resumes_exactly([*TINY, "--epochs", 3], tmp_path, step=4 + 2, saved_at=(1, 2))
     assert read_log(tmp_path / "cut" / "log.csv")["alpha"][2] > 0
 
 
