@@ -25,9 +25,10 @@ class Jitter(NamedTuple):
 
 # scale: range of a crop's area, as a share of the image's. jitter_p, grey_p, blur_p, solarise_p:
 # probabilities in view 1 and view 2. blur_from: size in pixels of the smallest images to blur.
-# The values are from solo-learn's recipes for VICReg, SimCLR, MoCo v2 and SimSiam (moco), BYOL
-# (asymmetric views) and ReSSL (a strong and a weak view). One difference: solo-learn crops with
-# bicubic interpolation, this file with bilinear.
+# The values are from solo-learn's recipes for VICReg, SimCLR (symmetric), MoCo v2 and SimSiam
+# (symmetric_weak), BYOL (asymmetric views) and ReSSL (a strong and a weak view), and from LeJEPA's
+# minimal example. One difference: solo-learn crops with bicubic interpolation, this file with
+# bilinear.
 MILD = Jitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
 AUGMENTATIONS = {
     "vicreg": dict(
@@ -48,7 +49,7 @@ AUGMENTATIONS = {
         blur_from=0,
         solarise_p=(0, 0),
     ),
-    "moco": dict(
+    "symmetric_weak": dict(
         scale=(0.08, 1),
         jitter=Jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
         jitter_p=(0.8, 0.8),
@@ -76,6 +77,8 @@ AUGMENTATIONS = {
         solarise_p=(0, 0),
     ),
 }
+
+AUGMENTATIONS["lejepa"] = AUGMENTATIONS["simclr"] | dict(solarise_p=(0.2, 0.2))
 
 # random numbers per view: 23 for crop and flip, 8 for jitter, 1 for grey, 2 for blur, 1 for
 # solarising

@@ -134,23 +134,30 @@ def vicreg(z1, z2, sim_weight=25.0, var_weight=25.0, cov_weight=1.0):
     z1, z2: n × d, n ≥ 2. C is a view's covariance (division by n − 1). Both views' terms are
     added, as in solo-learn, the paper's code base; Meta's VICReg code halves v.
     """
+    invariance, variance, covariance = vicreg_terms(z1, z2)
+    return sim_weight * invariance + var_weight * variance + cov_weight * covariance
+
+
+def vicreg_terms(z1, z2):
+    """VICReg's three terms before weighting: s(z1, z2), v(z1) + v(z2), c(z1) + c(z2)."""
     z1, z2 = matrices(z1, z2, rows=2, same_width=True)
+    n, d = z1.shape
     with torch.autocast(z1.device.type, enabled=False):
-        loss = sim_weight * F.mse_loss(z1, z2)
+        invariance = F.mse_loss(z1, z2)
+        variance = covariance = 0
         for z in (z1, z2):
-            n, d = z.shape
             z = z - z.mean(0)
-            variance = z.square().sum(0) / (n - 1)              # d, the diagonal of C
-            too_narrow = F.relu(1 - (variance + 1e-4).sqrt())
-            loss = loss + var_weight * too_narrow.mean()
+            diagonal = z.square().sum(0) / (n - 1)              # d, the diagonal of C
+            too_narrow = F.relu(1 - (diagonal + 1e-4).sqrt())
+            variance = variance + too_narrow.mean()
 
             # ‖zᵀz‖_F = ‖z zᵀ‖_F, so take the smaller product: n × n, not d × d, for a batch of
             # 256 at d = 2048
             gram = z @ z.T if n < d else z.T @ z
             all_squares = gram.square().sum() / (n - 1) ** 2    # Σ_ij C_ij²
-            off_diagonal = all_squares - variance.square().sum()
-            loss = loss + cov_weight * off_diagonal / d
-        return loss
+            off_diagonal = all_squares - diagonal.square().sum()
+            covariance = covariance + off_diagonal / d
+        return invariance, variance, covariance
 
 
 # --- entropy and mutual information --------------------------------------------------------------
@@ -282,8 +289,8 @@ def adadim(r1, r2, z1, z2, alpha, beta=1e-4, mi_scale=None, temperature=0.1,
     mi_scale: m. None sets m = α, as published; 1 is the constant regulariser of [32].
     vicreg_weights: weights of invariance, variance and covariance, the last being Table 18's ν.
 
-    No gradient flows through α or m. The dict holds the three terms before weighting, detached:
-    info_nce, vicreg and mi_loss.
+    No gradient flows through α or m. The dict holds the terms before weighting, detached:
+    info_nce, vicreg, VICReg's own three (invariance, variance, covariance) and mi_loss.
     """
     r1, r2 = matrices(r1, r2, same_width=True)
     z1, z2 = matrices(z1, z2, rows=2, same_width=True)
@@ -296,9 +303,12 @@ def adadim(r1, r2, z1, z2, alpha, beta=1e-4, mi_scale=None, temperature=0.1,
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
 
     contrast = info_nce(z1, z2, temperature)
-    decorrelation = vicreg(z1, z2, *vicreg_weights)
+    invariance, variance, covariance = vicreg_terms(z1, z2)
+    sim_weight, var_weight, cov_weight = vicreg_weights
+    decorrelation = sim_weight * invariance + var_weight * variance + cov_weight * covariance
     information = matrix_mutual_information(torch.cat([r1, r2]), torch.cat([z1, z2]))
     loss = alpha * contrast + (1 - alpha) * decorrelation + beta * m * information
 
-    parts = {"info_nce": contrast, "vicreg": decorrelation, "mi_loss": information}
+    parts = {"info_nce": contrast, "vicreg": decorrelation, "invariance": invariance,
+             "variance": variance, "covariance": covariance, "mi_loss": information}
     return loss, {name: term.detach() for name, term in parts.items()}

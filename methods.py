@@ -125,12 +125,12 @@ class Method(nn.Module):
     def __init__(self, args, encoder, p, n_images):
         super().__init__()
         self.encoder = encoder
-        self.projector = self.make_projector(p, args.projector)
+        self.projector = self.make_projector(p, args.projector, args.set)
         self.added_terms = added_terms(args, self.columns)
         self.columns = (*self.columns, *self.added_terms)
 
     @staticmethod
-    def make_projector(p, sizes):
+    def make_projector(p, sizes, settings):
         """The network r (n × p) → z (n × d). sizes: of its layers, from --projector."""
         return mlp(p, sizes)
 
@@ -160,7 +160,7 @@ class Method(nn.Module):
             else:
                 term = UNIFORMITIES[column](z)
             weight = first_weight + (last_weight - first_weight) * progress
-            loss = loss + weight.float() * term
+            loss = loss + weight.to(term.dtype) * term
             logs[column] = term.detach()
         return StepResult(loss, logs, r, kept or {})
 
@@ -221,7 +221,7 @@ class AdaDim(Method):
 
         L = α·InfoNCE + (1 − α)·VICReg + β·m·I(R;Z)                                   [Eq. 5]
     """
-    columns = ("alpha", "info_nce", "vicreg", "mi_loss")
+    columns = ("alpha", "info_nce", "vicreg", "invariance", "variance", "covariance", "mi_loss")
     defaults = {}                                           # train.py's are AdaDim's
     uses = ("--alpha", "--alpha-every", "--alpha-batches", "--alpha-from", "--temperature",
             "--vicreg-weights")

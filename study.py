@@ -37,11 +37,16 @@ FOUR_METHODS = {
 RIVALS = [name for name in METHODS if name != "adadim"]
 ONE_RECIPE = ("--projector 2048-2048-2048 --augment vicreg --optimizer lars --lr 0.4 "
               "--weight-decay 0.0001")
-SECOND_PAPER = {            # the weights of the second paper's uniformity losses
-    "moco_v2": "1",
-    "byol": "0.2",
-    "barlow_twins": "30:0",
+# The second paper's methods, as in its code. W2's weight for MoCo v2 is half of that paper's,
+# whose loss is the sum of both directions, not their mean. L_U's weights were not published: ours
+# are W2's.
+SECOND_RECIPE = "--projector 2048-2048-256 --optimizer lars --lr 0.2 --weight-decay 0.0001"
+SECOND_SETTINGS = {
+    "moco_v2": "--set batch_norm=yes queues=1 queue=4096",
+    "byol": "--set predictor=2048 last_momentum=0.99",
+    "barlow_twins": "--set scale=1 off_diagonal_weight=0.08",
 }
+SECOND_WEIGHTS = {"moco_v2": "0.5", "byol": "0.2", "barlow_twins": "30:0"}
 SIMCLR_SETTINGS = [         # Table 18's
     *(dict(lr=0.6, temperature=t, decay=1e-6) for t in (0.05, 0.07, 0.1, 0.2, 0.3, 0.4)),
     *(dict(lr=0.5, temperature=t, decay=1e-6) for t in (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4)),
@@ -144,7 +149,8 @@ STUDIES = {
     "uniformity": {
         "redoes": "the second paper's table: plain, + L_U, + W2; the same for AdaDim's family",
         "runs": [
-            *(f"--method {method}{term}" for method, weight in SECOND_PAPER.items()
+            *(f"--method {method} {SECOND_RECIPE} {SECOND_SETTINGS[method]}{term}"
+              for method, weight in SECOND_WEIGHTS.items()
               for term in ("", f" --lu-weight {weight}", f" --w2-weight {weight}")),
             *(f"{method}{term}" for method in FOUR_METHODS.values()
               for term in ("", " --lu-weight 1", " --w2-weight 1")),

@@ -166,7 +166,7 @@ def parse_args(argv):
     own_optimizer = args.optimizer == parser.get_default("optimizer")
     if args.lr is None or ("--lr" not in given and not own_optimizer):
         args.lr = LEARNING_RATES[args.optimizer]["encoder"]
-    if args.warmup_epochs is not None and args.warmup_epochs >= args.epochs:
+    if "--warmup-epochs" in given and args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs:g} must be below "
                      f"--epochs {args.epochs}")
     if args.out is None:

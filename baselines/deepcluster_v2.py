@@ -2,10 +2,10 @@
 import torch
 import torch.nn.functional as F
 
-from baselines.shared import (COUNT, POSITIVE, at_most, check_positive, cosines, images_per_epoch,
-                              unit_rows, width_of)
+from baselines.shared import COUNT, POSITIVE, check_positive, cosines, unit_rows, width_of
 from losses import matrices, normalize_rows
 from methods import Method, Setting, both_views
+from plumbing.cli import BadInput
 from plumbing.distributed import gather
 
 
@@ -29,12 +29,14 @@ def deepcluster_v2(scores, assignments, temperature):
 class DeepClusterV2(Method):
     """Classifies images into the clusters of their embeddings from the previous epoch.
 
-    Before each epoch, spherical k-means clusters a memory of embeddings, once per head: those of
-    first views for heads 1 and 3, of second views for head 2. The loss is the mean over heads and
-    views. The first epoch only fills the memory: its loss is 0. (The public code makes an extra
-    pass over the images instead.) An image has no cluster until it has been in a batch; each epoch
-    drops the last, incomplete one.
+    Before each epoch, spherical k-means clusters the embeddings of the epoch before, once per head:
+    those of first views for heads 1 and 3, of second views for head 2. The loss is the mean over
+    heads and views. The first epoch only fills the memory: its loss is 0, as in solo-learn. (The
+    authors' code makes an extra pass over the images instead.) An image that an epoch leaves out,
+    with its last, incomplete batch, has no cluster in the next one.
 
+    The weight decay is solo-learn's; Table 17 has 1e-5. Other than in solo-learn's recipe, the
+    learning rate falls to 0, not to 0.0006, and the warm-up is the other methods', not 11 epochs.
     With several processes, each holds the whole memory and finds the same clusters.
     """
     paper = "DeepCluster v2, Caron et al. 2020, arXiv 2006.09882"
@@ -55,28 +57,31 @@ class DeepClusterV2(Method):
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
         self.chosen = args.set
-        d, heads = width_of(self.projector), args.set["heads"]
-        count = at_most(args.set["prototypes"], images_per_epoch(args, n_images), "prototypes")
-        self.register_buffer("memory", torch.zeros(2, n_images, d))         # of both views
-        self.register_buffer("seen", torch.zeros(n_images, dtype=torch.bool))
+        d, heads, count = width_of(self.projector), args.set["heads"], args.set["prototypes"]
+        n_seen = n_images // args.batch_size * args.batch_size              # in an epoch
+        if count > n_seen:
+            raise BadInput(f"--set prototypes={count}: k-means needs as many images, and an epoch "
+                           f"has {n_seen:,}")
+        self.register_buffer("memory", torch.zeros(2, n_seen, d))           # of both views
+        self.register_buffer("index", torch.zeros(n_seen, dtype=torch.int64))   # of its images
         self.register_buffer("centres", torch.zeros(heads, count, d))
-        self.register_buffer("assigned", torch.full((heads, n_images), -1))
+        self.register_buffer("assigned", torch.full((heads, n_images), -1))     # -1: to none
 
     def before_epoch(self, epoch, steps, generator):
         if epoch == 1:
             return
-        seen = self.seen.nonzero().flatten()
+        self.assigned.fill_(-1)
         for head, centres in enumerate(self.centres):
-            found, labels = k_means(self.memory[head % 2][seen], len(centres),
+            found, labels = k_means(self.memory[head % 2], len(centres),
                                     self.chosen["iterations"], generator)
             centres.copy_(found)
-            self.assigned[head, seen] = labels
+            self.assigned[head, self.index] = labels
 
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p
         z = self.projector(r)                               # 2n × d
         z1, z2 = both_views(z)                              # n × d each
-        index = gather(index[:, None].float()).long().flatten()             # n
+        index = gather(index)                               # n
         loss = 0
         for centres, assigned in zip(self.centres, self.assigned):
             scores = cosines(torch.cat([z1, z2]), centres)                  # 2n × K
@@ -86,9 +91,11 @@ class DeepClusterV2(Method):
         return self.result(loss / len(self.centres), {}, r, (z1, z2), progress, kept)
 
     def after_step(self, kept, step, progress):
-        self.memory[0, kept["index"]] = kept["z1"]
-        self.memory[1, kept["index"]] = kept["z2"]
-        self.seen[kept["index"]] = True
+        n = len(kept["index"])
+        rows = slice(step * n, step * n + n)
+        self.memory[0, rows] = kept["z1"]
+        self.memory[1, rows] = kept["z2"]
+        self.index[rows] = kept["index"]
 
 
 @torch.no_grad()

@@ -2,10 +2,14 @@
 import torch
 import torch.nn.functional as F
 
-from baselines.shared import (COUNT, POSITIVE, SHARE, MomentumMethod, Queue, at_most,
-                              check_positive, cosines, images_per_epoch, unit_rows, width_of)
+from torch import nn
+
+from baselines.shared import (COUNT, POSITIVE, SHARE, YES_OR_NO, MomentumMethod, Queue,
+                              check_positive, cosines, unit_rows, width_of)
 from losses import matrices, normalize_rows
 from methods import Method, Setting, both_views
+from models import mlp
+from plumbing.cli import whole_number
 
 
 def moco_v2(q, k, queue, temperature):
@@ -28,13 +32,17 @@ def moco_v2(q, k, queue, temperature):
 class MocoV2(MomentumMethod):
     """Contrast with a queue of a momentum network's outputs for earlier images.
 
-    This is solo-learn's symmetric form: the loss is the mean of both directions, and each view has
-    a queue of its own. Keys are not shuffled between GPUs: the copy has batch norms of its own.
+    This is solo-learn's symmetric form (mocov2plus): the loss is the mean of both directions, each
+    view has a queue of its own, and the projector has no batch norm. The momentum is solo-learn's
+    too; Table 17 has 0.9 to 0.99. Keys are not shuffled between GPUs: the copy has batch norms of
+    its own.
+
+    The second paper's MoCo v2 has one queue for both views, and batch norms in the projector.
     """
     paper = "Momentum Contrast v2, Chen et al. 2020, arXiv 2003.04297"
     defaults = Method.defaults | {
         "--projector": "2048-256",
-        "--augment": "moco",
+        "--augment": "symmetric_weak",
         "--optimizer": "sgd",
         "--lr": 0.3,
         "--weight-decay": 1e-4,
@@ -42,6 +50,8 @@ class MocoV2(MomentumMethod):
     settings = {
         "temperature": Setting(0.2, POSITIVE),
         "queue": Setting(32_768, COUNT),
+        "queues": Setting(2, whole_number(1, 2)),
+        "batch_norm": Setting("no", YES_OR_NO),
         "momentum": Setting(0.99, SHARE),
         "last_momentum": Setting(0.999, SHARE),
     }
@@ -49,21 +59,26 @@ class MocoV2(MomentumMethod):
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
         self.temperature = args.set["temperature"]
-        size = at_most(args.set["queue"], images_per_epoch(args, n_images), "queue entries")
-        self.queue1 = Queue(size, width_of(self.projector))
-        self.queue2 = Queue(size, width_of(self.projector))
+        d = width_of(self.projector)
+        self.queues = nn.ModuleList(Queue(args.set["queue"], d, args.batch_size)
+                                    for _ in range(args.set["queues"]))
+
+    @staticmethod
+    def make_projector(p, sizes, settings):
+        return mlp(p, sizes, batch_norm=settings["batch_norm"] == "yes")
 
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p
         z = self.projector(r)                               # 2n × d
         q1, q2 = both_views(z)                              # n × d each
         k1, k2 = both_views(self.teacher(views))            # n × d each
-        loss = (moco_v2(q1, k2, self.queue2.rows, self.temperature)
-                + moco_v2(q2, k1, self.queue1.rows, self.temperature)) / 2
+        queue1, queue2 = self.queues[0].rows, self.queues[-1].rows  # may be the same one
+        loss = (moco_v2(q1, k2, queue2, self.temperature)
+                + moco_v2(q2, k1, queue1, self.temperature)) / 2
         kept = {"k1": unit_rows(k1), "k2": unit_rows(k2)}
         return self.result(loss, {}, r, (q1, q2), progress, kept)
 
     def after_step(self, kept, step, progress):
         super().after_step(kept, step, progress)
-        self.queue1.push(kept["k1"])
-        self.queue2.push(kept["k2"])
+        self.queues[0].push(kept["k1"])
+        self.queues[-1].push(kept["k2"])

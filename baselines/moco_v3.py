@@ -21,7 +21,7 @@ class MocoV3(MomentumMethod):
     """Contrast of predictions with a momentum network's outputs for the batch, without a queue.
 
     The loss is the sum of both directions. The projector ends with a batch norm without weights,
-    as in the paper.
+    as in the paper. The momentum is solo-learn's; Table 17 has 0.9 to 0.99.
     """
     paper = "An Empirical Study of Training Self-Supervised ViT, Chen et al. 2021, arXiv 2104.02057"
     defaults = Method.defaults | {
@@ -44,7 +44,7 @@ class MocoV3(MomentumMethod):
         self.predictor = predictor(self.projector, args.set["predictor"])
 
     @staticmethod
-    def make_projector(p, sizes):
+    def make_projector(p, sizes, settings):
         return with_last_norm(mlp(p, sizes), affine=False)
 
     def forward(self, views, index, progress):

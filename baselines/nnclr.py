@@ -1,8 +1,8 @@
 """NNCLR: contrast with the nearest neighbour of the other view, from a queue."""
 import torch
 
-from baselines.shared import (COUNT, POSITIVE, Queue, at_most, contrast, cosines, images_per_epoch,
-                              predictor, unit_rows, width_of, with_last_norm)
+from baselines.shared import (COUNT, POSITIVE, Queue, contrast, cosines, predictor, unit_rows,
+                              width_of, with_last_norm)
 from methods import Method, Setting, both_views
 from models import mlp
 from plumbing.cli import layer_sizes
@@ -43,11 +43,10 @@ class Nnclr(Method):
         super().__init__(args, encoder, p, n_images)
         self.temperature = args.set["temperature"]
         self.predictor = predictor(self.projector, args.set["predictor"])
-        size = at_most(args.set["queue"], images_per_epoch(args, n_images), "queue entries")
-        self.queue = Queue(size, width_of(self.projector))
+        self.queue = Queue(args.set["queue"], width_of(self.projector), args.batch_size)
 
     @staticmethod
-    def make_projector(p, sizes):
+    def make_projector(p, sizes, settings):
         return with_last_norm(mlp(p, sizes), affine=True)
 
     def forward(self, views, index, progress):

@@ -1,9 +1,8 @@
 """ReSSL: a student predicts a momentum teacher's similarities to a queue, from a stronger view."""
 import torch.nn.functional as F
 
-from baselines.shared import (COUNT, POSITIVE, SHARE, MomentumMethod, Queue, at_most,
-                              check_positive, cosines, cross_entropy, images_per_epoch, unit_rows,
-                              width_of)
+from baselines.shared import (COUNT, POSITIVE, SHARE, MomentumMethod, Queue, check_positive,
+                              cosines, cross_entropy, unit_rows, width_of)
 from losses import matrices
 from methods import Method, Setting, both_views
 from models import mlp
@@ -53,11 +52,10 @@ class Ressl(MomentumMethod):
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
         self.temperatures = (args.set["student_temperature"], args.set["teacher_temperature"])
-        size = at_most(args.set["queue"], images_per_epoch(args, n_images), "queue entries")
-        self.queue = Queue(size, width_of(self.projector))
+        self.queue = Queue(args.set["queue"], width_of(self.projector), args.batch_size)
 
     @staticmethod
-    def make_projector(p, sizes):
+    def make_projector(p, sizes, settings):
         return mlp(p, sizes, batch_norm=False)
 
     def forward(self, views, index, progress):

@@ -25,13 +25,14 @@ from torch import nn
 from losses import matrices, normalize_rows
 from methods import Method
 from models import mlp
-from plumbing.cli import checked, number, whole_number
+from plumbing.cli import BadInput, checked, matching, number, whole_number
 
 # types of settings, for --set
 SHARE = checked(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 POSITIVE = number(0, above=True)
 COUNT = whole_number(1)
 COUNT_OR_0 = whole_number(0)
+YES_OR_NO = matching("yes|no", "yes or no")
 
 
 # --- functions of tensors -------------------------------------------------------------------------
@@ -95,9 +96,9 @@ class MomentumCopy(nn.Module):
 
     @torch.no_grad()
     def follow(self, networks, progress):
-        step = (1 - self.momentum(progress)).float()
+        step = 1 - self.momentum(progress)
         for slow, fast in zip(self.copy.parameters(), nn.Sequential(*networks).parameters()):
-            slow.lerp_(fast, step.to(slow.device))
+            slow.lerp_(fast, step.to(slow))
 
 
 def predictor(projector, hidden):
@@ -117,49 +118,46 @@ def with_last_norm(projector, affine):
     return projector.append(nn.BatchNorm1d(width_of(projector), affine=affine))
 
 
-class Prototypes(nn.Module):
-    """Scores embeddings by their cosines with learnt prototypes."""
+class Prototypes(nn.Linear):
+    """Scores embeddings by their cosines with learnt prototypes, the rows of `weight`.
+
+    A row's length does not change its scores, but LARS steps in proportion to it: rows are drawn
+    as nn.Linear draws them, as in the public code, with lengths near 0.58.
+    """
 
     def __init__(self, count, d):
-        super().__init__()
-        self.weight = nn.Parameter(normalize_rows(torch.randn(count, d)))
+        super().__init__(d, count, bias=False)
 
     def forward(self, z):
         return cosines(z, self.weight)                                      # n × count
 
 
 class Queue(nn.Module):
-    """The unit rows pushed most recently; at the start, random ones."""
+    """The unit rows pushed most recently; at the start, random ones.
 
-    def __init__(self, size, d):
+    Raises BadInput if `size` is not a multiple of the batch size: batches replace one another.
+    """
+
+    def __init__(self, size, d, batch_size):
         super().__init__()
+        if size % batch_size:
+            whole = max(1, size // batch_size) * batch_size
+            raise BadInput(f"--set queue={size} is not a multiple of --batch-size {batch_size}; "
+                           f"{whole} is")
         self.register_buffer("rows", normalize_rows(torch.randn(size, d)))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))   # of the oldest
 
     def push(self, x):
         """Replaces the n oldest rows by x (n × d, unit rows)."""
-        size = len(self.rows)
-        x = x[-size:]
-        places = (self.place + torch.arange(len(x), device=x.device)) % size
+        places = self.place + torch.arange(len(x), device=x.device)
         self.rows[places] = x.to(self.rows.dtype)
-        self.place.copy_((self.place + len(x)) % size)
-
-
-def at_most(wanted, available, what):
-    """The smaller of the two numbers; prints a note if it is not the wanted one."""
-    if wanted > available:
-        print(f"note: {available:,} {what} in place of {wanted:,}: an epoch has no more images")
-    return min(wanted, available)
-
-
-def images_per_epoch(args, n_images):
-    """The number of images per epoch, which drops the last, incomplete batch."""
-    return n_images // args.batch_size * args.batch_size
+        self.place.copy_((self.place + len(x)) % len(self.rows))
 
 
 def unit_rows(x):
-    """x̂, detached float32, for a queue or a memory."""
-    return normalize_rows(x.detach().float())
+    """x̂, detached, for a queue or a memory."""
+    x, = matrices(x.detach())
+    return normalize_rows(x)
 
 
 class MomentumMethod(Method):
@@ -188,8 +186,7 @@ class PrototypeMethod(Method):
         super().__init__(args, encoder, p, n_images)
         self.chosen = args.set
         self.epoch = 1
-        count = at_most(args.set["prototypes"], images_per_epoch(args, n_images), "prototypes")
-        self.prototypes = Prototypes(count, width_of(self.projector))
+        self.prototypes = Prototypes(args.set["prototypes"], width_of(self.projector))
 
     def before_epoch(self, epoch, steps, generator):
         self.epoch = epoch

@@ -17,12 +17,13 @@ def simsiam(p, z):
 class SimSiam(Method):
     """BYOL without the momentum network: no gradient flows through the other view's embeddings.
 
-    The loss is the mean of both directions. The predictor's learning rate stays constant.
+    The loss is the mean of both directions. The predictor's learning rate stays constant. Table 17
+    has a temperature, of which SimSiam has no use.
     """
     paper = "Exploring Simple Siamese Representation Learning, Chen & He 2021, arXiv 2011.10566"
     defaults = Method.defaults | {
         "--projector": "2048-2048-2048",
-        "--augment": "moco",
+        "--augment": "symmetric_weak",
         "--optimizer": "lars",
         "--lr": 0.5,
         "--weight-decay": 1e-5,
@@ -36,7 +37,7 @@ class SimSiam(Method):
         self.predictor = predictor(self.projector, args.set["predictor"])
 
     @staticmethod
-    def make_projector(p, sizes):
+    def make_projector(p, sizes, settings):
         return with_last_norm(mlp(p, sizes), affine=False)
 
     def forward(self, views, index, progress):

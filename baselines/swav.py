@@ -1,8 +1,8 @@
 """SwAV: predicts the other view's assignment to prototypes, which are all used equally often."""
 import torch
 
-from baselines.shared import (COUNT, COUNT_OR_0, POSITIVE, PrototypeMethod, Queue, at_most,
-                              check_positive, cross_entropy, images_per_epoch, unit_rows, width_of)
+from baselines.shared import (COUNT, COUNT_OR_0, POSITIVE, PrototypeMethod, Queue, check_positive,
+                              cross_entropy, unit_rows, width_of)
 from losses import matrices
 from methods import Method, Setting, both_views
 
@@ -43,8 +43,7 @@ class Swav(PrototypeMethod):
     """Predicts the other view's assignment to prototypes, which are all used equally often.
 
     The loss is the mean of both directions. Prototypes are frozen in the first epochs; later on, a
-    queue of earlier embeddings takes part in the assignment. A prototype's length does not change
-    its scores, but LARS steps in proportion to it; the public code makes it 1 after each step.
+    queue of earlier embeddings takes part in the assignment.
     """
     paper = "Swapping Assignments between Views, Caron et al. 2020, arXiv 2006.09882"
     defaults = Method.defaults | {
@@ -66,9 +65,9 @@ class Swav(PrototypeMethod):
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
-        d = width_of(self.projector)
-        size = at_most(args.set["queue"], images_per_epoch(args, n_images), "queue entries")
-        self.queue1, self.queue2 = Queue(size, d), Queue(size, d)
+        size, d = args.set["queue"], width_of(self.projector)
+        self.queue1 = Queue(size, d, args.batch_size)
+        self.queue2 = Queue(size, d, args.batch_size)
 
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p

@@ -102,10 +102,13 @@ class Gather(torch.autograd.Function):
 
 
 def gather(x):
-    """This process's x (n × d) → the whole batch's (world size · n × d), float32, with gradient."""
+    """This process's x (n, or n × d) → the whole batch's world size · n rows, with gradient.
+
+    Floating-point numbers become float32, integers stay as they are.
+    """
     if not dist.is_initialized():
         return x
-    return Gather.apply(x.float())
+    return Gather.apply(x.float() if x.is_floating_point() else x)
 
 
 def gather_at_once(*parts):

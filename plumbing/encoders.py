@@ -26,7 +26,7 @@ def load_run(folder):
         facts = saved["facts"] | {"dataset": flags["--dataset"], "flags": flags}
         encoder, p = resnet(flags["--arch"], flags["--width"], facts["stem"])
         method = METHODS.get(flags["--method"], Method)     # Method for one of the user's own
-        projector = method.make_projector(p, flags["--projector"])
+        projector = method.make_projector(p, flags["--projector"], flags["--set"])
         encoder.load_state_dict(below("method.encoder.", saved["learner"]))
         projector.load_state_dict(below("method.projector.", saved["learner"]))
     except Exception as error:      # the content can be anything

@@ -26,12 +26,14 @@ from tests.helpers import (SMALL, assert_resumes_exactly, close, generator, rand
 
 NAMES = [name for name in METHODS if name != "adadim"]
 # small parts of methods; but prototypes outnumber the classes, as in real training
-SETTINGS = dict(predictor=16, momentum=0.9, queue=96, prototypes=64, directions=128, iterations=3,
+SETTINGS = dict(predictor=16, momentum=0.9, queue=128, prototypes=64, directions=128, iterations=3,
                 temperature_epochs=2, queue_from_epoch=2, frozen_epochs=1)
 
 
 def settings(name):
     words = [f"{key}={value}" for key, value in SETTINGS.items() if key in METHODS[name].settings]
+    if name == "deepcluster_v2":
+        words.append("prototypes=8")        # k-means needs as many images
     return ["--set", *words] if words else []
 
 
@@ -99,7 +101,7 @@ DIRECTIONS = {
     "nnclr": lambda method, v, i, j: baselines.nnclr(
         torch.stack([max(method.queue.rows, key=row.dot) for row in v.z[j]]), v.p[i], 0.2),
     "moco_v2": lambda method, v, i, j: baselines.moco_v2(
-        v.z[i], v.k[j], (method.queue1, method.queue2)[j].rows, 0.2),
+        v.z[i], v.k[j], method.queues[j].rows, 0.2),
     "moco_v3": lambda method, v, i, j: baselines.moco_v3(v.p[i], v.k[j], 0.2),
     "dino": lambda method, v, i, j: baselines.dino(v.s[i], v.k[j], method.center, 0.1, 0.07),
     "swav": lambda method, v, i, j: baselines.swav(v.s[i], sinkhorn(v.s[j]), 0.1),
@@ -153,14 +155,14 @@ def test_every_weight_of_a_teacher_follows(name):
 @pytest.mark.parametrize("name", ["nnclr", "moco_v2", "swav", "ressl"])
 def test_every_queue_is_filled(name):
     """With the batch's rows, each view's in a queue of its own."""
-    method = method_of(name, n_images=96)
+    method = method_of(name)
     kept = one_step(method).kept
     method.after_step(kept, 0, HALF)
     queues = [module for module in method.modules() if isinstance(module, Queue)]
     for queue, rows in zip(queues, kept.values(), strict=True):
-        assert len(queue.rows) == 96 and queue.place == 8
+        assert len(queue.rows) == 128 and queue.place == 8
         assert torch.equal(queue.rows[:8], rows)
-        assert torch.allclose(queue.rows.norm(dim=1), torch.ones(96), atol=1e-5)
+        assert torch.allclose(queue.rows.norm(dim=1), torch.ones(128), atol=1e-5)
 
 
 def test_simsiams_predictor_keeps_its_learning_rate():
@@ -174,7 +176,7 @@ def test_simsiams_predictor_keeps_its_learning_rate():
 
 
 def test_dinos_centre_temperature_and_frozen_prototypes():
-    method = method_of("dino", "--epochs", "4")
+    method = method_of("dino", "--epochs", "4", "--set", "first_teacher_temperature=0.04")
     assert method.teacher.copy[1][1].approximate == "none"      # a GELU
     assert not any(isinstance(module, nn.BatchNorm1d) for module in method.modules())
     result = one_step(method)
@@ -184,28 +186,29 @@ def test_dinos_centre_temperature_and_frozen_prototypes():
     assert torch.allclose(method.center, 0.1 * scores.mean(0), atol=1e-6)
     one_step(method, epoch=2)
     assert method.prototypes.weight.grad is not None
-    # from 0.04 to 0.07 over the first two of four epochs
-    temperatures = [float(method.schedule(torch.tensor(progress).double())["teacher_temperature"])
-                    for progress in (0, 0.25, 0.5, 1)]
-    assert temperatures == pytest.approx([0.04, 0.055, 0.07, 0.07])
+    # from 0.04 to 0.07 over the first two of four epochs; constant by default
+    for dino, expected in ((method, [0.04, 0.055, 0.07, 0.07]), (method_of("dino"), [0.07] * 4)):
+        at = [torch.tensor(progress).double() for progress in (0, 0.25, 0.5, 1)]
+        temperatures = [float(dino.schedule(progress)["teacher_temperature"]) for progress in at]
+        assert temperatures == pytest.approx(expected)
 
 
 def test_swavs_queue_joins_the_assignment():
-    method = method_of("swav", n_images=96)
+    method = method_of("swav")
     z = method.projector(method.encoder(VIEWS)).detach()[:8]
     scores = method.prototypes(z)
     method.before_epoch(1, 1, generator())
     assert torch.equal(method.assign(scores, method.queue1), sinkhorn(scores))
     method.before_epoch(2, 1, generator())
     both = torch.cat([scores, method.prototypes(method.queue1.rows)])
-    assert len(both) == 8 + 96
+    assert len(both) == 8 + 128
     assert torch.equal(method.assign(scores, method.queue1), sinkhorn(both)[:8])
     one_step(method, epoch=1)
     assert method.prototypes.weight.grad is None
 
 
 def test_deepclusters_first_epoch_fills_the_memory():
-    method = method_of("deepcluster_v2", n_images=10)           # two of them are never seen
+    method = method_of("deepcluster_v2", n_images=10)           # an epoch has eight
     first = one_step(method)
     assert first.loss == 0 and (method.assigned == -1).all()
     method.after_step(first.kept, 0, HALF)
@@ -219,6 +222,12 @@ def test_deepclusters_first_epoch_fills_the_memory():
     assert all(len(labels[:8].unique()) == 8 for labels in method.assigned)
     assert torch.allclose(method.centres[1][method.assigned[1, :8]], method.memory[1, :8],
                           atol=1e-5)
+    # the second epoch leaves out images 0 and 1: they have no fresh embedding, and no cluster
+    views = VIEWS.view(2, 8, 3, 4, 4).roll(2, 1).flatten(0, 1)
+    result = method(views, torch.arange(2, 10), HALF)
+    method.after_step(result.kept, 0, HALF)
+    method.before_epoch(3, 1, generator())
+    assert (method.assigned[:, :2] == -1).all() and (method.assigned[:, 2:] >= 0).all()
 
 
 def test_lejepas_terms():
@@ -228,22 +237,48 @@ def test_lejepas_terms():
     result = one_step(method)
     z1, z2 = method.projector(method.encoder(VIEWS)).detach().chunk(2)
     middle = (z1 + z2) / 2
-    invariance = ((z1 - middle).square().mean() + (z2 - middle).square().mean()) / 2
+    prediction = ((z1 - middle).square().mean() + (z2 - middle).square().mean()) / 2
     torch.manual_seed(1)
     directions = normalize_rows(torch.randn(128, 6)).T
     normality = (baselines.sigreg(z1, directions) + baselines.sigreg(z2, directions)) / 2
     close(result.logs["sigreg"], normality, 1e-5)
-    close(result.loss.detach(), 0.98 * invariance + 0.02 * normality, 1e-5)
+    close(result.loss.detach(), 0.98 * prediction + 0.02 * normality, 1e-5)
     assert one_step(method).logs["sigreg"] != result.logs["sigreg"]
 
 
-def test_queues_and_prototypes_shrink(capsys):
-    assert len(method_of("nnclr", "--set", "queue=65536").queue.rows) == 8
-    assert "note: 8 queue entries in place of 65,536" in capsys.readouterr().out
-    assert len(method_of("swav", "--set", "prototypes=3000").prototypes.weight) == 8
-    assert "note: 8 prototypes in place of 3,000" in capsys.readouterr().out
-    method_of("nnclr", "--set", "queue=8")
-    assert capsys.readouterr().out == ""
+def test_sizes_do_not_depend_on_the_training_set(tmp_path, capsys):
+    """What cannot be filled is refused: a queue by whole batches, clusters by an epoch's images."""
+    assert len(method_of("nnclr", "--set", "queue=65536").queue.rows) == 65_536
+    assert len(method_of("dino", "--set", "prototypes=4096").prototypes.weight) == 4096
+    flags = [*SMALL, *"--arch resnet18 --width 2 --projector 4-4 --limit-train 64".split()]
+    for words, reason in {
+        "--method ressl --batch-size 60": "not a multiple of --batch-size 60; 65520 is",
+        "--method swav --batch-size 64 --set queue=32": "--batch-size 64; 64 is",
+        "--method deepcluster_v2 --batch-size 60": "as many images, and an epoch has 60",
+    }.items():
+        assert run(*flags, *words.split(), "--out", tmp_path / "run") == 2
+        err = capsys.readouterr().err
+        assert reason in err and err.count("\n") == 1
+
+
+def test_the_second_papers_moco():
+    """One queue, to which both views' keys go, and batch norms in the projector."""
+    method = method_of("moco_v2", "--set", "queues=1", "batch_norm=yes")
+    assert any(isinstance(module, nn.BatchNorm1d) for module in method.projector)
+    kept = one_step(method).kept
+    method.after_step(kept, 0, HALF)
+    queue, = method.queues
+    assert torch.equal(queue.rows[:16], torch.cat([kept["k1"], kept["k2"]]))
+    plain = method_of("moco_v2").projector
+    assert not any(isinstance(module, nn.BatchNorm1d) for module in plain)
+
+
+@pytest.mark.parametrize("name", ["dino", "swav"])
+def test_prototypes_are_drawn_as_a_linear_layer(name):
+    """Rows of uniform numbers in ±1/√d, with a length near 1/√3."""
+    weight = method_of(name, "--set", "prototypes=512").prototypes.weight
+    assert weight.abs().max() <= 6 ** -0.5
+    close(weight.detach().norm(dim=1).mean(), 3 ** -0.5, 0.05)
 
 
 # --- flags --------------------------------------------------------------------------------------
@@ -253,8 +288,8 @@ def test_defaults_are_the_methods():
     moco = train.parse_args(["--method", "moco_v2"])
     assert (moco.optimizer, moco.lr, moco.projector) == ("sgd", 0.3, "2048-256")
     assert (moco.beta, moco.mi_scale) == (0, "1")
-    assert moco.set == {"temperature": 0.2, "queue": 32768, "momentum": 0.99,
-                        "last_momentum": 0.999}
+    assert moco.set == {"temperature": 0.2, "queue": 32768, "queues": 2, "batch_norm": "no",
+                        "momentum": 0.99, "last_momentum": 0.999}
     changed = train.parse_args("--method moco_v2 --optimizer adam --projector 8-8 --set queue=7 "
                                "momentum=0.5 --set temperature=0.3".split())
     assert (changed.lr, changed.projector) == (1e-3, "8-8")

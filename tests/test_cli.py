@@ -110,7 +110,7 @@ TRAINED = {
     "--save-minutes": ("0", "1e30"),
     "--projector": ("1", "8-8", "2-3-4"),
     "--width": ("1", "2"),
-    "--augment": ("vicreg", "simclr", "moco", "byol", "ressl"),
+    "--augment": ("vicreg", "simclr", "symmetric_weak", "byol", "ressl", "lejepa"),
     "--resident": ("yes", "no", "auto"),
     "--min-size": ("1", "16", "17"),
     "--limit-train": ("1", "64", "100"),
