@@ -45,6 +45,11 @@ PANELS = RUN_PANELS | {
     "RankMe": {"R": "rankme_r", "Z": "rankme_z"},
     "Loss: InfoNCE": {"": "info_nce"},
     "Loss: VICReg": {"": "vicreg"},
+    "VICReg's parts, unweighted": {
+        "invariance": "invariance",
+        "variance": "variance",
+        "covariance": "covariance",
+    },
     "Loss: I(R;Z) of a batch (nats)": {"": "mi_loss"},
 }
 
@@ -131,13 +136,19 @@ def draw_dynamics(runs, png, panels=PANELS):
 
 
 def draw_panel(axis, runs, lines, colour):
-    """Draws a panel's first column solid, its second dashed, each method in its colour."""
-    for (name, column), style in zip(lines.items(), ("-", "--")):
+    """Draws a panel's columns solid, dashed and dotted, each method in its colour."""
+    for (name, column), style in zip(lines.items(), ("-", "--", ":")):
         axis.plot([], [], style, color="black", label=name)
         for method, logs in runs.items():
             for log in logs:
                 draw_line(axis, log, column, style, colour[method])
-    if len(lines) > 1:
+    if "covariance" in lines:
+        axis.set_yscale("log")      # it is a hundred times the invariance
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
+        axis.margins(y=0.25)        # room for the legend
+        axis.legend(frameon=False, fontsize=9, ncols=3, loc="upper center")
+    elif len(lines) > 1:
         axis.legend(frameon=False, fontsize=9)
     if "alpha" in lines.values():
         axis.set_ylim(-0.03, 1.03)

@@ -137,9 +137,10 @@ class Method(nn.Module):
     def forward(self, views, index, progress):
         """Returns a StepResult; runs under autocast.
 
-        views: 2n × 3 × s × s, all first views, then all second views. index: n, the images'
-        places in the training set. progress: 0-dim float64, from 0 at the first step of training
-        to 1 at the last.
+        views: 2n × 3 × s × s, all first views, then all second views. Passed through a network at
+        once, its batch norms see all 2n; solo-learn passes each view by itself. index: n, the
+        images' places in the training set. progress: 0-dim float64, from 0 at the first step of
+        training to 1 at the last.
 
         With several processes, n is this process's share of the batch: a loss over the whole batch
         gathers first. Set no attributes or buffers here, except batch norms' own: torch.compile
@@ -240,6 +241,7 @@ class AdaDim(Method):
         return {"alpha": alpha_at(self.args.alpha, self.measured.value, progress)}
 
     def forward(self, views, index, progress):
+        # both views at once: batch norms see 2n images, not n as in solo-learn
         r = self.encoder(views)                             # 2n × p
         z = self.projector(r)                               # 2n × d
         r1, r2, z1, z2 = gather_at_once(*r.chunk(2), *z.chunk(2))   # of all processes

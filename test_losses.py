@@ -124,6 +124,9 @@ def test_adadim_is_the_weighted_sum_of_its_terms(n, d):
     close(parts["info_nce"], info_nce_oracle(z1, z2, 0.1))
     close(parts["vicreg"], vicreg_oracle(z1, z2, 25, 25, 1))
     close(parts["mi_loss"], information)
+    for part, weights in {"invariance": (1, 0, 0), "variance": (0, 1, 0),
+                          "covariance": (0, 0, 1)}.items():
+        close(parts[part], vicreg_oracle(z1, z2, *weights))
     weighted = 0.3 * parts["info_nce"] + 0.7 * parts["vicreg"]
     close(loss, weighted + 0.02 * 0.3 * parts["mi_loss"])
 

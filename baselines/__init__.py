@@ -6,17 +6,20 @@
     from baselines import METHODS, byol, sinkhorn   classes by name; losses
 
 Each file uses none of the others except shared.py. Settings are from Table 17 of AdaDim's paper
-or, if missing there, from solo-learn's CIFAR recipes, on which that paper builds. Like AdaDim, all
-methods see two views, without additional small crops.
+or, if missing there (as are DINO, SwAV, ReSSL and all augmentations), from solo-learn's CIFAR
+recipes, on which that paper builds. A class's docstring names its exceptions. In Table 17's column
+of projectors, 4096-4096-256 (BYOL) or 2048-4096-256 (NNCLR) are the projector's hidden layer, the
+predictor's, and the output: here --projector 4096-256 --set predictor=4096.
 
 For all methods:
-- Both views go through the networks in one batch of 2n, so that batch norms see both.
+- There are two views, without additional small crops.
+- Both views go through the networks in one batch of 2n, so that batch norms see both. solo-learn
+  passes each view by itself.
 - A momentum copy has batch norms of its own, in training mode, as in the methods' public code.
 - With several processes, embeddings are gathered first: losses, queues, centres, assignments and
   clusters are those of the whole batch. As for AdaDim, two things differ from a single process:
   the augmentation's random numbers and, on CPUs, batch norms, which see their own process's part.
   See also DeepCluster v2 and LeJEPA.
-- Queues and sets of prototypes never exceed an epoch's number of images; a note reports a cut.
 - --seed also determines the random queues, prototypes and cluster centres at the start.
 """
 from baselines.barlow_twins import BarlowTwins, barlow_twins
