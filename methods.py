@@ -117,6 +117,7 @@ class Method(nn.Module):
     → r (n × p). n_images: size of the training set.
     """
     columns = ()            # its own columns of log.csv, from `logs` and `schedule`
+    details = ()            # more of them, which the line printed for each epoch leaves out
     defaults = {"--beta": 0.0, "--mi-scale": "1"}   # those that differ from train.py's
     settings = {}           # {name: Setting}
     uses = ()               # flags that only this method and a few others read
@@ -222,7 +223,8 @@ class AdaDim(Method):
 
         L = α·InfoNCE + (1 − α)·VICReg + β·m·I(R;Z)                                   [Eq. 5]
     """
-    columns = ("alpha", "info_nce", "vicreg", "invariance", "variance", "covariance", "mi_loss")
+    columns = ("alpha", "info_nce", "vicreg", "mi_loss")
+    details = ("invariance", "variance", "covariance")      # VICReg's parts, before weighting
     defaults = {}                                           # train.py's are AdaDim's
     uses = ("--alpha", "--alpha-every", "--alpha-batches", "--alpha-from", "--temperature",
             "--vicreg-weights")

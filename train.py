@@ -324,7 +324,7 @@ def train(args, session):
 
     # the run's files
     columns = ("epoch", "step", "seconds", "samples_per_s", "lr", "clipped", "loss",
-               *method.columns, *probe.columns())
+               *method.columns, *method.details, *probe.columns())
     session.start(steps, columns, method.columns, checkpoint, device)
 
     # one generator for the whole run: image workers prefetch while an epoch is evaluated

@@ -128,7 +128,7 @@ def test_the_compiled_step_equals_the_plain_one():
         gradients = {name: p.grad for name, p in learner.named_parameters()}
         results.append({**logs, **kept, **gradients})
     plain, compiled = results
-    assert plain.keys() == compiled.keys() and len(plain) == 5 + 1 + 6
+    assert plain.keys() == compiled.keys() and len(plain) == 8 + 1 + 6
     for name, value in plain.items():
         assert torch.allclose(value, compiled[name], rtol=1e-4, atol=1e-5), name
         assert value.abs().max() > 0, name

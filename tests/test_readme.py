@@ -56,7 +56,8 @@ def test_the_loss_and_the_backbone_example_run(tmp_path, monkeypatch):
     scope = {}
     exec(code.replace("(2, 64, 3, 32, 32)", "(2, 8, 3, 32, 32)"), scope)
     assert scope["loss"].isfinite() and 0 < scope["alpha"] < 1
-    assert scope["parts"].keys() == {"info_nce", "vicreg", "mi_loss"}
+    assert scope["parts"].keys() == {"info_nce", "vicreg", "invariance", "variance", "covariance",
+                                     "mi_loss"}
     assert scope["r"].shape == (8, p)
     assert torch.equal(scope["r"], net.eval()(scope["view1"]))
 

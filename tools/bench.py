@@ -13,8 +13,6 @@ images       augmentation; decoding JPEGs, with two crops of 224 pixels of each;
 Times are medians after warming up. Functions that are compared take turns, so that a machine
 that slows down does so for all. Peak memory is a step's on a GPU, this process's on a CPU.
 """
-import contextlib
-import io
 import statistics
 import sys
 import tempfile
@@ -88,8 +86,7 @@ class Training:
         for flag in ("arch", "width", "projector", "precision"):
             words.append(f"--{flag}={getattr(args, flag)}")
         settings = train.parse_args(words)
-        with contextlib.redirect_stdout(io.StringIO()):     # notes that queues shrink to IMAGES
-            self.learner = train.make_learner(settings, data, device)
+        self.learner = train.make_learner(settings, data, device)
         groups = self.learner.param_groups(settings)
         self.optimizer = make_optimizer(settings.optimizer, groups)
         self.autocast, self.scaler = train.mixed_precision(args.precision, device)

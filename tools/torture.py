@@ -41,7 +41,7 @@ FLAGS = ("--dataset folder --device cpu --precision fp32 --arch resnet18 --width
 SETTINGS = (        # resident and streamed; every kind of state
     "--resident yes",
     "--resident no",
-    "--method moco_v2 --set queue=100",
+    "--method moco_v2 --set queue=128",
     "--method deepcluster_v2 --set prototypes=8",
     "--method dino --set prototypes=8 frozen_epochs=2 --resident no",
 )
