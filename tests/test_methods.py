@@ -78,7 +78,7 @@ def test_the_loss_is_equation_5():
     w2 = methods.wasserstein_uniformity(torch.cat([z1, z2]))
     lu = methods.uniformity(torch.cat([z1, z2]))
     assert (parts.w2_loss, parts.lu_loss) == (w2, lu)
-    assert set(result.logs) == {*method.columns} - {"alpha"}
+    assert set(result.logs) == {*method.columns, *method.details} - {"alpha"}
     assert parts.vicreg == pytest.approx(vicreg(z1, z2, 5, 4, 3).item(), rel=1e-6)
     by_hand = 0.25 * parts.info_nce + 0.75 * parts.vicreg + 2 * 0.25 * parts.mi_loss
     by_hand = by_hand + (0.8 + 0.2) / 2 * w2 + 0.3 * lu         # half of the training is done
