@@ -20,6 +20,7 @@ import math
 import sys
 from pathlib import Path
 
+import plumbing     # noqa: F401  (first: makes Ctrl-C quiet during the next imports)
 import torch
 
 import probe
@@ -174,6 +175,8 @@ def parse_args(argv):
         if args.method != "adadim":
             settings = args.method
         args.out = Path("runs") / f"{args.dataset}-{settings}-seed{args.seed}"
+    if args.out.resolve() == Path(args.data_dir).resolve():
+        parser.error(f"--out {args.out} is --data-dir: the run's files would join the images")
     return args
 
 

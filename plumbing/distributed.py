@@ -14,10 +14,12 @@ import torch.distributed as dist
 from torch import nn
 
 
+TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+
+
 def from_torchrun(name, otherwise):
-    """A number from torchrun's environment variables; without torchrun, `otherwise`."""
-    started_by_torchrun = {"RANK", "MASTER_ADDR"} <= os.environ.keys()
-    return int(os.environ[name]) if started_by_torchrun else otherwise
+    """A number from torchrun's environment variables; unless all are set, `otherwise`."""
+    return int(os.environ[name]) if TORCHRUN <= os.environ.keys() else otherwise
 
 
 RANK = from_torchrun("RANK", 0)                             # this process's number, from 0

@@ -15,11 +15,12 @@ import sys
 import time
 
 import torch
+import torch.nn.functional as F
 
 from plumbing import run
 from plumbing.cli import BadInput, show_progress
 from plumbing.distributed import RANK
-from plumbing.status import StatusLine, epoch_line, note_of_threads
+from plumbing.status import StatusLine, epoch_line, note_of_machine
 
 # flags that do not change the result
 MAY_DIFFER_ON_RESUME = ("--out", "--data-dir", "--classes", "--resident", "--device", "--compile",
@@ -82,7 +83,7 @@ class Session(contextlib.ExitStack):
             with run.restoring(self.last):
                 self.step_logs = list(self.saved["step_logs"].to(device).unbind())
             self.note_of_content()
-            note_of_threads(self.saved["facts"].get("threads"), device)
+            note_of_machine(self.saved["facts"], device)
         if RANK == 0 and self.args.overwrite:
             run.remove_run(self.args.out)
         if RANK == 0 and self.saved is None:
@@ -190,22 +191,27 @@ class Session(contextlib.ExitStack):
 
 
 def what_went_wrong(step_logs, earlier=()):
-    """(step from 0, what happened) for the first step whose logs are not finite or whose loss is
-    over a hundred times the usual; None if there is none.
+    """(step from 0, what happened) if logs are not finite, or if the loss has exploded: most of
+    ten steps in a row have over a hundred times the smallest loss so far. A single peak passes:
+    with clipped gradients, training recovers from it. None if nothing happened.
 
-    step_logs: steps × columns, the loss first. earlier: mean losses of the epochs before.
+    step_logs: steps × columns, the loss first. earlier: mean losses of the epochs before, each of
+    which counts as one step.
     """
-    losses = step_logs[:, 0].abs()
-    earlier = losses.new_tensor(earlier).abs()
-    usual = torch.cat([losses, earlier]).nanmedian().clamp_min(1)
     broken = ~step_logs.isfinite().all(1)                   # steps
-    bad = broken | (losses > 100 * usual)
-    if not bad.any():
+    if broken.any():
+        return int(broken.int().argmax()), "became NaN or infinite"
+
+    losses = torch.cat([step_logs.new_tensor(earlier), step_logs[:, 0]]).abs()
+    usual = losses.clamp_min(1).cummin(0).values
+    high = losses > 100 * usual
+    in_ten_steps = high.cumsum(0) - F.pad(high.cumsum(0), (10, 0))[:len(high)]
+    exploded = in_ten_steps > 5
+    if not exploded.any():
         return None
-    step = int(bad.int().argmax())
-    if broken[step]:
-        return step, "became NaN or infinite"
-    return step, f"exploded, to {losses[step]:.3g} where {usual:.3g} is usual,"
+    step = int(exploded.int().argmax())
+    return (max(0, step - len(earlier)),
+            f"exploded, to {losses[step]:.3g} where {usual[step]:.3g} was usual,")
 
 
 def check_evaluation(row, rows, holding):

@@ -99,12 +99,19 @@ def note_of_precision(precision, device):
               "use --precision fp32")
 
 
-def note_of_threads(before, device):
-    """Prints a note if a CPU's results will differ from those of an uninterrupted run."""
-    now = torch.get_num_threads()
+def note_of_machine(facts, device):
+    """Prints a note if results will differ from those of an uninterrupted run.
+
+    facts: the checkpoint's, see run.facts_of.
+    """
+    before, now = facts.get("threads"), torch.get_num_threads()
     if device.type == "cpu" and before not in (None, now):
         print(f"note: the run began with {before} threads and goes on with {now}, which rounds "
               f"differently: OMP_NUM_THREADS={before} gives the same bits")
+    before = facts.get("processes")
+    if before not in (None, WORLD_SIZE):
+        print(f"note: the run began with {before} processes and goes on with {WORLD_SIZE}: it "
+              "draws other augmentations from here on")
 
 
 def millions(net):

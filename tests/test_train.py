@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import sys
+import time
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from PIL import Image
 
 import train
 from optim import clip_gradient
-from plumbing import session
+from plumbing import distributed, session
 from plumbing.run import load_checkpoint, read_config, read_log
 from tests.helpers import (ROOT, SMALL, TINY, assert_same_run, close, equal, rows_without_times,
                            run, save_images, shapes_folder, start, wait_for_epoch)
@@ -239,6 +240,20 @@ def test_a_stopped_run_says_how_to_go_on_and_resumes_exactly(tmp_path):
     assert 1 / 16 < alpha < 1       # effective rank over 16, the largest of z (64 × 16)
 
 
+def test_ctrl_c_while_torch_is_imported_ends_the_program_as_a_shell_expects(tmp_path):
+    process = start("--out", tmp_path / "run")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == ("", "") and process.returncode == -signal.SIGINT
+
+
+def test_a_part_of_torchruns_variables_is_ignored(monkeypatch):
+    """Clusters set RANK for purposes of their own."""
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    assert distributed.from_torchrun("RANK", 0) == 0
+
+
 def test_a_signal_at_an_epochs_end_loses_nothing(tmp_path, monkeypatch):
     """Even if it comes just after the epoch's end, when no checkpoint was due."""
     honest = session.epoch_line
@@ -350,6 +365,7 @@ def bad_folders(root):
     ("--dataset folder --data-dir {}/small", "too few images have 8 pixels"),
     ("--dataset folder --data-dir {}/strange", "no counterpart"),
     ("--out {}/empty/file/run", "not a directory"),
+    ("--out {0}/one --data-dir {0}/empty/../one", "is --data-dir"),
 ])
 def test_bad_input(flags, words, tmp_path, capsys):
     bad_folders(tmp_path)
