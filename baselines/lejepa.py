@@ -70,7 +70,7 @@ class LeJepa(Method):
         z = self.projector(r)                               # 2n × d
         z1, z2 = matrices(*both_views(z))                   # n × d each
         # the mean over processes is normal too, and gives all of them the same directions
-        drawn = mean(torch.randn(self.directions, z.shape[1], device=z.device))
+        drawn = mean(torch.randn(self.directions, z1.shape[1], dtype=z1.dtype, device=z1.device))
         directions = normalize_rows(drawn).T                # d × m
         to_middle = (z1 - z2) / 2                           # n × d; the other view's is −to_middle
         prediction = to_middle.square().mean()
