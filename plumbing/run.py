@@ -276,10 +276,11 @@ def save_checkpoint(path, checkpoint):
 
 
 def facts_of(data, data_dir):
-    """A checkpoint's record of the images, for evaluate.py, and of this process's threads."""
+    """A checkpoint's record of the images, for evaluate.py, and of threads and processes."""
     about_images = ("classes", "size", "image_size", "stem", "mean", "std", "streamed", "min_size")
     facts = {key: data.get(key) for key in about_images}
-    return facts | {"data_dir": str(Path(data_dir).absolute()), "threads": torch.get_num_threads()}
+    return facts | {"data_dir": str(Path(data_dir).absolute()), "threads": torch.get_num_threads(),
+                    "processes": WORLD_SIZE}
 
 
 # --- log.csv ----------------------------------------------------------------------------------

@@ -47,14 +47,19 @@ def test_a_checkpoint_is_what_was_saved(tmp_path):
     assert load_checkpoint(tmp_path / "previous.pt")["epoch"] == 3
 
 
-def test_an_exploding_loss_ends_the_run(tmp_path):
+def test_a_loss_that_stays_exploded_ends_the_run(tmp_path):
+    """A single peak, or one step in two, does not; nor does a hundredfold loss far below 1."""
     session = session_in(tmp_path, rows=[{"loss": 41.0}])
+    session.step_logs = list(torch.tensor([[40.0, 0], [4e5, 0]] * 7))
     session.check_losses()
-    session.step_logs[4][0] = 4100.0
-    with pytest.raises(BadInput, match="exploded, to 4.1e.03 where 40 .* in epoch 4, step 5 of 20"):
+    session.step_logs[6][0] = 4100.0        # now six of the first ten are high
+    with pytest.raises(BadInput, match="exploded, to 4e.05 where 40 .* epoch 4, step 10 of 20"):
         session.check_losses()
-    session.rows, session.step_logs = [], [torch.tensor([0.001]), torch.tensor([0.2])]
-    session.check_losses()          # far below 1, a hundredfold loss is no explosion
+    session.rows, session.step_logs = [], [torch.tensor([0.001]), *[torch.tensor([0.2])] * 9]
+    session.check_losses()
+    session.step_logs = [torch.tensor([40.0]), torch.tensor([torch.inf])]
+    with pytest.raises(BadInput, match="became NaN or infinite in epoch 4, step 2"):
+        session.check_losses()
 
 
 @pytest.mark.parametrize("field", CHECKPOINT_TYPES)
@@ -195,9 +200,11 @@ def test_a_slow_precision_is_said(capsys, monkeypatch):
         assert f"computes in {name} ten times slower" in capsys.readouterr().out
 
 
-def test_another_number_of_threads_is_said(capsys):
-    threads = torch.get_num_threads()
-    status.note_of_threads(threads, torch.device("cpu"))
+def test_another_number_of_threads_or_processes_is_said(capsys):
+    cpu, threads = torch.device("cpu"), torch.get_num_threads()
+    status.note_of_machine({"threads": threads, "processes": 1}, cpu)
     assert capsys.readouterr().out == ""
-    status.note_of_threads(threads + 3, torch.device("cpu"))
+    status.note_of_machine({"threads": threads + 3}, cpu)
     assert f"OMP_NUM_THREADS={threads + 3} gives the same bits" in capsys.readouterr().out
+    status.note_of_machine({"threads": threads, "processes": 4}, cpu)
+    assert "began with 4 processes and goes on with 1" in capsys.readouterr().out

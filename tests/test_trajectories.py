@@ -19,7 +19,7 @@ from baselines import METHODS
 from tests.helpers import generator
 
 IMAGES, N, STEPS, EPOCHS = 26, 8, 3, 3      # an epoch leaves out two images
-P, D = 10, 6                                # widths of r and z
+P, D = 10, 9                                # widths of r and z
 LR = 0.05
 SETTINGS = dict(queue=24, prototypes=12, momentum=0.9, last_momentum=0.98, frozen_epochs=1,
                 queue_from_epoch=2, iterations=3, heads=3, directions=16, predictor=7)
