@@ -71,7 +71,9 @@ FREE_COLOURS = ("#332288", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255"
 # All functions here raise ImportError without matplotlib.
 
 def new_figure(width, height):
+    import matplotlib
     from matplotlib.figure import Figure
+    matplotlib.rcParams["text.parse_math"] = False      # a name may hold a $
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -335,6 +335,8 @@ def parse_args(argv):
         flag = word.partition("=")[0]
         if flag in GIVEN_BY_THE_STUDY:
             raise BadInput(f"{flag} is given to each run by the study: leave it out")
+        if flag in ("--methods", "--help", "-h"):
+            raise BadInput(f"{flag} after -- would train nothing: call train.py {flag}")
     return args, common
 
 

@@ -314,7 +314,7 @@ def train(args, session):
     if session.saved:
         with run.restoring(session.last):
             learner.load_state_dict(session.saved["learner"])
-            optimizer.load_state_dict(session.saved["optimizer"])
+            run.load_optimizer(optimizer, session.saved["optimizer"])
             scaler.load_state_dict(session.saved["scaler"])
 
     # several processes, torch.compile

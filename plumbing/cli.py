@@ -65,13 +65,12 @@ def checked(kind, accept, wanted):
     return parse
 
 
-def whole_number(low, high=math.inf):
-    """Integers from low to high, inclusive."""
-    wanted = f"a whole number from {low}" + (f" to {high}" if high < math.inf else "")
-    return checked(int, lambda value: low <= value <= high, wanted)
-
-
 LARGEST_NUMBER = 1e30       # far below float32's limit of 3e38
+
+
+def whole_number(low, high=10 ** 9):
+    """Integers from low to high, inclusive."""
+    return checked(int, lambda value: low <= value <= high, f"a whole number from {low} to {high}")
 
 
 def number(low=-LARGEST_NUMBER, above=False):
@@ -89,7 +88,7 @@ def matching(pattern, wanted):
     return checked(str, lambda text: re.fullmatch(pattern, text), wanted)
 
 
-layer_sizes = matching(r"[1-9]\d*(-[1-9]\d*)*", "layer sizes such as 2048-2048-2048")
+layer_sizes = matching(r"[1-9]\d{0,6}(-[1-9]\d{0,6})*", "layer sizes such as 2048-2048-2048")
 device_name = matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
 
 
@@ -158,7 +157,8 @@ def check_output_file(path, flag):
     if path is None:
         return
     folder = path.absolute().parent
-    if path.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+    is_other = path.exists() and not path.is_file()     # a folder, a device, a pipe
+    if is_other or not os.access(folder, os.W_OK | os.X_OK):
         raise BadInput(f"{flag}: cannot write to {path}")
 
 
@@ -173,7 +173,8 @@ def out_of_memory(error):
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     words = ("out of memory", "not enough memory", "can't allocate memory",
-             "DefaultCPUAllocator", "STATUS_ALLOC_FAILED")      # the last: cuBLAS and cuDNN
+             "DefaultCPUAllocator", "calculation overflowed",
+             "STATUS_ALLOC_FAILED")     # of cuBLAS and cuDNN
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
@@ -190,6 +191,11 @@ def one_line_errors(program):
 
     Any other exception is a bug of ours and keeps its traceback.
     """
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:                # closed, as by >&-
+            setattr(sys, stream, open(os.devnull, "w"))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:       # see plumbing/__init__.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")        # for terminals that cannot show α
     try:

@@ -11,19 +11,23 @@ def load_features(path):
     """The arrays of an npz file as a dict: r (n × p), float32; z (n × d), y (n, int64), test
     (n, bool: the rows to test on) and views (images × views × p), each None if it is absent.
 
-    Raises BadInput if they are not numbers, not finite or do not fit together.
+    Raises BadInput if they are not numbers, not finite in float32, or do not fit together.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("r", "z", "y", "split", "views")
                       if name in file}
-        r = real_matrix(arrays, "r")
-        z = real_matrix(arrays, "z") if "z" in arrays else None
+        if "r" not in arrays:
+            raise BadInput("it lacks an array r")
+        r = real_array("r", arrays["r"], "samples × features")
+        z = real_array("z", arrays["z"], "samples × features") if "z" in arrays else None
         y = class_numbers(arrays["y"]) if "y" in arrays else None
-        views = arrays.get("views")
-        if views is not None:
-            rows = real_matrix({"views": views.reshape(-1, views.shape[-1])}, "views")
-            views = rows.view(views.shape)
+        views = None
+        if "views" in arrays:
+            views = real_array("views", arrays["views"], "images × views × features")
+        split = arrays.get("split")
+        if split is not None and (split.dtype.kind != "U" or split.ndim != 1):
+            raise BadInput(f"split must be a word per row, not {split.dtype} {split.shape}")
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from error
     except Exception as error:      # a damaged file can raise anything
@@ -31,31 +35,32 @@ def load_features(path):
         raise BadInput(f"{path} is not an npz file with an array r, and optionally z and y "
                        f"({reason})") from error
 
-    for name, x in {"z": z, "y": y, "split": arrays.get("split")}.items():
+    for name, x in {"z": z, "y": y, "split": split}.items():
         if x is not None and len(x) != len(r):
             raise BadInput(f"{path}: {name} has {len(x)} rows, and r {len(r)}")
     if len(r) < 2 or (y is not None and len(r) < 10):
         raise BadInput(f"{path}: {len(r)} rows are too few: the metrics need 2, probes 10")
     test = None
-    if "split" in arrays:
-        test = torch.from_numpy(arrays["split"] == "test")
+    if split is not None:
+        test = torch.from_numpy(split == "test")
         if test.sum() < 2 or (~test).sum() < 2:
             raise BadInput(f"{path}: split must say 'test' for two or more rows, and something "
                            "else for two or more")
-    if views is not None and (views.ndim != 3 or min(views.shape[:2]) < 2):
-        raise BadInput(f"{path}: views must be images × views × features, with two or more images "
-                       f"and views, not {tuple(views.shape)}")
+    if views is not None and min(views.shape[:2]) < 2:
+        raise BadInput(f"{path}: views must have two or more images and views, not "
+                       f"{tuple(views.shape)}")
     return {"r": r, "z": z, "y": y, "test": test, "views": views}
 
 
-def real_matrix(arrays, name):
-    """One of the arrays as a float32 tensor, n × d; BadInput unless it is finite and real."""
-    if name not in arrays:
-        raise BadInput(f"it lacks an array {name}")
-    x = arrays[name]
-    if x.dtype.kind not in "fiu" or x.ndim != 2 or x.size == 0 or not np.isfinite(x).all():
-        raise BadInput(f"{name} must be a finite matrix, not {x.dtype} {x.shape}")
-    return torch.from_numpy(x.astype(np.float32))
+def real_array(name, x, axes):
+    """x as a float32 tensor; BadInput unless it has these axes, and its values are finite."""
+    if x.dtype.kind not in "fiu" or x.ndim != axes.count("×") + 1 or x.size == 0:
+        raise BadInput(f"{name} must hold numbers, {axes}, not {x.dtype} {x.shape}")
+    with np.errstate(over="ignore"):
+        values = torch.from_numpy(x.astype(np.float32))
+    if not values.isfinite().all():
+        raise BadInput(f"{name} has values that are not finite, or too large for float32")
+    return values
 
 
 def class_numbers(labels):

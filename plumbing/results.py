@@ -15,10 +15,8 @@ import torch
 
 from metrics import pearson
 from plumbing.cli import BadInput
-from plumbing.run import last_value, read_config, read_log
+from plumbing.run import NAMING_FLAGS, last_value, read_config, read_log
 
-# flags that label() turns into a name
-SPELLED = ("--method", "--alpha", "--beta", "--mi-scale", "--alpha-from")
 # flags that do not distinguish methods
 NO_DIFFERENCE = ("--seed", "--out", "--data-dir", "--device", "--resident", "--compile",
                  "--tensorboard", "--resume", "--overwrite", "--classes")
@@ -74,7 +72,7 @@ def read_folders(folders):
         if missing:
             print(f"{folder} {missing}: left out")
             continue
-        all_flags.append(read_flags(folder))
+        all_flags.append(read_config(folder)["flags"])
         log = read_log(folder / "log.csv")
         if "h2_r" in log and "mi" in log:
             log["h2_r_minus_mi"] = [h - i for h, i in zip(log["h2_r"], log["mi"])]
@@ -96,7 +94,7 @@ def read_evaluation(folder):
         found = json.loads(path.read_text(encoding="utf-8"))
         names = [name for name in found if name.startswith(("lidar_", "alignment_", "linear_"))]
         return {name: [float(found[name])] for name in names if found[name] is not None}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BadInput(f"{path} holds no figures of evaluate.py") from error
 
 
@@ -111,22 +109,12 @@ def what_is_missing(folder):
     return None
 
 
-def read_flags(folder):
-    """The flags in a run's config.json; raises BadInput if one that label() needs is missing."""
-    flags = read_config(folder)["flags"]
-    for flag in SPELLED:
-        if flag not in flags:
-            raise BadInput(f"{folder / 'config.json'} is not the configuration of a run: "
-                           f"it lacks {flag}")
-    return flags
-
-
 # --- names ----------------------------------------------------------------------------------------
 
 def label(flags):
     """The name of a method with these flags: VICReg, AdaDim, "α 0.5", "AdaDim, β 0" …
 
-    flags: from config.json; only those in SPELLED are used.
+    flags: from config.json; only NAMING_FLAGS are used.
     """
     alpha, beta = flags["--alpha"], flags["--beta"]
     constant = flags["--mi-scale"] == "1" and beta != 0         # the regulariser of [32]
@@ -187,7 +175,7 @@ def other_flags(flags):
     """The flags, and --set's settings, that can distinguish runs with the same label."""
     measured = flags["--method"] == "adadim" and flags["--alpha"] == "ada"
     without_effect = () if measured else ONLY_WITH_ADA
-    left_out = (*SPELLED, *NO_DIFFERENCE, *without_effect, "--set")
+    left_out = (*NAMING_FLAGS, *NO_DIFFERENCE, *without_effect, "--set")
     kept = {flag: value for flag, value in flags.items()
             if flag.startswith("--") and flag not in left_out}
     return kept | (flags.get("--set") or {})

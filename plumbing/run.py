@@ -31,7 +31,7 @@ import numpy
 import torch
 import torchvision
 
-from plumbing.cli import BadInput
+from plumbing.cli import LARGEST_NUMBER, BadInput
 from plumbing.distributed import RANK, WORLD_SIZE
 
 LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "previous.pt", "backbone.pt", "dynamics.png",
@@ -41,6 +41,7 @@ CHECKPOINT_TYPES = {        # see train.py's checkpoint()
     "epoch": int, "step": int, "step_logs": torch.Tensor, "seconds": float, "rows": list,
     "config": dict, "facts": dict, "learner": dict, "optimizer": dict, "scaler": dict,
 }
+NAMING_FLAGS = ("--method", "--alpha", "--beta", "--mi-scale", "--alpha-from")     # see results.py
 
 
 # --- the folder -------------------------------------------------------------------------------
@@ -141,6 +142,8 @@ def write_whole(path, write, keep=None):
     keep: a path under which the file's previous version is kept, if the disk has hard links.
     Raises OSError if the file cannot be written, because the disk is full for example.
     """
+    if path.exists() and not path.is_file():        # renaming would replace a device, a pipe
+        raise OSError(f"cannot write {path}: it is not a regular file")
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         file = open(part, "wb")     # not in a `with` block: an interrupted torch.save writes
@@ -158,6 +161,8 @@ def write_whole(path, write, keep=None):
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
     except RuntimeError as error:       # torch.save raises "unexpected pos" on a full disk
         part.unlink(missing_ok=True)
+        if isinstance(error.__context__, KeyboardInterrupt):    # of a second Ctrl-C
+            raise error.__context__ from None
         if "unexpected pos" not in str(error):
             raise
         raise OSError(f"cannot write {path}: the disk is full") from error
@@ -198,21 +203,34 @@ def write_config(out, arguments, flags, device):
         "git": git_commit(),
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
-    text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(config, indent=1) + "\n"
     write_whole(out / "config.json", lambda file: file.write(text.encode()))
 
 
 def read_config(folder):
-    """A run's config.json as a dict; raises BadInput if it is missing or unreadable."""
+    """A run's config.json as a dict; raises BadInput if it is missing, unreadable or odd."""
     path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        config["flags"], config["arguments"]
+        flags, arguments = config["flags"], config["arguments"]
+        values = [flags[flag] for flag in NAMING_FLAGS]
+        values += [value for flag, value in flags.items() if flag != "--set"]
+        values += (flags.get("--set") or {}).values()
+        is_whole = all(map(is_plain, values)) and all(isinstance(word, str) for word in arguments)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: is {folder} the folder of a run?") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise BadInput(f"{path} is not the configuration of a run") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise BadInput(f"{path} is not the configuration of a run")
     return config
+
+
+def is_plain(value):
+    """Whether a flag can have this value: a word, a number of a reasonable size, or none."""
+    if isinstance(value, (int, float)):
+        return abs(value) <= LARGEST_NUMBER         # not if it is NaN
+    return value is None or isinstance(value, str)
 
 
 # --- last.pt ----------------------------------------------------------------------------------
@@ -238,11 +256,29 @@ def load_checkpoint(path):
     if version != CHECKPOINT_FORMAT:
         raise BadInput(f"{path} is of another version of this program (format {version}, here "
                        f"{CHECKPOINT_FORMAT}): use that version, or start over with --overwrite")
+    wrong = what_is_wrong(checkpoint)
+    if wrong:
+        raise BadInput(f"{path} is not a whole checkpoint of train.py ({wrong}): {way_out}")
+    return checkpoint
+
+
+def what_is_wrong(checkpoint):
+    """Why a checkpoint's fields cannot be those of a run, in words; None if they can."""
     for field, kind in CHECKPOINT_TYPES.items():
         if not isinstance(checkpoint.get(field), kind):
-            raise BadInput(f"{path} is not a whole checkpoint of train.py (its {field!r} is not "
-                           f"a {kind.__name__}): {way_out}")
-    return checkpoint
+            return f"its {field!r} is not a {kind.__name__}"
+    epoch, rows = checkpoint["epoch"], checkpoint["rows"]
+    epochs = checkpoint["config"].get("--epochs")
+    if not isinstance(epochs, int) or not 0 <= epoch <= epochs:
+        return f"its epoch is {epoch}, of {epochs}"
+    if checkpoint["step"] < 0 or len(checkpoint["step_logs"]) != checkpoint["step"]:
+        return f"its step is {checkpoint['step']}, with {len(checkpoint['step_logs'])} losses"
+    if [row.get("epoch") for row in rows if isinstance(row, dict)] != list(range(1, epoch + 1)):
+        return f"its rows are not those of epochs 1 to {epoch}"
+    if not all(isinstance(value, (int, float)) and math.isfinite(value)
+               for row in rows for value in row.values()):
+        return "a value in its rows is not a finite number"
+    return None
 
 
 @contextlib.contextmanager
@@ -254,6 +290,19 @@ def restoring(path):
         reason = str(error).strip().split("\n")[-1].strip()
         raise BadInput(f"{path} does not hold what this run needs ({reason}): restore it, or "
                        "start over with --overwrite") from error
+
+
+def load_optimizer(optimizer, saved):
+    """optimizer.load_state_dict(), which would accept any settings and shapes: ValueError."""
+    for group, other in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        for name, value in group.items():
+            if name not in ("params", "lr") and other[name] != value:
+                raise ValueError(f"the optimiser's {name} is {other[name]}, not {value}")
+    optimizer.load_state_dict(saved)
+    for p, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape not in (p.shape, ()) or not value.isfinite().all():
+                raise ValueError(f"the optimiser's {name} does not fit, or is not finite")
 
 
 def check_whole_file(path):
@@ -328,17 +377,24 @@ def read_log(path):
 
     An incomplete last line is left out. Raises OSError, or BadInput if it is not a run's log.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        text = file.read()
-    whole_lines = text[:text.rfind("\n") + 1].splitlines()
     try:
+        with open(path, newline="", encoding="utf-8") as file:
+            text = file.read()
+        whole_lines = text[:text.rfind("\n") + 1].splitlines()
         names, *rows = csv.reader(whole_lines)
         columns = {}
         for position, name in enumerate(names):
             columns[name] = [float(row[position] or "nan") for row in rows]
-        return {"epoch": columns.pop("epoch"), **columns}
+        columns = {"epoch": columns.pop("epoch"), **columns}
     except (ValueError, IndexError, KeyError, csv.Error):
         raise BadInput(f"{path} is not the log of a run") from None
+    if columns["epoch"] != list(range(1, len(rows) + 1)):
+        raise BadInput(f"{path} is not the log of a run: its epochs are not 1, 2, 3 …")
+    for name, values in columns.items():
+        if any(abs(value) > LARGEST_NUMBER for value in values):
+            raise BadInput(f"{path} is not the log of a run: {name} has a value beyond "
+                           f"{LARGEST_NUMBER:g}")
+    return columns
 
 
 def last_value(log, column):

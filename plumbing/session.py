@@ -81,6 +81,8 @@ class Session(contextlib.ExitStack):
         self.signals.hold()     # until the end of a step, with all files written
         if self.saved is not None:
             with run.restoring(self.last):
+                if self.step >= steps:
+                    raise ValueError(f"it holds {self.step} steps of an epoch of {steps}")
                 self.step_logs = list(self.saved["step_logs"].to(device).unbind())
             self.note_of_content()
             note_of_machine(self.saved["facts"], device)

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import re
+import sys
 import tempfile
 
 import pytest
@@ -141,6 +142,21 @@ def test_every_flag_of_train_is_tried_above():
                  "--device", "--methods", "--nproc", "--out", "--set"}
     named = set(flags_of("train")) - elsewhere
     assert named == set(TRAINED)
+
+
+def test_a_closed_stdout_is_replaced(monkeypatch):
+    """Python sets it to None after >&-."""
+    monkeypatch.setattr(sys, "stdout", None)
+    with cli.one_line_errors("x"):
+        cli.show_progress("text")
+        print("more")
+
+
+@pytest.mark.parametrize("flags", ["--width 1" + 30 * "0", "--width 1" + 400 * "0",
+                                   "--projector 99999999-8", "--epochs 2000000000"])
+def test_absurd_numbers_are_refused(flags):
+    status, err = outcome(train.main, flags.split())
+    assert status == 2 and "must be" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name, index", [("auto", 0), ("cuda", 0), ("cuda:1", 1)])

@@ -269,13 +269,15 @@ def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
     ("--features {tmp}/pickled.npz", "not an npz file"),
     ("--features {tmp}/no_r.npz", "lacks an array r"),
     ("--features {tmp}/uneven.npz", "z has 3 rows, and r 10"),
-    ("--features {tmp}/empty.npz", "r must be a finite matrix"),
-    ("--features {tmp}/complex.npz", "r must be a finite matrix, not complex128"),
-    ("--features {tmp}/infinite.npz", "z must be a finite matrix"),
+    ("--features {tmp}/empty.npz", "r must hold numbers, samples × features"),
+    ("--features {tmp}/complex.npz", "r must hold numbers, samples × features, not complex128"),
+    ("--features {tmp}/infinite.npz", "z has values that are not finite"),
+    ("--features {tmp}/large.npz", "r has values that are not finite, or too large for float32"),
+    ("--features {tmp}/column.npz", "split must be a word per row"),
     ("--features {tmp}/halves.npz", "y must be a whole number or a word"),
     ("--features {tmp}/negative.npz", "negative labels"),
     ("--features {tmp}/few.npz", "too few"),
-    ("--features {tmp}/flat.npz", "views must be images × views × features"),
+    ("--features {tmp}/flat.npz", "views must hold numbers, images × views × features"),
     ("--features {tmp}/no_test.npz", "split must say 'test'"),
     ("--features {tmp}/unlabelled.npz", "two labelled rows"),
     ("--features {tmp}/good.npz --save-features {tmp}/x.npz", "nothing to add"),
@@ -298,6 +300,8 @@ def test_bad_input(flags, words, place, tmp_path, capsys):
     np.savez(tmp_path / "no_r.npz", z=square)
     np.savez(tmp_path / "complex.npz", r=square * 1j)
     np.savez(tmp_path / "infinite.npz", r=square, z=np.full((10, 3), np.inf))
+    np.savez(tmp_path / "large.npz", r=1e300 * square)
+    np.savez(tmp_path / "column.npz", r=square, y=np.arange(10), split=[["test"], ["train"]] * 5)
     np.savez(tmp_path / "halves.npz", r=square, y=np.arange(10) / 2)
     np.savez(tmp_path / "flat.npz", r=square, views=square)
     np.savez(tmp_path / "few.npz", r=square[:5], y=np.arange(5))

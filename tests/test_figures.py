@@ -335,6 +335,32 @@ def config_without_method(folder):
     made_run(folder, {"--alpha": 0.5})
 
 
+def config_of_lists(folder):
+    made_run(folder, FLAGS | {"--alpha": [0.5]})
+
+
+def config_of_huge_numbers(folder):
+    made_run(folder, FLAGS | {"--beta": 10 ** 400})
+
+
+def deep_config(folder):
+    made_run(folder, FLAGS)
+    (folder / "config.json").write_text("[" * 10 ** 5)
+
+
+def log_of_latin_1(folder):
+    made_run(folder, FLAGS)
+    (folder / "log.csv").write_bytes("epoch,größe\n1,2\n".encode("latin-1"))
+
+
+def log_of_huge_numbers(folder):
+    made_run(folder, FLAGS, rank=1e308)
+
+
+def log_with_a_gap(folder):
+    write_log(folder, {"epoch": [1, 3]})
+
+
 @pytest.mark.parametrize("make, words", [
     (no_folder, "log.csv"),
     (log_without_epochs, "not the log of a run"),
@@ -343,7 +369,13 @@ def config_without_method(folder):
     (only_begun, "nothing to draw"),
     (no_config, "nothing to draw"),
     (damaged_config, "not the configuration of a run"),
-    (config_without_method, "lacks --method"),
+    (config_without_method, "not the configuration of a run"),
+    (config_of_lists, "not the configuration of a run"),
+    (config_of_huge_numbers, "not the configuration of a run"),
+    (deep_config, "not the configuration of a run"),
+    (log_of_latin_1, "not the log of a run"),
+    (log_of_huge_numbers, "a value beyond 1e+30"),
+    (log_with_a_gap, "its epochs are not 1, 2, 3"),
 ])
 def test_bad_runs(make, words, tmp_path, capsys):
     make(tmp_path / "run")

@@ -2,8 +2,10 @@
 
     python -m pytest -q tests/test_run.py
 """
+import copy
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -12,15 +14,16 @@ import pytest
 import torch
 
 import train
+from optim import LARS
 from plumbing import run, signals, status
-from plumbing.cli import BadInput
+from plumbing.cli import BadInput, check_output_file
 from plumbing.run import CHECKPOINT_TYPES, Log, load_checkpoint, reserved
 from plumbing.session import Session
 from tests.helpers import ROOT
 
 WHOLE = {"epoch": 3, "step": 5, "step_logs": torch.ones(5, 2), "seconds": 1.5,
-         "rows": [{"epoch": 1.0}], "config": {"--lr": 0.4}, "facts": {}, "learner": {},
-         "optimizer": {}, "scaler": {}}
+         "rows": [{"epoch": epoch, "loss": 40.0} for epoch in (1, 2, 3)],
+         "config": {"--epochs": 4}, "facts": {}, "learner": {}, "optimizer": {}, "scaler": {}}
 
 
 # --- checkpoints ------------------------------------------------------------------------------
@@ -73,6 +76,25 @@ def test_a_checkpoint_with_a_field_of_another_type_is_refused(field, value, tmp_
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("change, words", [
+    ({"epoch": -1}, "its epoch is -1, of 4"),
+    ({"epoch": 5}, "its epoch is 5, of 4"),
+    ({"config": {}}, "its epoch is 3, of None"),
+    ({"step": 6}, "its step is 6, with 5 losses"),
+    ({"step": -1}, "its step is -1"),
+    ({"rows": WHOLE["rows"][:2]}, "its rows are not those of epochs 1 to 3"),
+    ({"rows": [*WHOLE["rows"][:2], {"loss": 4.0}]}, "its rows are not those"),
+    ({"rows": [*WHOLE["rows"][:2], {"epoch": 3, "loss": float("nan")}]}, "not a finite number"),
+    ({"rows": [*WHOLE["rows"][:2], {"epoch": 3, "loss": "4"}]}, "not a finite number"),
+])
+def test_a_checkpoint_of_impossible_values_is_refused(change, words, tmp_path):
+    run.save_checkpoint(tmp_path / "last.pt", WHOLE)
+    load_checkpoint(tmp_path / "last.pt")
+    run.save_checkpoint(tmp_path / "last.pt", WHOLE | change)
+    with pytest.raises(BadInput, match=words):
+        load_checkpoint(tmp_path / "last.pt")
+
+
 def test_a_cut_off_checkpoint_is_refused_wherever_it_ends(tmp_path):
     path = tmp_path / "last.pt"
     run.save_checkpoint(path, WHOLE)
@@ -86,18 +108,21 @@ def test_a_cut_off_checkpoint_is_refused_wherever_it_ends(tmp_path):
 def test_a_checkpoint_that_cannot_be_written_leaves_both_before_it(tmp_path, monkeypatch):
     """As if the process were killed while writing: last.pt and previous.pt stay intact."""
     path = tmp_path / "last.pt"
-    for epoch in (1, 2):
-        run.save_checkpoint(path, {**WHOLE, "epoch": epoch})
+    for seconds in (1.0, 2.0):
+        run.save_checkpoint(path, {**WHOLE, "seconds": seconds})
 
     def killed(checkpoint, file):
         file.write(b"half")
-        raise KeyboardInterrupt
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 4 vs 0")     # as torch.save does then
 
     monkeypatch.setattr(torch, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        run.save_checkpoint(path, {**WHOLE, "epoch": 3})
-    assert load_checkpoint(path)["epoch"] == 2
-    assert load_checkpoint(tmp_path / "previous.pt")["epoch"] == 1
+        run.save_checkpoint(path, {**WHOLE, "seconds": 3.0})
+    assert load_checkpoint(path)["seconds"] == 2
+    assert load_checkpoint(tmp_path / "previous.pt")["seconds"] == 1
 
 
 def test_what_does_not_fit_is_blamed_on_the_checkpoint(tmp_path):
@@ -106,6 +131,33 @@ def test_what_does_not_fit_is_blamed_on_the_checkpoint(tmp_path):
         with pytest.raises(BadInput, match="last.pt does not hold what this run needs"):
             with run.restoring(tmp_path / "last.pt"):
                 net.load_state_dict(weights)
+
+
+@pytest.mark.parametrize("change", [
+    lambda saved: saved["param_groups"][0].update(eta=0.5),
+    lambda saved: saved["param_groups"].pop(),
+    lambda saved: saved["state"][0].update(momentum_buffer=torch.ones(3)),
+    lambda saved: saved["state"][0].update(momentum_buffer=torch.full((2, 2), torch.inf)),
+])
+def test_an_optimiser_of_another_run_is_refused(change):
+    net = torch.nn.Linear(2, 2)
+    optimizer = LARS(net.parameters(), lr=0.1)
+    net(torch.ones(3, 2)).sum().backward()
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    run.load_optimizer(optimizer, saved)
+    change(saved)
+    with pytest.raises((ValueError, KeyError)):
+        run.load_optimizer(optimizer, saved)
+
+
+def test_what_is_not_a_regular_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        run.write_whole(tmp_path / "pipe", lambda file: file.write(b"x"))
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+    with pytest.raises(BadInput, match="--json: cannot write"):
+        check_output_file(tmp_path / "pipe", "--json")
 
 
 def test_a_checkpoint_is_due_after_some_time(tmp_path, monkeypatch):

@@ -65,7 +65,9 @@ ARGUMENTS = ["--dataset", "shapes", "--epochs", "2", "--alpha", "0.5", "--seed",
 def finished_run(folder):
     """Writes the files of a finished run that study.py reads."""
     arguments = [*ARGUMENTS, "--device", "cpu", "--out", str(folder), "--resume"]
-    config = {"program": "train.py", "arguments": arguments, "flags": {"--epochs": 2}}
+    flags = {"--epochs": 2, "--method": "adadim", "--alpha": 0.5, "--beta": 1e-4,
+             "--mi-scale": "alpha", "--alpha-from": "z"}
+    config = {"program": "train.py", "arguments": arguments, "flags": flags}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "log.csv").write_text("epoch,loss\n1,3.5\n2,3.25\n")
     (folder / "backbone.pt").write_bytes(b"weights")
@@ -192,6 +194,7 @@ def test_a_folder_that_cannot_be_written_is_a_failure(tmp_path, capsys, monkeypa
     ("alpha --devices cpu,gpu", "--devices"),
     ("alpha -- --seed 3", "--seed is given to each run"),
     ("alpha -- --out=elsewhere", "--out is given to each run"),
+    ("alpha -- --methods", "--methods after -- would train nothing"),
     ("alpha --out {}/file/x", "file"),
     ("alpha -- --epoch 3", "--epoch"),
 ])
