@@ -28,6 +28,7 @@ import json
 import math
 from pathlib import Path
 
+import plumbing     # noqa: F401  (first: makes Ctrl-C quiet during the next imports)
 import torch
 import torch.nn.functional as F
 

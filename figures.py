@@ -19,6 +19,7 @@ import itertools
 import math
 from pathlib import Path
 
+import plumbing     # noqa: F401  (first: makes Ctrl-C quiet during the next imports)
 import torch
 
 from plumbing.cli import Parser, one_line_errors

@@ -347,7 +347,7 @@ def train(args, session):
             method.before_epoch(epoch, steps, generator)
 
         for step in range(session.step, steps):
-            batch = next(batches)
+            batch = session.next_batch(batches)
             torch.manual_seed(mixed_seed(args.seed, epoch, RANK, step, FOR_METHODS))
             set_learning_rates(optimizer, first_step + step, warmup, total_steps)
             logs, kept = training_step(model, learner, optimizer, scaler, autocast, args.clip,

@@ -29,6 +29,7 @@ import math
 import sys
 from pathlib import Path
 
+import plumbing     # noqa: F401  (first: makes Ctrl-C quiet during the next imports)
 import torch
 
 import metrics

@@ -66,7 +66,8 @@ def class_folders(folder):
 
 def loose_images(folder):
     """Paths of the images directly in a folder."""
-    return [str(path) for path in sorted(folder.iterdir()) if is_image(path.name)]
+    return [str(path) for path in sorted(folder.iterdir())
+            if is_image(path.name) and path.is_file()]
 
 
 # --- images without classes

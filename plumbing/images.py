@@ -9,28 +9,40 @@
 Worker processes do the decoding. For an unreadable file they return an error text, which passes
 between processes more reliably than an exception; the main process raises it as an OSError.
 """
+import contextlib
+import ctypes
 import functools
 import itertools
 import math
 import os
 import shutil
 import signal
+import time
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps         # comes with torchvision
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from augment import AUGMENTATIONS, Boxes, random_boxes
 from plumbing import distributed
-from plumbing.cli import SIGNALS, show_progress
+from plumbing.cli import SIGNALS, BadInput, show_progress
+
+# PIL's warnings about odd files; unreadable ones are errors
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 BATCH = 64              # files that a worker process decodes at a time
 FEW_FILES = 2000        # up to this many are decoded without workers, whose start takes longer
 MAX_WORKERS = 16
 SHARED_MEMORY = "/dev/shm"     # on Linux
 EXIF_ORIENTATION = 0x0112
+FEWEST_OPEN_FILES = 256     # that workers may need: each batch on its way to us is one
+PATIENCE = 600          # seconds without a batch after which a run ends
+DIE_WITH_PARENT = 1     # Linux's PR_SET_PDEATHSIG
 CROPS = 1               # seeds the crops apart from the rest of the augmentation
 
 
@@ -55,6 +67,8 @@ def list_images(folder):
             continue
         visited.add(real)
         for entry in os.scandir(place):
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                continue        # it leads nowhere, or to itself
             if entry.is_dir():
                 waiting.append(entry.path)
             elif is_image(entry.name) and entry.is_file():
@@ -112,8 +126,8 @@ def from_workers(loader):
     """Yields what a DataLoader's workers return; raises an error text as an OSError.
 
     The workers never receive Ctrl-C and the like: terminals and schedulers signal a whole process
-    group, but workers must be ended by the main process. If that is killed, they notice within
-    seconds and exit. Closing this generator ends them.
+    group, but workers must be ended by the main process. If that is killed, they end too. Closing
+    this generator ends them.
     """
     can_block = hasattr(signal, "pthread_sigmask")      # not on Windows
     if can_block:
@@ -123,10 +137,54 @@ def from_workers(loader):
     finally:
         if can_block:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    for part in parts:
-        if isinstance(part, str):
-            raise OSError(part)
-        yield part
+    try:
+        for part in parts:
+            if isinstance(part, str):
+                raise OSError(part)
+            yield part
+    finally:
+        end_workers(parts)
+
+
+def end_workers(parts):
+    """Ends a DataLoader's workers within seconds; kills those that wait for a disk.
+
+    DataLoader itself would wait five seconds for each, and then send a SIGTERM, which they block.
+    """
+    if not hasattr(parts, "_workers"):
+        return      # there are none
+    parts._workers_done_event.set()
+    for number, is_running in enumerate(parts._workers_status):
+        if is_running:
+            parts._mark_worker_as_unavailable(number, shutdown=True)
+    deadline = time.monotonic() + 3
+    for worker in parts._workers:
+        worker.join(max(0, deadline - time.monotonic()))
+    stalled = [worker for worker in parts._workers if worker.is_alive()]
+    if stalled:
+        signal_handling._remove_worker_pids(id(parts))      # their death is no error
+        parts._worker_pids_set = False
+    for worker in stalled:
+        worker.kill()
+    parts._shutdown_workers()
+
+
+def start_worker(number):
+    """Called in each worker: it shall end with its parent, even while it waits for a disk."""
+    with contextlib.suppress(OSError, AttributeError):      # Linux alone has prctl
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+
+
+def check_open_files():
+    """Raises BadInput if workers could not send their batches; a lost one is waited for."""
+    try:
+        import resource         # not on Windows
+    except ImportError:
+        return
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed != resource.RLIM_INFINITY and allowed < FEWEST_OPEN_FILES:
+        raise BadInput(f"this process may open {allowed} files, too few to read images in worker "
+                       f"processes: ulimit -n {FEWEST_OPEN_FILES}, or more")
 
 
 # --- whole files ------------------------------------------------------------------------------
@@ -148,8 +206,11 @@ def in_parallel(function, paths, title):
     The function returns a sequence, or an error text that names a file.
     """
     workers = worker_count() if len(paths) > FEW_FILES else 0
+    if workers:
+        check_open_files()
     # the dataset is the list of paths: workers call collate_fn with some of its items
-    loader = DataLoader(paths, batch_size=BATCH, num_workers=workers, collate_fn=function)
+    loader = DataLoader(paths, batch_size=BATCH, num_workers=workers, collate_fn=function,
+                        worker_init_fn=start_worker)
     done = 0
     for part in from_workers(loader):
         done += len(part)
@@ -234,6 +295,7 @@ def stream_crops(paths, plan, recipe, size, pin=False):
     of AUGMENTATIONS. pin: whether to use pinned memory, for faster copies to a GPU.
     Raises OSError for a file that cannot be read. The workers end with the generator.
     """
+    check_open_files()
     plan = iter(plan)
     first = next(plan)
     workers, ahead = workers_and_batches_ahead(2 * len(first.index) * 3 * size ** 2)
@@ -246,6 +308,8 @@ def stream_crops(paths, plan, recipe, size, pin=False):
         num_workers=workers,
         prefetch_factor=ahead,
         pin_memory=pin,
+        timeout=PATIENCE,
+        worker_init_fn=start_worker,
     )
     yield from from_workers(loader)
 

@@ -97,6 +97,20 @@ class Session(contextlib.ExitStack):
 
     # --- in the loop
 
+    def next_batch(self, batches):
+        """next(batches). A signal to stop does not wait for a disk that stalls: it saves and stops."""
+        if RANK > 0:            # rank 0 decides
+            return next(batches)
+        try:
+            self.signals.release()
+            batch = next(batches)
+            self.signals.hold()
+            return batch
+        except KeyboardInterrupt:
+            self.signals.hold()
+            self.save()
+            raise
+
     def after_step(self, logs):
         """Status line, checkpoint, Ctrl-C. logs: {column: 0-dim tensor}, the loss first.
 

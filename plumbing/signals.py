@@ -86,6 +86,9 @@ def orderly_end(command):
                 reason = str(error).splitlines()[0]
                 raise BadInput("another process of this run ended, see its own message "
                                f"({reason}); the same command with --resume goes on") from error
+            if "DataLoader timed out" in str(error):
+                raise BadInput("no image could be read for ten minutes: does the disk answer? The "
+                               "same command with --resume goes on") from error
             if "DataLoader worker" in str(error):
                 raise BadInput("a process that reads images was killed, probably for lack of "
                                "memory; the same command with --resume goes on") from error

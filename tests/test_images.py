@@ -90,18 +90,23 @@ def test_resident_and_streamed_images_are_the_same(photos):
 
 @pytest.mark.parametrize("resident", ["yes", "no"])
 def test_images_that_changed_are_noticed(resident, small_photos):
-    """Test images too; streamed ones by their sizes and times."""
+    """Test images too, even if their sizes and times stay; but another time alone is no change."""
     def checksum():
         return data.fingerprint(data.load("folder", small_photos, resident=resident))
 
     before = checksum()
-    assert checksum() == before
     for split in ("train", "test"):
-        file = next((small_photos / split).rglob("*.jpg"))
-        with Image.open(file) as image:
-            other = image.rotate(180)
-        other.save(file)
-        os.utime(file, (1e9, 1e9))
+        file, larger = sorted((small_photos / split).rglob("*.jpg"),
+                              key=lambda path: path.stat().st_size)[:2]
+        padding = larger.stat().st_size - file.stat().st_size
+        file.write_bytes(file.read_bytes() + padding * b" ")    # behind the image's end
+        os.utime(larger, (1e9, 1e9))
+        before = checksum()
+        os.utime(larger, (2e9, 2e9))
+        assert checksum() == before
+        os.utime(file, (2e9, 2e9))
+        larger.write_bytes(file.read_bytes())
+        os.utime(larger, (2e9, 2e9))
         after = checksum()
         assert after != before
         before = after
@@ -342,6 +347,56 @@ def test_a_broken_file_ends_a_streamed_run_with_one_line(small_photos, tmp_path,
     assert run(*STREAMED, "--data-dir", small_photos, "--out", tmp_path / "torn") == 2
     err = capsys.readouterr().err
     assert f"{file} is not a readable image" in err and err.count("\n") == 1
+
+
+STALLED = """
+import sys, time, train
+from plumbing import images
+honest = images.open_for_crops
+def open_for_crops(path, *rest):
+    if "train/a/00003" in path:
+        time.sleep(1000)
+    return honest(path, *rest)
+images.open_for_crops = open_for_crops
+train.main(sys.argv[1:])
+"""
+
+
+def test_a_stalled_disk_does_not_delay_the_end(small_photos, tmp_path):
+    """One SIGTERM ends the run within seconds, with its workers and a checkpoint."""
+    script = tmp_path / "stalled.py"
+    script.write_text(STALLED)
+    command = [sys.executable, script, *STREAMED, "--data-dir", small_photos, "--epochs", "3",
+               "--save-minutes", "10", "--out", tmp_path / "run"]
+    process = subprocess.Popen([str(word) for word in command], text=True, stderr=subprocess.PIPE,
+                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)       # by then it waits for a batch
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 143 and err.startswith("train.py: stopped; go on with: ")
+    saved = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert (saved["epoch"], saved["step"]) == (1, 2)        # though no checkpoint was due
+
+
+def test_too_few_open_files_are_said_at_once(photos, monkeypatch):
+    import resource
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (20, 20))
+    d = data.load("folder", photos, resident="no")
+    with pytest.raises(BadInput, match="may open 20 files, too few"):
+        next(data.batches_of_views(d, data.plan_batches(48, 24, 0, epochs=2), "vicreg"))
+
+
+def test_links_to_themselves_and_pipes_are_no_images(tmp_path):
+    save_images(tmp_path / "train", random_images(30, 8))
+    os.symlink("loop.png", tmp_path / "train" / "loop.png")
+    os.symlink(".", tmp_path / "train" / "here")
+    os.mkfifo(tmp_path / "train" / "pipe.png")
+    assert len(images.list_images(tmp_path)) == 30
+    d = data.load("folder", tmp_path / "train")
+    assert len(d["train_x"]) + len(d["test_x"]) == 30
 
 
 def test_an_unexpected_exception_ends_a_streamed_run(small_photos, tmp_path):
