@@ -6,6 +6,7 @@
 """
 import contextlib
 import os
+import random
 import resource
 import signal
 import socket
@@ -31,16 +32,17 @@ class Training:
 
     count = 0
 
-    def __init__(self, flags, out, environment=None, file_limit=None):
+    def __init__(self, flags, out, environment=None, file_limit=None, stalls=False):
+        """file_limit: bytes that a file may have. stalls: some images are never read."""
         Training.count += 1
         self.printed = out.with_suffix(f".{Training.count}.txt")
         self.status = None
         self.pid = os.fork()
         if self.pid == 0:
             os._exit(self.train([*flags, "--out", str(out), "--resume"], environment or {},
-                                file_limit))
+                                file_limit, stalls))
 
-    def train(self, command, environment, file_limit):
+    def train(self, command, environment, file_limit, stalls):
         """Runs train.py in the fork; returns its exit status."""
         os.setsid()
         signal.pthread_sigmask(signal.SIG_BLOCK, list(STATUS))
@@ -54,7 +56,7 @@ class Training:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)       # an OSError instead of death
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
         import train
-        from plumbing import signals
+        from plumbing import images, signals
 
         class Signals(signals.Signals):
             """Blocks signals unless train.py handles them: Python's own handling, during imports
@@ -69,6 +71,8 @@ class Training:
                 signal.pthread_sigmask(signal.SIG_BLOCK, list(STATUS))
                 super().__exit__(*exception)
 
+        if stalls:
+            images.open_for_crops = slow_now_and_then(images.open_for_crops)
         signals.Signals = Signals
         train.draw_run = print      # drawing would take longer than the training
         try:
@@ -115,6 +119,15 @@ class Training:
         if not self.printed.exists():       # it was killed at once
             return ""
         return self.printed.read_text(errors="replace").strip()
+
+
+def slow_now_and_then(function):
+    """The function, which sleeps for hours in one call of a hundred, as a disk may."""
+    def slow(*arguments):
+        if random.random() < 0.01:
+            time.sleep(10_000)
+        return function(*arguments)
+    return slow
 
 
 def end_as_torchrun_does(trainings, seconds=15):

@@ -12,6 +12,8 @@ encoder, bit for bit.
     disks       no file can grow beyond a random size, as on a full disk
     damage      a bit of last.pt flipped, its end cut off, or foreign code in it
     rivals      a second run started in the same folder
+    swaps       an image replaced by another one of the same size and time
+    stalls      a disk that does not answer, and one SIGTERM
     growth      200 epochs: memory, open files and threads must not grow
 
 Exit status: 0 if all tries were survived, else 1; 2, with one line, on bad input. Needs fork and
@@ -22,6 +24,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -187,6 +190,40 @@ def rival(flags, out, whole):
     expect_whole(out, whole)
 
 
+def swap_image(flags, out, whole):
+    """The run is refused until the old image is back."""
+    training = Training(flags, out)
+    while not (out / "last.pt").exists() and training.ended() is None:
+        time.sleep(0.002)
+    training.kill()
+
+    folder = Path(flags[flags.index("--data-dir") + 1])
+    pictures = sorted((folder / "train").rglob("*.png"), key=lambda path: path.stat().st_size)
+    other, picture = sorted(random.sample(range(len(pictures)), 2))     # the smaller one first
+    other, picture = pictures[other], pictures[picture]
+    content, facts = picture.read_bytes(), picture.stat()
+    picture.write_bytes(other.read_bytes().ljust(len(content), b" "))
+    os.utime(picture, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    training = Training(flags, out)
+    status, output = training.wait(), training.output()
+    picture.write_bytes(content)
+    expect(status == 2 and "another configuration" in output, f"status {status}: {output}")
+    finish(Training(flags, out))
+    expect_whole(out, whole)
+
+
+def stall(flags, out, whole):
+    """A streamed run ends, and loses nothing, though it waits for its images."""
+    training = Training(flags, out, stalls=True)
+    time.sleep(random.uniform(0, 2 * whole["seconds"]))
+    training.send(signal.SIGTERM, to_group=False)
+    begun = time.monotonic()
+    status, output = training.wait(), training.output()
+    expect(status in (0, 143) and time.monotonic() - begun < 30, f"status {status}: {output}")
+    finish(Training(flags, out))
+    expect_whole(out, whole)
+
+
 def grow(flags, out, whole, epochs=200):
     """Prints memory, open files and threads after a quarter of the epochs and near the end. Files
     and threads must not grow, memory by no more than a tenth and 5 MB."""
@@ -227,8 +264,9 @@ def footprint(pid):
 # --- the count --------------------------------------------------------------------------------
 
 TRIES = {"kills": kill_some, "pairs": kill_pair, "disks": fill_disk, "damage": spoil,
-         "rivals": rival, "growth": grow}
-SHARE = {"kills": 1, "pairs": 0.1, "disks": 0.15, "damage": 0.3, "rivals": 0.1, "growth": 0}
+         "rivals": rival, "swaps": swap_image, "stalls": stall, "growth": grow}
+SHARE = {"kills": 1, "pairs": 0.1, "disks": 0.15, "damage": 0.3, "rivals": 0.1, "swaps": 0.1,
+         "stalls": 0.1, "growth": 0}
 
 
 def draw_images(folder):
@@ -254,6 +292,8 @@ def survives(kind, number, place, wholes):
     settings = SETTINGS
     if kind == "disks":     # the limit would apply to image workers' shared memory too
         settings = [words for words in SETTINGS if "--resident no" not in words]
+    if kind == "stalls":
+        settings = [words for words in SETTINGS if "--resident no" in words]
     words, together = settings[number % len(settings)], kind == "pairs"
     flags = [*FLAGS, "--data-dir", str(place / "images"), *words.split()]
     out = place / f"{kind}-{number}"
