@@ -29,6 +29,7 @@ def load_run(folder):
         projector = method.make_projector(p, flags["--projector"], flags["--set"])
         encoder.load_state_dict(below("method.encoder.", saved["learner"]))
         projector.load_state_dict(below("method.projector.", saved["learner"]))
+        torch.tensor([facts["mean"], facts["std"]]).view(2, 3)      # raises if they are not
     except Exception as error:      # the content can be anything
         raise BadInput(f"{path} is not a whole checkpoint of train.py "
                        f"({type(error).__name__})") from error

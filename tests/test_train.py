@@ -247,6 +247,14 @@ def test_ctrl_c_while_torch_is_imported_ends_the_program_as_a_shell_expects(tmp_
     assert process.communicate() == ("", "") and process.returncode == -signal.SIGINT
 
 
+def test_clocks_that_stand_still_or_go_back_do_no_harm(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(time, "monotonic", lambda: 5.0)
+    assert run(*TINY, "--epochs", "2", "--warmup-epochs", "1", "--out", tmp_path / "run") == 0
+    assert "finished in 0:00:00" in capsys.readouterr().out
+    for path in (ROOT / "train.py", *(ROOT / "plumbing").glob("*.py")):
+        assert "time.time(" not in path.read_text(encoding="utf-8"), path
+
+
 def test_a_part_of_torchruns_variables_is_ignored(monkeypatch):
     """Clusters set RANK for purposes of their own."""
     monkeypatch.setenv("RANK", "3")
