@@ -32,6 +32,7 @@ from methods import Method
 from models import RESNETS, memory_layout, resnet
 from optim import LEARNING_RATES, clip_gradient, make_optimizer
 from plumbing import distributed, run
+from plumbing.checkpoint import facts_of, load_optimizer, restoring
 from plumbing.cli import (BadInput, Parser, device_name, fast_precision, layer_sizes, number,
                           open_device, whole_number)
 from plumbing.compiling import compile_networks
@@ -308,13 +309,13 @@ def train(args, session):
             "rows": session.rows,                       # of log.csv
             "seconds": session.seconds(),               # of training
             "config": session.config,                   # flags, and a checksum of the images
-            "facts": run.facts_of(data, args.data_dir),     # about the images, for evaluate.py
+            "facts": facts_of(data, args.data_dir),     # about the images, for evaluate.py
         }
 
     if session.saved:
-        with run.restoring(session.last):
+        with restoring(session.last):
             learner.load_state_dict(session.saved["learner"])
-            run.load_optimizer(optimizer, session.saved["optimizer"])
+            load_optimizer(optimizer, session.saved["optimizer"])
             scaler.load_state_dict(session.saved["scaler"])
 
     # several processes, torch.compile

@@ -10,7 +10,6 @@ the program that reads their output has exited.
 """
 import argparse
 import contextlib
-import math
 import os
 import re
 import signal

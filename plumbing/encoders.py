@@ -7,7 +7,7 @@ from baselines import METHODS
 from data import load
 from methods import Method
 from models import resnet
-from plumbing import run
+from plumbing.checkpoint import check_whole_file, load_checkpoint
 from plumbing.cli import BadInput
 from plumbing.datasets import DATASETS
 
@@ -20,7 +20,7 @@ def load_run(folder):
     Raises BadInput if there is no such run, or its checkpoint is damaged.
     """
     path = Path(folder) / "last.pt"
-    saved = run.load_checkpoint(path)
+    saved = load_checkpoint(path)
     try:
         flags = saved["config"]
         facts = saved["facts"] | {"dataset": flags["--dataset"], "flags": flags}
@@ -48,7 +48,7 @@ def load_weights(path):
     Raises BadInput if it fits neither.
     """
     try:
-        run.check_whole_file(path)
+        check_whole_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
         state = {name: value for name, value in state.items() if not name.startswith("fc.")}

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from plumbing import run
+from plumbing.checkpoint import load_checkpoint, restoring, save_checkpoint
 from plumbing.cli import BadInput, show_progress
 from plumbing.distributed import RANK
 from plumbing.status import StatusLine, epoch_line, note_of_machine
@@ -44,7 +45,7 @@ class Session(contextlib.ExitStack):
         self.config = {}
         self.saved = None
         if args.resume and self.last.exists():
-            self.saved = run.load_checkpoint(self.last)
+            self.saved = load_checkpoint(self.last)
         elif args.resume and RANK == 0:
             print(f"{args.out} holds no checkpoint yet: starting from the beginning",
                   file=sys.stderr)
@@ -80,7 +81,7 @@ class Session(contextlib.ExitStack):
         self.steps, self.method_columns, self.checkpoint = steps, method_columns, checkpoint
         self.signals.hold()     # until the end of a step, with all files written
         if self.saved is not None:
-            with run.restoring(self.last):
+            with restoring(self.last):
                 if self.step >= steps:
                     raise ValueError(f"it holds {self.step} steps of an epoch of {steps}")
                 self.step_logs = list(self.saved["step_logs"].to(device).unbind())
@@ -98,7 +99,7 @@ class Session(contextlib.ExitStack):
     # --- in the loop
 
     def next_batch(self, batches):
-        """next(batches). A signal to stop does not wait for a disk that stalls: it saves and stops."""
+        """next(batches). A signal to stop does not wait for a stalled disk: it saves, and stops."""
         if RANK > 0:            # rank 0 decides
             return next(batches)
         try:
@@ -175,7 +176,7 @@ class Session(contextlib.ExitStack):
         if not all(value.isfinite().all() for value in checkpoint["learner"].values()):
             raise BadInput(f"a weight became NaN or infinite in epoch {self.epoch + 1}: try a "
                            f"lower --lr or a longer --warmup-epochs, with --clip 2; {self.holding}")
-        run.save_checkpoint(self.last, checkpoint)
+        save_checkpoint(self.last, checkpoint)
         self.note_of_content()
 
     def note_of_content(self):

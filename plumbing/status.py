@@ -102,7 +102,7 @@ def note_of_precision(precision, device):
 def note_of_machine(facts, device):
     """Prints a note if results will differ from those of an uninterrupted run.
 
-    facts: the checkpoint's, see run.facts_of.
+    facts: the checkpoint's, see facts_of in checkpoint.py.
     """
     before, now = facts.get("threads"), torch.get_num_threads()
     if device.type == "cpu" and before not in (None, now):

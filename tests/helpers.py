@@ -14,7 +14,7 @@ from PIL import Image
 
 import train
 from plumbing import shapes
-from plumbing.run import load_checkpoint
+from plumbing.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)        # like the processes that are started here, for the same bits

@@ -22,7 +22,8 @@ from augment import DRAWS, augment_with
 from methods import AdaDim
 from models import encode, resnet
 from optim import LARS, clip_gradient, make_optimizer
-from plumbing.run import load_checkpoint, read_log
+from plumbing.checkpoint import load_checkpoint
+from plumbing.run import read_log
 from tests.helpers import TINY, generator, random_images, run, run_until, whole_and_halves
 
 DEVICE = os.environ.get("ADADIM_TEST_DEVICE", "cuda")

@@ -21,7 +21,8 @@ import evaluate
 from augment import DRAWS, augment_with, normalise, random_resized_crop
 from plumbing import images
 from plumbing.cli import BadInput
-from plumbing.run import load_checkpoint, read_log
+from plumbing.checkpoint import load_checkpoint
+from plumbing.run import read_log
 from tests.helpers import (ROOT, TINY, equal, generator, random_images, run, run_until, save_images,
                            start, wait_for_epoch)
 

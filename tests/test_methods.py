@@ -17,7 +17,8 @@ import train
 from losses import vicreg
 from methods import AdaDim, alpha_at
 from metrics import effective_rank
-from plumbing.run import load_checkpoint, read_log
+from plumbing.checkpoint import load_checkpoint
+from plumbing.run import read_log
 from tests.helpers import (ROOT, TINY, assert_resumes_exactly, generator, kill_rank_one, run,
                            torchrun, wait_for_epoch)
 

@@ -16,8 +16,10 @@ import torch
 import train
 from optim import LARS
 from plumbing import run, signals, status
+from plumbing.checkpoint import (CHECKPOINT_TYPES, load_checkpoint, load_optimizer, restoring,
+                                 save_checkpoint)
 from plumbing.cli import BadInput, check_output_file
-from plumbing.run import CHECKPOINT_TYPES, Log, load_checkpoint, reserved
+from plumbing.run import Log, reserved
 from plumbing.session import Session
 from tests.helpers import ROOT
 
@@ -71,7 +73,7 @@ def test_a_checkpoint_with_a_field_of_another_type_is_refused(field, value, tmp_
     if torch.is_tensor(value) and field == "step_logs":
         value = [1.0]
     path = tmp_path / "last.pt"
-    run.save_checkpoint(path, {**WHOLE, field: value})
+    save_checkpoint(path, {**WHOLE, field: value})
     with pytest.raises(BadInput, match=f"not a whole checkpoint.*'{field}'"):
         load_checkpoint(path)
 
@@ -88,16 +90,16 @@ def test_a_checkpoint_with_a_field_of_another_type_is_refused(field, value, tmp_
     ({"rows": [*WHOLE["rows"][:2], {"epoch": 3, "loss": "4"}]}, "not a finite number"),
 ])
 def test_a_checkpoint_of_impossible_values_is_refused(change, words, tmp_path):
-    run.save_checkpoint(tmp_path / "last.pt", WHOLE)
+    save_checkpoint(tmp_path / "last.pt", WHOLE)
     load_checkpoint(tmp_path / "last.pt")
-    run.save_checkpoint(tmp_path / "last.pt", WHOLE | change)
+    save_checkpoint(tmp_path / "last.pt", WHOLE | change)
     with pytest.raises(BadInput, match=words):
         load_checkpoint(tmp_path / "last.pt")
 
 
 def test_a_cut_off_checkpoint_is_refused_wherever_it_ends(tmp_path):
     path = tmp_path / "last.pt"
-    run.save_checkpoint(path, WHOLE)
+    save_checkpoint(path, WHOLE)
     whole = path.read_bytes()
     for length in range(0, len(whole), len(whole) // 40):
         path.write_bytes(whole[:length])
@@ -109,7 +111,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_both_before_it(tmp_path, mon
     """As if the process were killed while writing: last.pt and previous.pt stay intact."""
     path = tmp_path / "last.pt"
     for seconds in (1.0, 2.0):
-        run.save_checkpoint(path, {**WHOLE, "seconds": seconds})
+        save_checkpoint(path, {**WHOLE, "seconds": seconds})
 
     def killed(checkpoint, file):
         file.write(b"half")
@@ -120,7 +122,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_both_before_it(tmp_path, mon
 
     monkeypatch.setattr(torch, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        run.save_checkpoint(path, {**WHOLE, "seconds": 3.0})
+        save_checkpoint(path, {**WHOLE, "seconds": 3.0})
     assert load_checkpoint(path)["seconds"] == 2
     assert load_checkpoint(tmp_path / "previous.pt")["seconds"] == 1
 
@@ -129,7 +131,7 @@ def test_what_does_not_fit_is_blamed_on_the_checkpoint(tmp_path):
     net = torch.nn.Linear(2, 2)
     for weights in ({}, {"weight": torch.ones(3, 3), "bias": torch.ones(2)}, {"weight": 1}):
         with pytest.raises(BadInput, match="last.pt does not hold what this run needs"):
-            with run.restoring(tmp_path / "last.pt"):
+            with restoring(tmp_path / "last.pt"):
                 net.load_state_dict(weights)
 
 
@@ -145,10 +147,10 @@ def test_an_optimiser_of_another_run_is_refused(change):
     net(torch.ones(3, 2)).sum().backward()
     optimizer.step()
     saved = copy.deepcopy(optimizer.state_dict())
-    run.load_optimizer(optimizer, saved)
+    load_optimizer(optimizer, saved)
     change(saved)
     with pytest.raises((ValueError, KeyError)):
-        run.load_optimizer(optimizer, saved)
+        load_optimizer(optimizer, saved)
 
 
 def test_what_is_not_a_regular_file_is_not_replaced(tmp_path):

@@ -17,7 +17,8 @@ from PIL import Image
 import train
 from optim import clip_gradient
 from plumbing import distributed, session
-from plumbing.run import load_checkpoint, read_config, read_log
+from plumbing.checkpoint import load_checkpoint
+from plumbing.run import read_config, read_log
 from tests.helpers import (ROOT, SMALL, TINY, assert_same_run, close, equal, rows_without_times,
                            run, save_images, shapes_folder, start, wait_for_epoch)
 
