@@ -37,6 +37,7 @@ from plumbing.images import Crops
 
 IMAGES = 4096               # random ones, on the device, that batches are drawn from
 EPOCH_IMAGES = 50_000
+ADADIMS_PROJECTOR = "2048-2048-2048"
 PASSED_IMAGES = 128         # whose passes through the networks are timed for an evaluation
 NORMALISATION = {"mean": [0.5] * 3, "std": [0.25] * 3}
 
@@ -83,8 +84,10 @@ class Training:
         # the learning rate: thousands of steps on noise must not end in NaN, on which some
         # kernels are slow, or fast
         words = [f"--method={method}", f"--batch-size={args.batch_size}", "--lr=1e-9"]
-        for flag in ("arch", "width", "projector", "precision"):
+        for flag in ("arch", "width", "precision"):
             words.append(f"--{flag}={getattr(args, flag)}")
+        if method == "adadim" or args.projector != ADADIMS_PROJECTOR:   # else the method's own
+            words.append(f"--projector={args.projector}")
         settings = train.parse_args(words)
         self.learner = train.make_learner(settings, data, device)
         groups = self.learner.param_groups(settings)
@@ -315,7 +318,7 @@ def add_flags(add):
     add("--arch", default="resnet18", choices=tuple(RESNETS), help="encoder")
     add("--width", default=64, type=cli.whole_number(1), metavar="N",
         help="channels of its first stage")
-    add("--projector", default="2048-2048-2048", type=cli.layer_sizes, metavar="SIZES",
+    add("--projector", default=ADADIMS_PROJECTOR, type=cli.layer_sizes, metavar="SIZES",
         help="layer sizes")
     add("--image-size", default=32, type=cli.whole_number(1), metavar="N", help="in pixels")
     add("--precision", default="auto", choices=("auto", *train.DTYPES), help="as in train.py")
