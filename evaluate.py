@@ -285,6 +285,8 @@ def parse_args(argv):
         raise BadInput("--weights needs a --dataset to measure on")
     if args.save_features and args.features:
         raise BadInput("--save-features has nothing to add to --features")
+    if args.json and args.json in (args.features, args.weights):
+        parser.error(f"--json would replace {args.json}, from which it reads")
     cli.check_output_file(args.json, "--json")
     cli.check_output_file(args.save_features, "--save-features")
     return args

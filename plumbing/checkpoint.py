@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from plumbing.cli import BadInput
+from plumbing.cli import BadInput, without_warnings
 from plumbing.distributed import WORLD_SIZE
 from plumbing.run import write_whole
 
@@ -29,8 +29,11 @@ def load_checkpoint(path):
         way_out = f"{previous} is the checkpoint before it: rename it to {path.name} to continue"
     try:
         check_whole_file(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        version = checkpoint.get("format", 1)
+        with without_warnings():
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        version, wrong = checkpoint.get("format", 1), None
+        if version == CHECKPOINT_FORMAT:
+            wrong = what_is_wrong(checkpoint)
     except FileNotFoundError as error:
         raise BadInput(f"{path} cannot be read: is {path.parent} the folder of a run of "
                        "train.py?") from error
@@ -42,7 +45,6 @@ def load_checkpoint(path):
     if version != CHECKPOINT_FORMAT:
         raise BadInput(f"{path} is of another version of this program (format {version}, here "
                        f"{CHECKPOINT_FORMAT}): use that version, or start over with --overwrite")
-    wrong = what_is_wrong(checkpoint)
     if wrong:
         raise BadInput(f"{path} is not a whole checkpoint of train.py ({wrong}): {way_out}")
     return checkpoint
@@ -59,7 +61,9 @@ def what_is_wrong(checkpoint):
         return f"its epoch is {epoch}, of {epochs}"
     if checkpoint["step"] < 0 or len(checkpoint["step_logs"]) != checkpoint["step"]:
         return f"its step is {checkpoint['step']}, with {len(checkpoint['step_logs'])} losses"
-    if [row.get("epoch") for row in rows if isinstance(row, dict)] != list(range(1, epoch + 1)):
+    if checkpoint["step"] and checkpoint["step_logs"].ndim != 2:
+        return "its step_logs is not a matrix"
+    if [row["epoch"] for row in rows if "loss" in row] != list(range(1, epoch + 1)):
         return f"its rows are not those of epochs 1 to {epoch}"
     if not all(isinstance(value, (int, float)) and math.isfinite(value)
                for row in rows for value in row.values()):
@@ -71,7 +75,8 @@ def what_is_wrong(checkpoint):
 def restoring(path):
     """Turns errors in a block into BadInput: the checkpoint's contents do not fit."""
     try:
-        yield
+        with without_warnings():
+            yield
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         reason = str(error).strip().split("\n")[-1].strip()
         raise BadInput(f"{path} does not hold what this run needs ({reason}): restore it, or "

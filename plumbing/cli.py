@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 
 import torch
 
@@ -175,6 +176,14 @@ def out_of_memory(error):
              "DefaultCPUAllocator", "calculation overflowed",
              "STATUS_ALLOC_FAILED")     # of cuBLAS and cuDNN
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+@contextlib.contextmanager
+def without_warnings():
+    """Hides the warnings of libraries about hostile files, for which there is a line of ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def stop(program, message):

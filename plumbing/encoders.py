@@ -8,7 +8,7 @@ from data import load
 from methods import Method
 from models import resnet
 from plumbing.checkpoint import check_whole_file, load_checkpoint
-from plumbing.cli import BadInput
+from plumbing.cli import BadInput, without_warnings
 from plumbing.datasets import DATASETS
 
 
@@ -27,13 +27,23 @@ def load_run(folder):
         encoder, p = resnet(flags["--arch"], flags["--width"], facts["stem"])
         method = METHODS.get(flags["--method"], Method)     # Method for one of the user's own
         projector = method.make_projector(p, flags["--projector"], flags["--set"])
-        encoder.load_state_dict(below("method.encoder.", saved["learner"]))
-        projector.load_state_dict(below("method.projector.", saved["learner"]))
-        torch.tensor([facts["mean"], facts["std"]]).view(2, 3)      # raises if they are not
+        with without_warnings():
+            encoder.load_state_dict(below("method.encoder.", saved["learner"]))
+            projector.load_state_dict(below("method.projector.", saved["learner"]))
+        check_facts(facts)
     except Exception as error:      # the content can be anything
         raise BadInput(f"{path} is not a whole checkpoint of train.py "
                        f"({type(error).__name__})") from error
     return encoder, projector, facts
+
+
+def check_facts(facts):
+    """Raises some exception if a checkpoint's facts about the images cannot be right."""
+    torch.tensor([facts["mean"], facts["std"]]).view(2, 3)
+    DATASETS[facts["dataset"]]
+    Path(facts["data_dir"])
+    if not facts["size"] >= facts["image_size"] > 0:
+        raise ValueError("its images have no size")
 
 
 def below(prefix, state):
@@ -49,7 +59,8 @@ def load_weights(path):
     """
     try:
         check_whole_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with without_warnings():
+            state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
         state = {name: value for name, value in state.items() if not name.startswith("fc.")}
         width, _, kernel_size, _ = state["conv1.weight"].shape
@@ -57,7 +68,8 @@ def load_weights(path):
         # ResNet-50's blocks have three convolutions each, ResNet-18's two
         arch = "resnet50" if "layer1.0.conv3.weight" in state else "resnet18"
         encoder, _ = resnet(arch, width, stem)
-        encoder.load_state_dict(state)
+        with without_warnings():
+            encoder.load_state_dict(state)
     except OSError as error:
         raise BadInput(error) from error
     except Exception as error:

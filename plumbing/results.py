@@ -8,6 +8,7 @@ Runs are named after the flags in their config.json, never after their folder. R
 only in their seed are one method.
 """
 import csv
+import io
 import json
 import math
 
@@ -15,7 +16,7 @@ import torch
 
 from metrics import pearson
 from plumbing.cli import BadInput
-from plumbing.run import NAMING_FLAGS, last_value, read_config, read_log
+from plumbing.run import NAMING_FLAGS, last_value, read_config, read_log, write_whole
 
 # flags that do not distinguish methods
 NO_DIFFERENCE = ("--seed", "--out", "--data-dir", "--device", "--resident", "--compile",
@@ -255,10 +256,11 @@ def last_correlate(log, meaning):
 
 
 def write_table(path, rows):
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, rows[0])
-        table.writeheader()
-        table.writerows(rows)
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, rows[0])
+    table.writeheader()
+    table.writerows(rows)
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def print_tables(summary_rows, correlation_rows):

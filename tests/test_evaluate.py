@@ -282,6 +282,7 @@ def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
     ("--features {tmp}/unlabelled.npz", "two labelled rows"),
     ("--features {tmp}/good.npz --save-features {tmp}/x.npz", "nothing to add"),
     ("{run} --save-features {tmp}/no/where.npz", "cannot write"),
+    ("--features {tmp}/good.npz --json {tmp}/good.npz", "--json would replace"),
 ])
 def test_bad_input(flags, words, place, tmp_path, capsys):
     (tmp_path / "text").write_text("hello")

