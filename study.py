@@ -318,7 +318,7 @@ def parse_args(argv):
     parser.add_argument("studies", nargs="*", metavar="STUDY", help=", ".join(STUDIES))
     parser.add_argument("--list", action="store_true",
                         help="list all studies, their runs, and what they reproduce")
-    parser.add_argument("--seeds", type=whole_number(1), default=2, metavar="N",
+    parser.add_argument("--seeds", type=whole_number(1, 1000), default=2, metavar="N",
                         help="runs of each setting, with seeds 0 … N − 1")
     parser.add_argument("--devices", type=device_list, default="auto", metavar="LIST",
                         help="such as cuda:0,cuda:1; each trains one run at a time. cpu,cpu trains "

@@ -61,7 +61,8 @@ def what_is_wrong(checkpoint):
         return f"its epoch is {epoch}, of {epochs}"
     if checkpoint["step"] < 0 or len(checkpoint["step_logs"]) != checkpoint["step"]:
         return f"its step is {checkpoint['step']}, with {len(checkpoint['step_logs'])} losses"
-    if checkpoint["step"] and checkpoint["step_logs"].ndim != 2:
+    logs = checkpoint["step_logs"]
+    if checkpoint["step"] and not (logs.ndim == 2 and logs.is_floating_point()):
         return "its step_logs is not a matrix"
     if [row["epoch"] for row in rows if "loss" in row] != list(range(1, epoch + 1)):
         return f"its rows are not those of epochs 1 to {epoch}"

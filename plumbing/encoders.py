@@ -39,11 +39,11 @@ def load_run(folder):
 
 def check_facts(facts):
     """Raises some exception if a checkpoint's facts about the images cannot be right."""
-    torch.tensor([facts["mean"], facts["std"]]).view(2, 3)
-    DATASETS[facts["dataset"]]
+    mean, std = torch.tensor([facts["mean"], facts["std"]]).view(2, 3)
     Path(facts["data_dir"])
-    if not facts["size"] >= facts["image_size"] > 0:
-        raise ValueError("its images have no size")
+    numbers = torch.cat([mean, std.log()])          # not finite if a deviation is not positive
+    if not numbers.isfinite().all() or facts["image_size"] not in range(1, facts["size"] + 1):
+        raise ValueError("its images have no size, mean or std")
 
 
 def below(prefix, state):
@@ -80,12 +80,18 @@ def load_weights(path):
 
 
 def load_own_images(facts, data_dir=None, classes=None):
-    """Loads the images that a run was trained on. data_dir, classes: instead of the run's own."""
-    layout = DATASETS[facts["dataset"]]["layout"]
+    """Loads the images that a run was trained on. data_dir, classes: instead of the run's own.
+
+    Raises BadInput if there is no such dataset here, or its images are smaller than the run's.
+    """
+    name, size = facts["dataset"], facts["size"]
+    if name not in list(DATASETS) or size > DATASETS[name]["size"]:
+        raise BadInput(f"there is no dataset {name!r} with {size} pixels here: give a --dataset")
+    layout = DATASETS[name]["layout"]
     if classes is None and layout in ("classes", "folder"):
         classes = facts["classes"] or None
     # resident images of a folder would be decoded to a size that depends on today's files
     resident = "no" if layout == "folder" else "auto"
-    data = load(facts["dataset"], data_dir or facts["data_dir"], classes=classes,
+    data = load(name, data_dir or facts["data_dir"], classes=classes,
                 resident=resident, min_size=facts["min_size"])
-    return data | {"size": facts["size"], "image_size": facts["image_size"]}
+    return data | {"size": size, "image_size": facts["image_size"]}

@@ -141,6 +141,8 @@ def label(flags):
 
 
 def spelled(value):
+    if value is None:
+        return "default"
     if isinstance(value, float):
         value = f"{value:g}"
     return str(value).replace("-", "−") if is_number(value) else str(value)

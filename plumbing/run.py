@@ -36,6 +36,7 @@ from plumbing.distributed import RANK, WORLD_SIZE
 LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "previous.pt", "backbone.pt", "dynamics.png",
                "evaluation.json", "events.out.*")
 NAMING_FLAGS = ("--method", "--alpha", "--beta", "--mi-scale", "--alpha-from")     # see results.py
+PATH_FLAGS = ("--out", "--data-dir", "--classes")       # may hold any characters
 
 
 # --- the folder -------------------------------------------------------------------------------
@@ -207,10 +208,11 @@ def read_config(folder):
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         flags, arguments = config["flags"], config["arguments"]
-        values = [flags[flag] for flag in NAMING_FLAGS]
-        values += [value for flag, value in flags.items() if flag != "--set"]
-        values += (flags.get("--set") or {}).values()
-        is_whole = all(map(is_plain, values)) and all(isinstance(word, str) for word in arguments)
+        settings = flags.get("--set") or {}
+        values = [*flags, *settings, *settings.values(), *(flags[flag] for flag in NAMING_FLAGS)]
+        values += [value for flag, value in flags.items() if flag not in ("--set", *PATH_FLAGS)]
+        texts = [flags["--method"], *arguments]
+        is_whole = all(map(is_plain, values)) and all(isinstance(text, str) for text in texts)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: is {folder} the folder of a run?") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -221,10 +223,10 @@ def read_config(folder):
 
 
 def is_plain(value):
-    """Whether a flag can have this value: a word, a number of a reasonable size, or none."""
+    """Whether a flag can have this value: printable text, a number of a usual size, or none."""
     if isinstance(value, (int, float)):
         return abs(value) <= LARGEST_NUMBER         # not if it is NaN
-    return value is None or isinstance(value, str)
+    return value is None or (isinstance(value, str) and value.isprintable())
 
 
 # --- log.csv ----------------------------------------------------------------------------------

@@ -120,6 +120,8 @@ class Session(contextlib.ExitStack):
         # reading logs synchronises with the device, so it is done once per second
         self.logged = list(logs)
         self.step_logs.append(torch.stack(list(logs.values())))
+        if len(self.step_logs[0]) != len(logs):
+            raise BadInput(f"{self.last} has logs of other columns: restore it")
         self.step += 1
         ends_epoch = self.step == self.steps        # then after_epoch() saves, and stops
         stop = self.signals.stop_wanted() and not ends_epoch

@@ -261,6 +261,9 @@ def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
     ("{tmp}/nowhere", "is {tmp}/nowhere the folder of a run"),
     ("{tmp}/torn", "not a whole checkpoint"),
     ("{tmp}/other", "not a whole checkpoint"),
+    ("{tmp}/black", "not a whole checkpoint"),
+    ("{tmp}/large", "no dataset 'folder' with 999 pixels here"),
+    ("{tmp}/own", "no dataset 'my own' with 16 pixels here: give a --dataset"),
     ("--weights {tmp}/a.pth", "needs a --dataset"),
     ("--weights {tmp}/a.pth --dataset shapes", "No such file"),
     ("--weights {tmp}/text --dataset shapes", "not a state dict"),
@@ -289,8 +292,16 @@ def test_bad_input(flags, words, place, tmp_path, capsys):
     last = place / "run" / "last.pt"
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "last.pt").write_bytes(last.read_bytes()[:999])
-    (tmp_path / "other").mkdir()
-    torch.save(torch.load(last, weights_only=True) | {"learner": {}}, tmp_path / "other/last.pt")
+    saved = torch.load(last, weights_only=True)
+    changes = {
+        "other": {"learner": {}},
+        "black": {"facts": saved["facts"] | {"std": [0.0, 0.0, 0.0]}},
+        "large": {"facts": saved["facts"] | {"size": 999}},
+        "own": {"config": saved["config"] | {"--dataset": "my own"}},
+    }
+    for name, change in changes.items():
+        (tmp_path / name).mkdir()
+        torch.save(saved | change, tmp_path / name / "last.pt")
     weights = torch.load(place / "run" / "backbone.pt")
     torch.save(weights | {"conv1.weight": weights["conv1.weight"] / 0}, tmp_path / "nan.pth")
     flipped = bytearray((place / "run" / "backbone.pt").read_bytes())

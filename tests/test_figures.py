@@ -192,6 +192,15 @@ def test_accuracy_for_each_value_of_a_flag(tmp_path):
     assert (tmp_path / "out" / "settings.png").stat().st_size > 5000
 
 
+def test_a_flag_that_one_run_was_not_given_has_a_place_among_its_values(tmp_path):
+    made_run(tmp_path / "some", FLAGS | {"--limit-train": 256})
+    made_run(tmp_path / "all", FLAGS)
+    settings = results.differing_flags(*results.read_folders([tmp_path / "some", tmp_path / "all"]))
+    axis = Figure().subplots()
+    figures.draw_setting(axis, settings["--limit-train"], {"AdaDim": "red"})
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["256", "default"]
+
+
 def test_values_of_a_flag_are_in_their_order():
     values = ["sgd", 150, 0.05, "20", None]
     assert sorted(values, key=figures.numbers_first) == [0.05, "20", 150, None, "sgd"]
@@ -343,6 +352,14 @@ def config_of_huge_numbers(folder):
     made_run(folder, FLAGS | {"--beta": 10 ** 400})
 
 
+def config_without_a_methods_name(folder):
+    made_run(folder, FLAGS | {"--method": 7})
+
+
+def config_of_half_a_character(folder):
+    made_run(folder, FLAGS | {"--alpha": "\ud800"})
+
+
 def deep_config(folder):
     made_run(folder, FLAGS)
     (folder / "config.json").write_text("[" * 10 ** 5)
@@ -372,6 +389,8 @@ def log_with_a_gap(folder):
     (config_without_method, "not the configuration of a run"),
     (config_of_lists, "not the configuration of a run"),
     (config_of_huge_numbers, "not the configuration of a run"),
+    (config_without_a_methods_name, "not the configuration of a run"),
+    (config_of_half_a_character, "not the configuration of a run"),
     (deep_config, "not the configuration of a run"),
     (log_of_latin_1, "not the log of a run"),
     (log_of_huge_numbers, "a value beyond 1e+30"),

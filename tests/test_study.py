@@ -191,6 +191,7 @@ def test_a_folder_that_cannot_be_written_is_a_failure(tmp_path, capsys, monkeypa
     ("everything", "everything"),
     ("", "STUDY"),
     ("alpha --seeds 0", "--seeds"),
+    ("alpha --seeds 1000000000", "a whole number from 1 to 1000"),
     ("alpha --devices cpu,gpu", "--devices"),
     ("alpha -- --seed 3", "--seed is given to each run"),
     ("alpha -- --out=elsewhere", "--out is given to each run"),
