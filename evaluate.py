@@ -302,8 +302,8 @@ def figures_of(args):
         encoder, projector, facts = load_run(args.run)
     else:
         encoder, projector, facts = load_weights(args.weights), None, None
-    if not all_finite(encoder):
-        raise BadInput(f"{args.run or args.weights}: the encoder's weights are not finite")
+    if not all(all_finite(net) for net in (encoder, projector) if net is not None):
+        raise BadInput(f"{args.run or args.weights}: the networks' weights are not finite")
 
     name = args.dataset or facts["dataset"]
     print(f"loading {name} …", flush=True)

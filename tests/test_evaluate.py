@@ -262,6 +262,7 @@ def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
     ("{tmp}/torn", "not a whole checkpoint"),
     ("{tmp}/other", "not a whole checkpoint"),
     ("{tmp}/black", "not a whole checkpoint"),
+    ("{tmp}/nan", "weights are not finite"),
     ("{tmp}/large", "no dataset 'folder' with 999 pixels here"),
     ("{tmp}/own", "no dataset 'my own' with 16 pixels here: give a --dataset"),
     ("--weights {tmp}/a.pth", "needs a --dataset"),
@@ -296,6 +297,8 @@ def test_bad_input(flags, words, place, tmp_path, capsys):
     changes = {
         "other": {"learner": {}},
         "black": {"facts": saved["facts"] | {"std": [0.0, 0.0, 0.0]}},
+        "nan": {"learner": {name: value / 0 if name.startswith("method.projector.") else value
+                            for name, value in saved["learner"].items()}},
         "large": {"facts": saved["facts"] | {"size": 999}},
         "own": {"config": saved["config"] | {"--dataset": "my own"}},
     }
