@@ -93,6 +93,7 @@ class Setting(NamedTuple):
     """A setting that a single method has, changed by --set NAME=VALUE."""
     default: Any
     kind: Any               # an argparse type
+    meaning: str = ""       # in a few words, for train.py --methods
 
 
 class Method(nn.Module):

@@ -1,9 +1,8 @@
 """Trains an image encoder without labels with AdaDim (arXiv 2505.12576).
 
     python train.py --dataset cifar100 --beta 1e-4              the paper's main experiment
-    python train.py --dataset cifar100 --alpha 1 --beta 0       SimCLR
-    python train.py --dataset cifar100 --alpha 0 --beta 0       VICReg
-    python train.py --dataset cifar100 --method byol            another method (--methods)
+    python train.py --dataset cifar100 --alpha 0.5 --beta 0     a fixed α
+    python train.py --dataset cifar100 --method simclr          vicreg, byol …: see --methods
     python train.py --dataset folder --data-dir my_images --arch resnet18 --epochs 100
     torchrun --nproc_per_node=8 train.py …                      the same on eight GPUs
 
@@ -39,8 +38,9 @@ from plumbing.compiling import compile_networks
 from plumbing.datasets import DATASETS
 from plumbing.distributed import RANK, WORLD_SIZE
 from plumbing.images import memory_for_images, mixed_seed
-from plumbing.method_flags import (all_methods, alpha_type, check_method_flags, chosen_method,
-                                   read_settings, three_weights, weight_type)
+from plumbing.method_flags import (FAMILY, all_methods, alpha_type, check_method_flags,
+                                   chosen_method, known_names, read_settings, three_weights,
+                                   weight_type)
 from plumbing.session import Session
 from plumbing.signals import orderly_end
 from plumbing.status import announce, last_lines
@@ -53,7 +53,8 @@ FOR_METHODS = 2     # seeds the methods' random numbers apart from those of view
 
 def parse_args(argv):
     """Parses the flags; --method determines the defaults of some. Raises BadInput."""
-    method = METHODS[chosen_method(argv, METHODS)]
+    name = chosen_method(argv, METHODS)
+    method = METHODS.get(name, METHODS["adadim"])       # which vicreg and simclr are members of
     parser = Parser("train.py", __doc__)
     # argparse's action "version" prints a text and exits with status 0
     parser.add_argument("--methods", action="version",
@@ -87,7 +88,7 @@ def parse_args(argv):
         help="layer sizes of the projector")
 
     add = parser.add_argument_group("method").add_argument
-    add("--method", default="adadim", choices=tuple(METHODS),
+    add("--method", default="adadim", choices=known_names(METHODS),
         help="the training method, see --methods")
     add("--set", action="extend", nargs="+", metavar="NAME=VALUE",
         help="the method's own settings, as in --set queue=4096 momentum=0.9")
@@ -156,9 +157,13 @@ def parse_args(argv):
     add("--overwrite", action="store_true", help="replace the run in --out")
 
     parser.set_defaults(**{flag[2:].replace("-", "_"): value
-                           for flag, value in method.defaults.items()})
+                           for flag, value in (method.defaults | FAMILY.get(name, {})).items()})
     args = parser.parse_args(argv)
     given = {word.partition("=")[0] for word in argv}
+    if name not in METHODS:
+        args.method = "adadim"
+    if name in FAMILY and "--alpha" in given:
+        parser.error(f"--alpha: --method {name} fixes α; --method adadim takes any")
     check_method_flags(parser, args, given, METHODS)
     args.set = read_settings(args.method, args.set, METHODS) or None
     if args.resume and args.overwrite:
@@ -172,9 +177,7 @@ def parse_args(argv):
         parser.error(f"--warmup-epochs {args.warmup_epochs:g} must be below "
                      f"--epochs {args.epochs}")
     if args.out is None:
-        settings = f"alpha_{args.alpha}-beta_{args.beta:g}"
-        if args.method != "adadim":
-            settings = args.method
+        settings = f"alpha_{args.alpha}-beta_{args.beta:g}" if name == "adadim" else name
         args.out = Path("runs") / f"{args.dataset}-{settings}-seed{args.seed}"
     if args.out.resolve() == Path(args.data_dir).resolve():
         parser.error(f"--out {args.out} is --data-dir: the run's files would join the images")

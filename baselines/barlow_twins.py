@@ -42,8 +42,8 @@ class BarlowTwins(Method):
         "--weight-decay": 1e-4,
     }
     settings = {
-        "off_diagonal_weight": Setting(5e-3, number(0)),
-        "scale": Setting(0.1, POSITIVE),
+        "off_diagonal_weight": Setting(5e-3, number(0), "weight of correlations between features"),
+        "scale": Setting(0.1, POSITIVE, "factor of the whole loss"),
     }
 
     def __init__(self, args, encoder, p, n_images):

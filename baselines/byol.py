@@ -27,9 +27,9 @@ class Byol(MomentumMethod):
         "--weight-decay": 1e-5,
     }
     settings = {
-        "predictor": Setting("4096", layer_sizes),
-        "momentum": Setting(0.99, SHARE),
-        "last_momentum": Setting(1.0, SHARE),
+        "predictor": Setting("4096", layer_sizes, "hidden layer sizes of the predictor"),
+        "momentum": Setting(0.99, SHARE, "the momentum copy's m at the first step"),
+        "last_momentum": Setting(1.0, SHARE, "and at the last"),
     }
 
     def __init__(self, args, encoder, p, n_images):

@@ -48,10 +48,10 @@ class DeepClusterV2(Method):
         "--weight-decay": 1e-6,
     }
     settings = {
-        "prototypes": Setting(3000, COUNT),
-        "heads": Setting(3, COUNT),
-        "temperature": Setting(0.1, POSITIVE),
-        "iterations": Setting(10, COUNT),
+        "prototypes": Setting(3000, COUNT, "clusters of each head"),
+        "heads": Setting(3, COUNT, "clusterings, each from its own start"),
+        "temperature": Setting(0.1, POSITIVE, "divides the cosines with the centres"),
+        "iterations": Setting(10, COUNT, "of k-means before each epoch"),
     }
 
     def __init__(self, args, encoder, p, n_images):

@@ -46,15 +46,15 @@ class Dino(PrototypeMethod):
         "--weight-decay": 1e-6,
     }
     settings = {
-        "prototypes": Setting(4096, COUNT),
-        "frozen_epochs": Setting(1, COUNT_OR_0),
-        "student_temperature": Setting(0.1, POSITIVE),
-        "first_teacher_temperature": Setting(0.07, POSITIVE),
-        "teacher_temperature": Setting(0.07, POSITIVE),
-        "temperature_epochs": Setting(50, COUNT),
-        "center_momentum": Setting(0.9, SHARE),
-        "momentum": Setting(0.9995, SHARE),
-        "last_momentum": Setting(1.0, SHARE),
+        "prototypes": Setting(4096, COUNT, "number of prototypes"),
+        "frozen_epochs": Setting(1, COUNT_OR_0, "first epochs, in which prototypes are fixed"),
+        "student_temperature": Setting(0.1, POSITIVE, "divides the student's scores"),
+        "first_teacher_temperature": Setting(0.07, POSITIVE, "divides the teacher's, at first"),
+        "teacher_temperature": Setting(0.07, POSITIVE, "and after temperature_epochs"),
+        "temperature_epochs": Setting(50, COUNT, "epochs in which it goes from one to the other"),
+        "center_momentum": Setting(0.9, SHARE, "share of the old centre kept at each step"),
+        "momentum": Setting(0.9995, SHARE, "the momentum copy's m at the first step"),
+        "last_momentum": Setting(1.0, SHARE, "and at the last"),
     }
 
     def __init__(self, args, encoder, p, n_images):

@@ -57,8 +57,8 @@ class LeJepa(Method):
         "--warmup-epochs": 1.0,
     }
     settings = {
-        "weight": Setting(0.02, SHARE),
-        "directions": Setting(256, COUNT),
+        "weight": Setting(0.02, SHARE, "weight of SIGReg; the prediction has the rest"),
+        "directions": Setting(256, COUNT, "random directions on which SIGReg tests"),
     }
 
     def __init__(self, args, encoder, p, n_images):

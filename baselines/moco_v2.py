@@ -48,12 +48,12 @@ class MocoV2(MomentumMethod):
         "--weight-decay": 1e-4,
     }
     settings = {
-        "temperature": Setting(0.2, POSITIVE),
-        "queue": Setting(32_768, COUNT),
-        "queues": Setting(2, whole_number(1, 2)),
-        "batch_norm": Setting("no", YES_OR_NO),
-        "momentum": Setting(0.99, SHARE),
-        "last_momentum": Setting(0.999, SHARE),
+        "temperature": Setting(0.2, POSITIVE, "divides the cosines"),
+        "queue": Setting(32_768, COUNT, "earlier keys to contrast with"),
+        "queues": Setting(2, whole_number(1, 2), "2: one for each view; 1: one for both"),
+        "batch_norm": Setting("no", YES_OR_NO, "yes: the projector has batch norms"),
+        "momentum": Setting(0.99, SHARE, "the momentum copy's m at the first step"),
+        "last_momentum": Setting(0.999, SHARE, "and at the last"),
     }
 
     def __init__(self, args, encoder, p, n_images):

@@ -32,10 +32,10 @@ class MocoV3(MomentumMethod):
         "--weight-decay": 1e-6,
     }
     settings = {
-        "predictor": Setting("4096", layer_sizes),
-        "temperature": Setting(0.2, POSITIVE),
-        "momentum": Setting(0.99, SHARE),
-        "last_momentum": Setting(1.0, SHARE),
+        "predictor": Setting("4096", layer_sizes, "hidden layer sizes of the predictor"),
+        "temperature": Setting(0.2, POSITIVE, "divides the cosines"),
+        "momentum": Setting(0.99, SHARE, "the momentum copy's m at the first step"),
+        "last_momentum": Setting(1.0, SHARE, "and at the last"),
     }
 
     def __init__(self, args, encoder, p, n_images):

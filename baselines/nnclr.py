@@ -34,9 +34,9 @@ class Nnclr(Method):
         "--weight-decay": 1e-5,
     }
     settings = {
-        "predictor": Setting("4096", layer_sizes),
-        "temperature": Setting(0.2, POSITIVE),
-        "queue": Setting(65_536, COUNT),
+        "predictor": Setting("4096", layer_sizes, "hidden layer sizes of the predictor"),
+        "temperature": Setting(0.2, POSITIVE, "divides the cosines"),
+        "queue": Setting(65_536, COUNT, "earlier embeddings in which neighbours are sought"),
     }
 
     def __init__(self, args, encoder, p, n_images):

@@ -42,11 +42,11 @@ class Ressl(MomentumMethod):
         "--weight-decay": 1e-4,
     }
     settings = {
-        "student_temperature": Setting(0.1, POSITIVE),
-        "teacher_temperature": Setting(0.04, POSITIVE),
-        "queue": Setting(65_536, COUNT),
-        "momentum": Setting(0.99, SHARE),
-        "last_momentum": Setting(1.0, SHARE),
+        "student_temperature": Setting(0.1, POSITIVE, "divides the student's cosines"),
+        "teacher_temperature": Setting(0.04, POSITIVE, "divides the teacher's: lower is sharper"),
+        "queue": Setting(65_536, COUNT, "earlier embeddings of the teacher to compare with"),
+        "momentum": Setting(0.99, SHARE, "the momentum copy's m at the first step"),
+        "last_momentum": Setting(1.0, SHARE, "and at the last"),
     }
 
     def __init__(self, args, encoder, p, n_images):

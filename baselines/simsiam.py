@@ -29,7 +29,7 @@ class SimSiam(Method):
         "--weight-decay": 1e-5,
     }
     settings = {
-        "predictor": Setting("512", layer_sizes),
+        "predictor": Setting("512", layer_sizes, "hidden layer sizes of the predictor"),
     }
 
     def __init__(self, args, encoder, p, n_images):

@@ -54,13 +54,13 @@ class Swav(PrototypeMethod):
         "--weight-decay": 1e-6,
     }
     settings = {
-        "prototypes": Setting(3000, COUNT),
-        "frozen_epochs": Setting(2, COUNT_OR_0),
-        "temperature": Setting(0.1, POSITIVE),
-        "epsilon": Setting(0.05, POSITIVE),
-        "iterations": Setting(3, COUNT),
-        "queue": Setting(3840, COUNT),
-        "queue_from_epoch": Setting(50, COUNT),
+        "prototypes": Setting(3000, COUNT, "number of prototypes"),
+        "frozen_epochs": Setting(2, COUNT_OR_0, "first epochs, in which prototypes are fixed"),
+        "temperature": Setting(0.1, POSITIVE, "divides the scores"),
+        "epsilon": Setting(0.05, POSITIVE, "smoothness of the assignments: small is sharp"),
+        "iterations": Setting(3, COUNT, "of Sinkhorn's algorithm"),
+        "queue": Setting(3840, COUNT, "earlier embeddings that share in the assignment"),
+        "queue_from_epoch": Setting(50, COUNT, "first epoch in which they do"),
     }
 
     def __init__(self, args, encoder, p, n_images):

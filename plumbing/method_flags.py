@@ -19,10 +19,22 @@ def is_alpha(value):
 alpha_type = checked(read_alpha, is_alpha, "ada, linear, cosine or a number from 0 to 1")
 
 
+# Members of AdaDim's family that --method knows by name: the defaults that make them [Table 6]
+FAMILY = {
+    "vicreg": {"--alpha": 0.0, "--beta": 0.0, "--mi-scale": "1"},
+    "simclr": {"--alpha": 1.0, "--beta": 0.0, "--mi-scale": "1"},
+}
+
+
+def known_names(methods):
+    """The values of --method."""
+    return tuple(dict.fromkeys((*methods, *FAMILY)))
+
+
 def chosen_method(argv, methods):
     """Reads --method alone: the defaults of other flags depend on it."""
     parser = Parser("train.py", None, add_help=False)
-    parser.add_argument("--method", default="adadim", choices=tuple(methods))
+    parser.add_argument("--method", default="adadim", choices=known_names(methods))
     args, _ = parser.parse_known_args(argv)
     return args.method
 
@@ -67,6 +79,10 @@ def all_methods(methods, shared_defaults):
                     if flag not in shared_defaults]
         if defaults:
             lines.append(f"    {' '.join(defaults)}")
-        for setting, (default, _) in method.settings.items():
-            lines.append(f"    --set {setting}={default}")
+        for setting, (default, _, meaning) in method.settings.items():
+            line = f"    --set {setting}={default}"
+            lines.append(f"{line:44}{meaning}".rstrip())
+    for name, flags in FAMILY.items():
+        words = [f"{flag} {value}" for flag, value in flags.items() if flag != "--mi-scale"]
+        lines.append(f"{name}: adadim with {' '.join(words)}")
     return "\n".join(lines)

@@ -86,6 +86,17 @@ def test_the_loss_is_equation_5():
     assert float(result.loss.detach()) == pytest.approx(float(by_hand.detach()), rel=1e-6)
 
 
+def test_vicreg_and_simclr_are_points_of_adadims_family(capsys):
+    for name, alpha in (("vicreg", "0"), ("simclr", "1")):
+        named = vars(train.parse_args(["--method", name, "--beta", "0"]))
+        spelled = vars(train.parse_args(["--alpha", alpha, "--beta", "0", "--mi-scale", "1"]))
+        assert named.pop("out").name == f"cifar100-{name}-seed0" and spelled.pop("out")
+        assert named == spelled
+        assert train.parse_args(["--method", name]).beta == 0
+        assert run("--method", name, "--alpha", "0.5") == 2
+        assert f"--method {name} fixes α" in capsys.readouterr().err
+
+
 # --- whole runs ---------------------------------------------------------------------------------
 
 def test_a_run_cut_while_alpha_is_measured_resumes_exactly(tmp_path):
