@@ -51,6 +51,7 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
     unused            {split: number of images}, of splits neither trained nor tested on
     min_size          of a folder: images with a shorter side below this are left out
     left_out          number of images left out
+    train_files, test_files     paths of the images, if each is a file
 
     name: a key of DATASETS. data_dir: where the files are, or are downloaded to. limit_train:
     keep only that many training images, drawn at random with `seed`. classes: names of class
@@ -79,9 +80,11 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
         data |= fit(data, facts["size"], facts["crop"], min_size)
     else:
         data |= {"size": facts["size"], "image_size": facts["crop"], "stem": facts["stem"]}
-    if isinstance(data["train_x"], list) and becomes_resident(data, resident, room):
-        for split in ("train_x", "test_x"):
-            data[split] = decode_all(data[split], data["size"], data["size"])
+    if isinstance(data["train_x"], list):
+        data |= {"train_files": data["train_x"], "test_files": data["test_x"]}
+        if becomes_resident(data, resident, room):
+            for split in ("train_x", "test_x"):
+                data[split] = decode_all(data[split], data["size"], data["size"])
     data["streamed"] = isinstance(data["train_x"], list)
 
     if "mean" in facts:

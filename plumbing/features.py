@@ -79,7 +79,7 @@ def class_numbers(labels):
 
 
 def save_features(path, data, features):
-    """Writes r, z (if there is one), y, split and, if streamed, the images' file names to an npz.
+    """Writes r, z (if there is one), y, split and, if each is a file, the images' paths to an npz.
 
     features: {split: {"index": of the images, "outputs": [r] or [r, z]}}.
     """
@@ -89,8 +89,8 @@ def save_features(path, data, features):
             arrays.setdefault(name, []).append(x.cpu().numpy())
         arrays["y"].append(data[f"{split}_y"].cpu().numpy()[found["index"].numpy()])
         arrays["split"].append(np.full(len(found["index"]), split))
-        if data["streamed"]:
-            files = pick(data[f"{split}_x"], found["index"])
+        if f"{split}_files" in data:
+            files = pick(data[f"{split}_files"], found["index"])
             arrays["files"].append(np.array([str(file) for file in files]))
     arrays = {name: np.concatenate(parts) for name, parts in arrays.items() if parts}
     write_whole(path, lambda file: np.savez(file, **arrays))

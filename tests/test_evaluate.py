@@ -225,9 +225,10 @@ def test_labels_may_be_words_and_any_numbers(labels, tmp_path):
 
 
 def test_saved_features_are_what_was_measured(place, tmp_path):
-    """Measured with --features they give the same results again."""
+    """Measured with --features they give the same results again. These images are resident."""
     saved = tmp_path / "saved.npz"
-    found = figures(tmp_path, place / "run", "--save-features", saved)
+    found = figures(tmp_path, place / "run", "--dataset", "folder", "--data-dir", place,
+                    "--save-features", saved)
     with np.load(saved) as arrays:
         files, split, y = arrays["files"], arrays["split"], arrays["y"]
         assert arrays["r"].shape == (len(files), 64) and arrays["z"].shape == (len(files), 8)

@@ -78,6 +78,7 @@ def test_resident_and_streamed_images_are_the_same(photos):
     assert isinstance(streamed["train_x"], list)
     assert resident["train_x"].shape == (48, 3, 256, 256)
     assert torch.equal(resident["train_y"], streamed["train_y"])
+    assert resident["test_files"] == streamed["test_files"] == streamed["test_x"]
     assert resident["image_size"] == streamed["image_size"] == 224
     assert resident["stem"] == streamed["stem"] == "imagenet"
     assert np.allclose(resident["mean"], streamed["mean"], atol=0.01)
