@@ -65,7 +65,7 @@ def parse_args(argv):
     add("--dataset", default="cifar100", choices=tuple(DATASETS),
         help="shapes: built in. folder: your own images, in train/<class>/… and test/<class>/… "
         "(or val/), or without classes. imagenet, imagenet100, inat21: your own copy, in "
-        "--data-dir. All others are downloaded")
+        "--data-dir. All others are downloaded, unless they are in --data-dir")
     add("--data-dir", default="./data", metavar="DIR",
         help="folder of the dataset's files, and of downloads")
     add("--augment", default="vicreg", choices=tuple(AUGMENTATIONS), help="augmentation scheme")

@@ -18,7 +18,7 @@ from torchvision.datasets.utils import check_integrity, download_url, extract_ar
 
 from plumbing.cli import BadInput
 from plumbing.folders import class_folders, find_classes, find_images
-from plumbing.images import list_images
+from plumbing.images import in_parallel, list_images, read_sizes
 from plumbing.run import made_folder
 from plumbing.shapes import load_shapes
 
@@ -26,14 +26,15 @@ from plumbing.shapes import load_shapes
 # The paper's datasets [Table 16]. layout: how the files are arranged. size: of the images, in
 # pixels (of the shorter side, if sizes vary). crop: size of the networks' input. mean, std: the
 # customary values; measured if absent. url, md5: of the archive, as published by torchvision,
-# MedMNIST 3 or the dataset's authors. unpacked: the folder in the archive. train: number of
-# training images, to detect an incomplete unpacking.
+# MedMNIST 3 or the dataset's authors. unpacked: the folder in the archive. train, test: numbers
+# of images in each class, if the dataset is also read from class folders, to detect missing ones.
 
 IMAGENET = dict(
     layout="classes", size=256, crop=224, stem="imagenet",
     mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
 )
 MEDMNIST = dict(layout="medmnist", size=28, crop=28, stem="small")
+TINY_LABELS = "val/val_annotations.txt"
 ZENODO = "https://zenodo.org/records/10519652/files/"
 ORGANS = (
     "bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right",
@@ -49,12 +50,14 @@ DATASETS = {
         layout="cifar", classes=10, size=32, crop=32, stem="small",
         mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
         url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        md5="c58f30108f718f92721af3b95e74349a", unpacked="cifar-10-batches-py"),
+        md5="c58f30108f718f92721af3b95e74349a", unpacked="cifar-10-batches-py",
+        train=5000, test=1000),
     "cifar100": dict(
         layout="cifar", classes=100, size=32, crop=32, stem="small",
         mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762),
         url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        md5="eb9058c3a382ffc7106e4002c42a8d85", unpacked="cifar-100-python"),
+        md5="eb9058c3a382ffc7106e4002c42a8d85", unpacked="cifar-100-python",
+        train=500, test=100),
     "stl10": dict(
         layout="stl10", classes=10, size=96, crop=96, stem="imagenet",
         mean=(0.4467, 0.4398, 0.4066), std=(0.2603, 0.2566, 0.2713),
@@ -64,12 +67,14 @@ DATASETS = {
         layout="tiny", classes=200, size=64, crop=64, stem="small",
         mean=(0.4802, 0.4481, 0.3975), std=(0.2770, 0.2691, 0.2821),
         url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-        md5="90528d7ca1a48142e341f4ef8d21d0de", unpacked="tiny-imagenet-200", train=100_000),
+        md5="90528d7ca1a48142e341f4ef8d21d0de", unpacked="tiny-imagenet-200",
+        train=500, test=50),
     "cinic10": dict(
         layout="classes", classes=10, size=32, crop=32, stem="small",
         mean=(0.4789, 0.4723, 0.4305), std=(0.2421, 0.2383, 0.2587),
         url="https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz",
-        md5="6ee4d0c996905fe93221de577967a372", unpacked="CINIC-10", train=90_000),
+        md5="6ee4d0c996905fe93221de577967a372", unpacked="CINIC-10",
+        train=9000, test=9000),
     "blood": dict(
         MEDMNIST, classes=BLOOD_CELLS, url=ZENODO + "bloodmnist.npz?download=1",
         md5="7053d0359d879ad8a5505303e11de1dc"),
@@ -95,18 +100,23 @@ def read_dataset(name, root, chosen=None):
 
     chosen: names of class folders to use instead of all, or a file with one name per line.
     """
-    layout = DATASETS[name]["layout"]
+    facts = DATASETS[name]
+    layout = facts["layout"]
     if layout == "shapes":
         return load_shapes()
+    folder = unpacked_by_others(name, root) if "test" in facts else None
+    if folder is not None:
+        return find_all(name, folder, chosen)
     if layout in ("cifar", "stl10"):
         return load_torchvision(name, root)
     if layout == "medmnist":
         return load_medmnist(name, root)
     if layout == "tiny":
-        return find_tiny(name, root)
+        is_unpacked = (root / TINY_LABELS).exists()
+        return find_tiny(name, root if is_unpacked else fetch(name, root))
     if name == "cinic10":
-        return find_cinic(name, root, chosen)
-    return find_classes(name, root, DATASETS[name].get("classes"), chosen)
+        return find_all(name, fetch(name, root), chosen)
+    return find_classes(name, root, facts.get("classes"), chosen)
 
 
 # --- the official files -----------------------------------------------------------------------
@@ -137,8 +147,11 @@ def fetch(name, root):
     except BadInput:
         raise
     except Exception as error:      # torchvision raises anything from URLError to RuntimeError
+        folders = ""
+        if "test" in facts:
+            folders = f", or its images as train/<class>/… and test/<class>/… into {root / name}"
         raise BadInput(f"cannot get {name} ({error}): download {url} "
-                       f"(md5 {facts['md5']}) and put {file} into {root}; "
+                       f"(md5 {facts['md5']}) and put {file} into {root}{folders}; "
                        "--dataset shapes and folder need no download") from error
 
 
@@ -227,12 +240,10 @@ def load_medmnist(name, root):
 
 def find_tiny(name, root):
     """Tiny ImageNet: train/<class>/images/…, and val/images/… with their labels in a file."""
-    root = fetch(name, root)
     classes = class_folders(root / "train")
     train_x, train_y = find_images(root / "train", classes)
-    check_whole(name, root, train_x)
 
-    notes = root / "val" / "val_annotations.txt"        # file, class, box; tab-separated
+    notes = root / TINY_LABELS          # file, class, box; tab-separated
     labels = {label: i for i, label in enumerate(classes)}
     test_x, test_y = [], []
     try:
@@ -243,22 +254,64 @@ def find_tiny(name, root):
     except (OSError, KeyError, ValueError) as error:
         raise BadInput(f"{notes} is missing, damaged or of other classes than train "
                        f"({type(error).__name__})") from error
-    return {"classes": classes, "train_x": train_x, "train_y": train_y,
-            "test_x": test_x, "test_y": torch.tensor(test_y)}
+    found = {"classes": classes, "train_x": train_x, "train_y": train_y,
+             "test_x": test_x, "test_y": torch.tensor(test_y)}
+    check_whole(name, root, found, "move it away, and it will be unpacked again")
+    return found
 
 
-def find_cinic(name, root, chosen=None):
-    """CINIC-10: train/<class>/…, test/<class>/… and valid/<class>/…, which is unused."""
-    if not (root / "train").is_dir():
-        root = fetch(name, root)
-    found = find_classes(name, root, DATASETS[name]["classes"], chosen)
-    check_whole(name, root, found["train_x"])
-    return found | {"unused": {"valid": len(list_images(root / "valid"))}}
+# --- the same images in class folders ---------------------------------------------------------
+
+def unpacked_by_others(name, root):
+    """The folder of a dataset's images in class folders, in root or root/name; None without one.
+
+    The official files come first: a run that began with them goes on with them.
+    """
+    facts = DATASETS[name]
+    official = root / facts["unpacked"], root / facts["url"].rpartition("/")[2]
+    if any(path.exists() for path in official):
+        return None
+    for folder in (root / name, root):
+        is_official = (folder / TINY_LABELS).exists()       # see find_tiny()
+        if (folder / "train").is_dir() and not is_official:
+            return folder
+    return None
 
 
-def check_whole(name, root, train_x):
-    """Raises BadInput if training images are missing: unpacking was interrupted."""
-    wanted = DATASETS[name]["train"]
-    if len(train_x) != wanted:
-        raise BadInput(f"{root} holds {len(train_x):,} training images, not {wanted:,}: "
-                       "move it away, and it will be unpacked again")
+def find_all(name, root, chosen=None):
+    """All images in train/<class>/… and test/<class>/… (for Tiny ImageNet, val/<class>/…).
+
+    CINIC-10's valid/<class>/… is not used. Raises BadInput if images are missing, or the first
+    one is of another size.
+    """
+    facts = DATASETS[name]
+    held_out = ("val", "test") if name == "tinyimagenet200" else ("test", "val")
+    found = find_classes(name, root, chosen=chosen, held_out=held_out)
+    way_out = "complete it, or give another --data-dir to download the official files"
+    if root.name == facts["unpacked"]:
+        way_out = "move it away, and it will be unpacked again"
+    if len(found["classes"]) != facts["classes"]:
+        raise BadInput(f"{root} has {len(found['classes']):,} classes, and {name} has "
+                       f"{facts['classes']}: {way_out}")
+    check_whole(name, root, found, way_out)
+
+    sizes, = in_parallel(read_sizes, found["train_x"][:1], "reading an image's size")
+    width, height = sizes[0]
+    if (width, height) != (facts["size"], facts["size"]):
+        raise BadInput(f"{found['train_x'][0]} has {width} × {height} pixels, and {name} has "
+                       f"{facts['size']}: use --dataset folder for images of other sizes")
+    if name == "cinic10":
+        found["unused"] = {"valid": len(list_images(root / "valid"))}
+    return found
+
+
+def check_whole(name, root, found, way_out):
+    """Raises BadInput unless each class has as many images as in the official files."""
+    for split in ("train", "test"):
+        wanted = DATASETS[name][split]
+        counts = torch.bincount(found[f"{split}_y"], minlength=len(found["classes"]))
+        wrong = (counts != wanted).nonzero().flatten()
+        if len(wrong):
+            label = wrong[0]
+            raise BadInput(f"{root} holds {counts[label]:,} {split} images of "
+                           f"{found['classes'][label]}, and {name} has {wanted:,}: {way_out}")

@@ -12,21 +12,23 @@ from plumbing.images import in_parallel, is_image, list_images, random_subset, r
 SMALLEST = 8            # pixels: lower bound of the default for min_size
 FEWEST = 20             # images needed in a folder without classes, to hold out a tenth
 MOST_HELD_OUT = 2048    # images held out for the metrics, at most
+HELD_OUT = ("test", "val", "2021_valid")    # folders for the metrics; 2021: iNaturalist's
 
 
-def find_classes(name, root, n_classes=None, chosen=None):
+def find_classes(name, root, n_classes=None, chosen=None, held_out=HELD_OUT):
     """Finds images in class folders: train/<class>/…, and test/<class>/… or val/<class>/….
 
     name: of the dataset; "folder" may lack classes, see find_unlabelled(). n_classes: how many
     it should have; None: two or more. chosen: the classes to use, or a file that lists them.
-    Returns a dict, see datasets.py.
+    held_out: names of the folder for the metrics, the first that exists. Returns a dict, see
+    datasets.py.
     """
     expected = (f"--dataset {name} expects train/<class>/*.png|jpg|jpeg, "
                 "and the same under test/ or val/, in --data-dir")
     if not root.is_dir():
         raise BadInput(f"there is no directory {root}: {expected}")
-    train = first_folder(root, ("train", "2021_train"))     # 2021: iNaturalist's
-    held_out = first_folder(root, ("test", "val", "2021_valid"))    # for the metrics
+    train = first_folder(root, ("train", "2021_train"))
+    held_out = first_folder(root, held_out)
     if name == "folder" and not has_classes(root, train):
         return find_unlabelled(train or root, held_out)
     if held_out is None:

@@ -91,6 +91,12 @@ def make_stl10(name, root, monkeypatch):
     return Made(folder, train_x, [0, 1, 9, 1, -1, -1, -1], test, [9, 0], vital="train_X.bin")
 
 
+def few_per_class(name, monkeypatch):
+    """Makes it a dataset with two training images and one test image in each class."""
+    monkeypatch.setitem(datasets.DATASETS[name], "train", 2)
+    monkeypatch.setitem(datasets.DATASETS[name], "test", 1)
+
+
 def make_tiny(name, root, monkeypatch):
     folder = root / "tiny-imagenet-200"
     x = random_images(6, 64)
@@ -101,7 +107,7 @@ def make_tiny(name, root, monkeypatch):
     notes = "00000.JPEG\tn02\t0\t0\t62\t62\n00001.JPEG\tn01\t1\t2\t60\t60\n"
     (folder / "val" / "val_annotations.txt").write_text(notes)
     save_images(folder / "test" / "images", x[:1], ".JPEG")     # unlabelled, and not used
-    monkeypatch.setitem(datasets.DATASETS["tinyimagenet200"], "train", 4)
+    few_per_class("tinyimagenet200", monkeypatch)
     vital = "train/n01/images/00000.JPEG"
     return Made(folder, x[:4], [0, 0, 1, 1], x[4:], [1, 0], vital)
 
@@ -115,7 +121,7 @@ def make_cinic(name, root, monkeypatch):
         save_images(folder / "valid" / label, pictures[2:3])
         save_images(folder / "test" / label, pictures[3:])
     (folder / "README.md").write_text("CINIC-10")
-    monkeypatch.setitem(datasets.DATASETS["cinic10"], "train", 20)
+    few_per_class("cinic10", monkeypatch)
     train_y = [label for label in range(10) for _ in range(2)]
     return Made(folder, x[:, :2].flatten(0, 1), train_y, x[:, 3], list(range(10)),
                 vital="train/airplane/00000.png")
@@ -242,6 +248,8 @@ def test_a_download_that_ends_early_leaves_nothing(name, publish, tmp_path):
     root = tmp_path / "mine" / "data"
     cut_off(official.archive, 100)
     words = f"cannot get {name} .*{official.facts['md5']}.*put {official.archive.name} into {root}"
+    if name == "cifar10":
+        words += ", or its images as train/<class>/… and test/<class>/… into "
     with pytest.raises(BadInput, match=words):
         data.load(name, root)
     assert not root.parent.exists()
@@ -266,6 +274,40 @@ def test_an_archive_that_the_user_put_there(name, publish, tmp_path, monkeypatch
         data.load(name, theirs)
     assert archive.read_bytes() == damaged
     assert list(theirs.iterdir()) == [archive]
+
+
+@pytest.mark.parametrize("name, held_out, place", [
+    ("cifar10", "test", "cifar10"), ("cifar100", "test", "."), ("tinyimagenet200", "val", "."),
+    ("cinic10", "test", "cinic10"),
+])
+def test_class_folders_of_others_need_no_download(name, held_out, place, tmp_path, monkeypatch):
+    """With the official mean and std; but not if an image is missing, or of another size."""
+    few_per_class(name, monkeypatch)
+    refuse_downloads(monkeypatch)
+    facts = datasets.DATASETS[name]
+    classes = [f"class {i:03}" for i in range(facts["classes"])]
+    x = random_images(3 * len(classes), facts["size"]).unflatten(0, (len(classes), 3))
+    for label, pictures in zip(classes, x):
+        save_images(tmp_path / place / "train" / label, pictures[:2])
+        save_images(tmp_path / place / held_out / label, pictures[2:])
+    if name == "tinyimagenet200":       # its official test images have no labels
+        save_images(tmp_path / "test" / "images", x[0])
+    d = data.load(name, tmp_path)
+    assert torch.equal(d["train_x"], x[:, :2].flatten(0, 1)) and torch.equal(d["test_x"], x[:, 2])
+    assert d["classes"] == classes and d["test_y"].tolist() == list(range(len(classes)))
+    assert d["mean"] == list(facts["mean"]) and d["stem"] == "small"
+
+    first = tmp_path / place / "train" / "class 000" / "00000.png"
+    Image.new("RGB", (16, 16)).save(first)
+    with pytest.raises(BadInput, match="has 16 × 16 pixels.*--dataset folder"):
+        data.load(name, tmp_path)
+    first.unlink()
+    with pytest.raises(BadInput, match=f"1 train images of class 000, and {name} has 2"):
+        data.load(name, tmp_path)
+    for split in ("train", held_out):
+        shutil.rmtree(tmp_path / place / split / "class 001")
+    with pytest.raises(BadInput, match=f"has {len(classes) - 1} classes, and {name} has"):
+        data.load(name, tmp_path)
 
 
 def test_wrong_content_is_named(tmp_path, monkeypatch):
