@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 
 from data import load
+from losses import matrices
 from metrics import (alignment, knn_accuracy, lidar, representation_metrics, standard_error,
                      top_k_accuracy)
 from models import all_finite
@@ -58,8 +59,10 @@ def train_layers(x, y, n_classes, rates, epochs, seed):
     """
     n, p = x.shape
     generator = torch.Generator(x.device).manual_seed(seed)
-    weight = torch.zeros(len(rates), p, n_classes, device=x.device, requires_grad=True)
-    bias = torch.zeros(len(rates), 1, n_classes, device=x.device, requires_grad=True)
+    weight = torch.zeros(len(rates), p, n_classes, device=x.device, dtype=x.dtype)
+    bias = torch.zeros(len(rates), 1, n_classes, device=x.device, dtype=x.dtype)
+    weight.requires_grad_()
+    bias.requires_grad_()
     factor = torch.tensor(rates, device=x.device).view(-1, 1, 1)
 
     batch_size = min(256, n)
@@ -113,9 +116,12 @@ def linear_probe(train_x, train_y, test_x, test_y, rates=RATES, epochs=100, seed
     """Accuracy of a linear layer on frozen features; this file's docstring has the protocol.
 
     train_x: n × p and test_x: m × p, floating point, n ≥ 2; train_y (n) and test_y (m): classes
-    as integers from 0. rates: learning rates to choose from. Returns a dict of top1 and top5, in
-    per cent, and rate, the learning rate chosen. Raises ValueError if shapes do not fit.
+    as integers from 0; tensors or NumPy arrays. rates: learning rates to choose from. Returns a
+    dict of top1 and top5, in per cent, and rate, the learning rate chosen. Raises ValueError if
+    shapes do not fit.
     """
+    (train_x,), (test_x,) = matrices(train_x), matrices(test_x)
+    train_y, test_y = torch.as_tensor(train_y).long(), torch.as_tensor(test_y).long()
     one_label_per_row = len(train_x) == len(train_y) and len(test_x) == len(test_y)
     if len(train_x) < 2 or not one_label_per_row or train_x.shape[1] != test_x.shape[1]:
         raise ValueError("expected two or more training rows, one label per row and equal widths, "

@@ -10,8 +10,8 @@ only torch. Copy it, and
     loss, parts = adadim(r1, r2, z1, z2, alpha=0.3)
 
 Conventions shared by all functions here:
-- Inputs are floating-point matrices, one sample per row. They are converted to float32, also
-  inside autocast; float64 stays float64.
+- Inputs are floating-point matrices, one sample per row: tensors, or NumPy arrays. They are
+  converted to float32, also inside autocast; float64 stays float64.
 - The result is a 0-dim tensor. Entropies and mutual information are in nats.
 - x̂ is a row x scaled to unit length; ∘ multiplies entry by entry.
 - Values and gradients stay finite on collapsed batches: rows all equal, constant features,
@@ -30,11 +30,12 @@ BLOCK = 2048        # rows of an n × n kernel that are in memory at a time
 # --- building blocks ------------------------------------------------------------------------
 
 def matrices(*xs, rows=1, same_width=False):
-    """Checks the inputs and returns them as float32; float64 stays float64.
+    """Checks the inputs and returns them as tensors in float32; float64 stays float64.
 
     rows: the minimum number. same_width: whether all inputs must have equally many columns.
     Raises ValueError if an input is not a floating-point matrix or their shapes do not match.
     """
+    xs = [torch.as_tensor(x) for x in xs]                       # NumPy arrays are not copied
     first = xs[0]
     for x in xs:
         shape = tuple(x.shape)

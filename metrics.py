@@ -7,8 +7,9 @@ The entropy H_2, I(R;Z) and W2 are in losses.py. Copy both files, and
     representation_metrics(r, z)["mi"]      # I(R;Z) in nats
 
 Conventions shared by all functions here:
-- x is a floating-point matrix n × d, one sample per row. It is converted to float32, for spectra
-  to float64; float64 stays float64. x̂ is a row scaled to unit length.
+- x is a floating-point matrix n × d, one sample per row: a tensor, or a NumPy array. It is
+  converted to float32, for spectra to float64; float64 stays float64. x̂ is a row scaled to unit
+  length.
 - Results are 0-dim tensors; accuracies are in per cent.
 - NaN inputs give NaN results (counts: 0). Wrong shapes or settings raise ValueError.
 - Only explained_variance detects redundant features, see uniformity.py.
@@ -177,6 +178,7 @@ def lidar(x, delta=1e-4):
     more, the more images differ in it compared with views of one image.
     Raises ValueError if x has fewer than two images or two views.
     """
+    x = torch.as_tensor(x)
     if x.ndim != 3 or not x.is_floating_point() or min(x.shape[:2]) < 2 or x.shape[2] == 0:
         raise ValueError("expected floating-point images × views × features, two or more of the "
                          f"first two, got {x.dtype} {tuple(x.shape)}")
@@ -335,6 +337,7 @@ def knn_accuracy(train_x, train_y, test_x, test_y, k=20, temperature=0.07):
     k: at most n. temperature: T > 0.
     """
     (train_x,), (test_x,) = matrices(train_x), matrices(test_x)
+    train_y, test_y = torch.as_tensor(train_y), torch.as_tensor(test_y)
     one_label_per_row = len(train_x) == len(train_y) and len(test_x) == len(test_y)
     if not one_label_per_row or train_x.shape[1] != test_x.shape[1]:
         raise ValueError("expected one label per row and equal widths")

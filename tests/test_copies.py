@@ -3,6 +3,8 @@
     python -m pytest -q tests/test_copies.py
 """
 import ast
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -30,6 +32,14 @@ def imports_of(path):
 ])
 def test_copied_files_need_each_other_alone(name, needed):
     assert {module.split(".")[0] for module in imports_of(ROOT / name)} == needed
+
+
+def test_metrics_and_losses_work_in_an_empty_folder(tmp_path):
+    for name in ("losses.py", "metrics.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    code = ("import torch, metrics; x = torch.eye(9)\n"
+            "assert round(metrics.representation_metrics(x, x)['erank_r'], 3) == 9")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={}, check=True)
 
 
 def test_a_compared_method_needs_no_other():

@@ -99,6 +99,15 @@ def test_samples_are_held_out_while_the_learning_rate_is_chosen(n, learnt_from, 
                      {"samples": n, "rates": (found["rate"],)}]
 
 
+def test_probe_takes_float64_and_numpy_arrays():
+    train_x, train_y = clusters(600, 0.5, seed=0)
+    test_x, test_y = clusters(400, 0.5, seed=1)
+    found = linear_probe(train_x, train_y, test_x, test_y, epochs=3)
+    in_numpy = linear_probe(train_x.double().numpy(), train_y.int().numpy(),
+                            test_x.double().numpy(), test_y.numpy(), epochs=3)
+    assert in_numpy["top1"] == pytest.approx(found["top1"], abs=1)
+
+
 def test_probe_refuses_what_does_not_fit():
     x, y = clusters(20, 0.1, seed=0)
     for samples in ((x[:1], y[:1], x, y), (x, y[1:], x, y), (x, y, x, y[1:]), (x, y, x[:, 1:], y)):

@@ -185,3 +185,19 @@ def test_representation_metrics_are_those_functions(piece, monkeypatch):
     assert found["cka"] == near(float(linear_cka(r, z)))
     assert found["mi"] == near(float(metrics.mutual_information(r, z)))
     assert "alpha_req_r" not in representation_metrics(r[:, :40], z)        # too few eigenvalues
+
+
+# --- NumPy arrays -----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_numpy_arrays_give_the_tensors_results(dtype):
+    r, z = noise(80, 60, dtype=dtype), noise(80, 60, seed=1, dtype=dtype)
+    y = torch.arange(80, dtype=torch.int32) % 4
+    assert representation_metrics(r.numpy(), z.numpy()) == representation_metrics(r, z)
+    for measure in (effective_rank, uniformity, singular_values):
+        assert torch.equal(measure(r.numpy()), measure(r))
+    assert lidar(r.view(20, 4, 60).numpy()) == lidar(r.view(20, 4, 60))
+    mixed = metrics.knn_accuracy(r.numpy(), y.numpy(), z, y)
+    assert mixed == metrics.knn_accuracy(r, y, z, y)
+    with pytest.raises(ValueError, match="floating-point matrix"):
+        effective_rank(y.numpy())
