@@ -1,0 +1,181 @@
+"""Tests of exercises/: solutions pass, each mistake gets its own hint, no traceback ever.
+
+    python -m pytest -q tests/test_exercises.py
+"""
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from exercises import check, mistakes
+from tests.helpers import ROOT, exit_status
+
+SOLUTIONS = {}
+SOLUTIONS[1] = '''
+def info_nce(z1, z2, temperature=0.1):
+    z = torch.nn.functional.normalize(torch.cat([z1, z2]), dim=1)
+    logits = z @ z.T / temperature
+    logits.fill_diagonal_(float("-inf"))
+    partner = torch.arange(len(z)).roll(len(z1))
+    return torch.nn.functional.cross_entropy(logits, partner)
+'''
+SOLUTIONS[2] = '''
+def by_features(z):
+    n, d = z.shape
+    z = z - z.mean(0)
+    c = z.T @ z / (n - 1)
+    return (c.square().sum() - c.diagonal().square().sum()) / d
+
+
+def by_samples(z):
+    n, d = z.shape
+    z = z - z.mean(0)
+    diagonal = z.square().sum(0) / (n - 1)
+    return ((z @ z.T).square().sum() / (n - 1) ** 2 - diagonal.square().sum()) / d
+'''
+SOLUTIONS[3] = '''
+def effective_rank(x):
+    sigma = torch.linalg.svdvals(x)
+    p = sigma / sigma.sum()
+    return torch.special.entr(p).sum().exp()
+'''
+SOLUTIONS[4] = '''
+def lars_step(w, g, v, lr, weight_decay=1e-4, momentum=0.9, eta=0.02):
+    if w.ndim > 1:
+        q = eta * w.norm() / (g.norm() + weight_decay * w.norm() + 1e-8)
+        q = min(float(q) / lr, 1.0) if w.norm() > 0 else 1.0
+        g = q * (g + weight_decay * w)
+    v = momentum * v + g
+    return w - lr * v, v
+'''
+SOLUTIONS[5] = '''
+def wasserstein_uniformity(z):
+    n, d = z.shape
+    z = torch.nn.functional.normalize(z, dim=1)
+    mean = z.mean(0)
+    centred = (z - mean) / n ** 0.5
+    root_trace = torch.linalg.svdvals(centred).sum()
+    squared = mean.square().sum() + 1 + centred.square().sum() - 2 / d ** 0.5 * root_trace
+    return squared.sqrt()
+'''
+SOLUTIONS[7] = '''
+def rank(x, eps, centred, squared):
+    x = x - x.mean(0) if centred else x
+    s = torch.linalg.svdvals(x)
+    s = s ** 2 if squared else s
+    p = s / s.sum() + eps
+    return torch.special.entr(p).sum().exp()
+'''
+PARTS = [part for parts in mistakes.PARTS.values() for part in parts]
+MISTAKES = [(part, hint, options) for part in PARTS for hint, options in part["mistakes"]]
+
+
+def functions(number, code=""):
+    scope = {"torch": torch, "F": F}
+    exec(code or SOLUTIONS[number], scope)
+    return scope
+
+
+def said(capsys, number, code):
+    """Whether a solution passes, and what is printed."""
+    points = check.report(number, functions(number, code))
+    return points == check.POINTS[number], capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", SOLUTIONS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_solution_passes(number, seed):
+    assert check.report(number, functions(number), seed=seed) == check.POINTS[number]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("part, hint, options", MISTAKES)
+def test_each_mistake_gets_its_own_hint(part, hint, options, seed):
+    def mistaken(*arguments):
+        return part["wrong"](*arguments, **options)
+
+    with pytest.raises(check.NotYet) as why:
+        check.check_part(part, {part["name"]: mistaken}, seed)
+    assert str(why.value) == hint
+
+
+def test_two_mistakes_at_once_get_a_hint_of_one():
+    part, = mistakes.PARTS[3]
+    both = dict(part["mistakes"][0][1]) | part["mistakes"][1][1]
+    with pytest.raises(check.NotYet) as why:
+        check.check_part(part, {part["name"]: lambda x: part["wrong"](x, **both)}, 0)
+    assert str(why.value) in [hint for hint, _ in part["mistakes"][:2]]
+
+
+@pytest.mark.parametrize("number, code, words", [
+    (1, """
+def info_nce(z1, z2, temperature):
+    z = F.normalize(torch.cat([z1, z2]), dim=1)
+    e = (z @ z.T / temperature).exp()
+    p = torch.arange(len(z)).roll(len(z1))
+    return -(e[torch.arange(len(z)), p] / (e.sum(1) - e.diagonal())).log().mean()""",
+     mistakes.OVERFLOW),
+    (1, SOLUTIONS[1].replace("z @ z.T", "z.detach() @ z.detach().T"), "no finite gradient"),
+    (2, SOLUTIONS[2].replace("by_samples", "_").replace("by_features", "by_samples")
+     + "\nby_features = by_samples", "by_samples is right, but makes d × d"),
+    (2, SOLUTIONS[2].replace("z = z - z.mean(0)", "z -= z.mean(0)"), "changes its input"),
+    (3, SOLUTIONS[3].replace("torch.special.entr(p)", "(-p * p.log())"), mistakes.ZERO_P),
+    (5, SOLUTIONS[5].replace("svdvals(centred)", "eigvalsh(centred.T @ centred).sqrt()"),
+     mistakes.ROUNDING),
+    (5, SOLUTIONS[5].replace("svdvals(centred)", "eigvalsh(centred.T @ centred).abs().sqrt()"),
+     mistakes.GRADIENT),
+    (7, "def rank(x, eps, centred, squared): return 3.0", "returns float, not a tensor"),
+    (7, "def rank(x, eps, centred, squared): return x", "expected shapes"),
+    (7, "def rank(x, eps, centred, squared): return x[1, 99]", "line 1 raised IndexError"),
+    (7, "def rank(x, eps, centred, squared): return x.mean()", "as it is: 0.8834, expected 8.1429"),
+    (7, "def rang(x): pass", "there is no function rank"),
+])
+def test_other_faults_are_named(capsys, number, code, words):
+    passed, printed = said(capsys, number, code)
+    assert not passed and words in printed and printed.count("\n") == 1
+
+
+def test_files_that_cannot_run(tmp_path, capsys):
+    """Stubs, missing files, syntax errors, crashes: one line each, status 1."""
+    (tmp_path / "ex1_info_nce.py").write_text("def info_nce(:")
+    (tmp_path / "ex3_effective_rank.py").write_text("import torch\n1 / 0\n")
+    (tmp_path / "ex4_lars.py").write_text("exit()")
+    (tmp_path / "ex5_wasserstein.py").write_bytes(
+        (ROOT / "exercises" / "ex5_wasserstein.py").read_bytes())
+    assert exit_status(check.main, "--all", "--folder", tmp_path) == 1
+    lines = capsys.readouterr().out.splitlines()
+    expected = ["line 1: ", "there is no ex2_covariance.py", "line 2 raised ZeroDivisionError",
+                "line 1 raised SystemExit", "is not written yet"]
+    for line, words in zip(lines, expected):
+        assert words in line
+    assert lines[-1] == "0 of 47 points" and len(lines) == 8
+
+
+@pytest.mark.parametrize("words", [[], ["8"], ["1", "--all"], ["6", "--line", "0"], ["--seed", "1"],
+                                   ["6", "--line", "1", "2", "3", "4"], ["1", "--folder"]])
+def test_wrong_usage(words, capsys):
+    assert exit_status(check.main, *words) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_all_stubs_from_any_folder(tmp_path):
+    run = subprocess.run([sys.executable, ROOT / "exercises" / "check.py", "--all"], cwd=tmp_path,
+                         capture_output=True, text=True)
+    assert run.returncode == 1 and not run.stderr
+    assert run.stdout.count("is not written yet") == 6
+
+
+# --- exercise 6 -----------------------------------------------------------------------------------
+
+def test_the_wrong_lines(capsys):
+    """Mended, each function is the project's; each line that mends it is in the catalogue."""
+    path = ROOT / "exercises" / "ex6_bugs.py"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    hits = [n for n in range(1, len(lines) + 1) if exit_status(check.main, "6", "--line", n) == 0]
+    assert len(hits) == len(mistakes.BUGS) == 3
+    assert exit_status(check.main, "6", "--line", *hits) == 0
+    assert exit_status(check.main, "6", "--line", hits[0], 1) == 1
+    capsys.readouterr()
+    assert check.report(6, lines=hits[:2]) == 6
