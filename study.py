@@ -2,9 +2,14 @@
 
     python study.py alpha -- --dataset shapes --arch resnet18 --width 8 --epochs 12
     python study.py ablation --devices cuda:0,cuda:1 --seeds 3 -- --dataset cifar100
+    python study.py --list                  all studies, and what they reproduce
+    python study.py --list alpha            the runs of one
     python figures.py runs/study/*          figures and correlations of the runs' logs
 
-    python study.py --list                  all studies, their runs, and what they reproduce
+A study of your own names its methods, its settings, or both: each method with each setting.
+
+    python study.py --methods adadim,vicreg,simclr,byol --seeds 3 -- --dataset cifar100
+    python study.py --setting "--alpha 0.3 --beta 0" --setting "--alpha 0.7 --beta 0"
 
 All runs get the flags after --. A run that two studies share is trained once. Finished runs are
 skipped, interrupted ones resumed; if a run fails, the others continue. Exit status: 0; 1 if a run
@@ -22,11 +27,12 @@ from typing import NamedTuple
 
 import train
 from baselines import METHODS
-from plumbing.cli import (BadInput, Parser, device_name, one_line_errors, split_arguments,
-                          whole_number)
+from plumbing.cli import (BadInput, Parser, device_name, one_line_errors, show_progress,
+                          split_arguments, whole_number)
 from plumbing.images import core_count
 from plumbing.run import read_config, read_log
 from plumbing.signals import Signals
+from plumbing.status import duration
 
 FOUR_METHODS = {
     "VICReg": "--alpha 0 --beta 0",
@@ -162,27 +168,33 @@ GIVEN_BY_THE_STUDY = ("--out", "--seed", "--device", "--resume", "--overwrite")
 
 # --- which runs -----------------------------------------------------------------------------------
 
-def runs(studies, seeds):
-    """{folder name: list of flags} for all runs of these studies, without duplicates."""
+def runs(studies, seeds, methods=(), settings=()):
+    """{folder name: list of flags} for all runs of these studies, without duplicates.
+
+    methods, settings: of a study of one's own, each method with each setting.
+    """
+    own = [f"--method {method} {setting}" for method in methods for setting in settings or [""]]
+    chosen = [setting for study in studies for setting in STUDIES[study]["runs"]]
     found = {}
-    for study in studies:
-        for setting in STUDIES[study]["runs"]:
-            for seed in range(seeds):
-                flags = [*setting.split(), "--seed", str(seed)]
-                found[folder_name(flags)] = flags
+    for setting in (*chosen, *(own or settings)):
+        for seed in range(seeds):
+            flags = [*setting.split(), "--seed", str(seed)]
+            found[folder_name(flags)] = flags
     return found
 
 
 def folder_name(flags):
     """["--alpha", "0.5", "--beta", "-1", "--seed", "0"] → alpha-0.5-beta-minus-1-seed-0."""
-    text = " ".join(["", *flags])
-    return text.replace(" --", " ").replace(" -", " minus-").strip().replace(" ", "-")
+    text = " ".join(["", *flags]).replace(" --", " ").replace(" -", " minus-").strip()
+    return text.replace(" ", "-").replace("/", "-")
 
 
-def print_studies():
-    for name, study in STUDIES.items():
-        print(f"{name}: {study['redoes']}")
-        for setting in study["runs"]:
+def print_studies(names):
+    """A line for each study or, if some are named, their runs."""
+    for name in names or STUDIES:
+        study = STUDIES[name]
+        print(f"{name:13}  {len(study['runs']):2} runs  {study['redoes']}")
+        for setting in study["runs"] if names else ():
             print(f"    {setting}")
 
 
@@ -241,6 +253,7 @@ def shared_environment(devices):
 
 
 def say(text):
+    show_progress("")
     print(text, flush=True)
 
 
@@ -253,10 +266,54 @@ def succeeded(name, status, folder):
     return status == 0
 
 
-def train_all(chosen, common, devices, out):
+class Progress:
+    """How many runs are done, and how long the others will take, by the epochs in their logs.
+
+    An epoch of each run counts the same.
+    """
+
+    def __init__(self, epochs, out):
+        """epochs: {name of a run: its number of epochs}."""
+        self.epochs, self.out = epochs, out
+        self.before = sum(map(self.epochs_done, epochs))
+        self.started = self.looked = time.monotonic()
+        self.estimated = False
+
+    def epochs_done(self, name):
+        with contextlib.suppress(OSError):
+            lines = (self.out / name / "log.csv").read_bytes().count(b"\n")
+            return min(max(0, lines - 1), self.epochs[name])
+        return 0
+
+    def text(self, ended):
+        """Such as "3 of 20 runs done, about 1:20:00 to go". ended: the names of runs that ended."""
+        text = f"{len(ended)} of {len(self.epochs)} runs done"
+        now = sum(map(self.epochs_done, self.epochs))
+        left = sum(self.epochs[name] - self.epochs_done(name)
+                   for name in self.epochs if name not in ended)
+        if now == self.before or left == 0:
+            return text
+        self.estimated = True
+        seconds = (time.monotonic() - self.started) / (now - self.before) * left
+        return f"{text}, about {duration(seconds)} to go"
+
+    def look(self, ended):
+        """Rewrites the terminal's last line every five seconds; the first estimate is printed."""
+        if time.monotonic() - self.looked < 5:
+            return
+        self.looked = time.monotonic()
+        known = self.estimated
+        text = self.text(ended)
+        if self.estimated and not known:
+            say(text)
+        show_progress(text)
+
+
+def train_all(chosen, common, devices, out, epochs):
     """Trains the chosen runs, one at a time on each device; returns the names of those that failed.
 
-    chosen: see runs(). common: arguments for all of them. A signal stops the trainings, too.
+    chosen: see runs(). common: arguments for all of them. epochs: {name: number of epochs}. A
+    signal stops the trainings, too.
     """
     waiting = {}                        # {name: arguments}
     for name, flags in chosen.items():
@@ -270,6 +327,7 @@ def train_all(chosen, common, devices, out):
     free = list(devices)
     running = {}                        # {name: Training}
     failed = []
+    progress = Progress(epochs, out)
     with Signals() as signals:
         signals.hold()                  # otherwise one could interrupt a start
         try:
@@ -292,8 +350,13 @@ def train_all(chosen, common, devices, out):
                     free.append(training.device)
                     if not succeeded(name, training.process.returncode, out / name):
                         failed.append(name)
+                done = [name for name in chosen if name not in waiting and name not in running]
+                if ended and (waiting or running):
+                    say(progress.text(done))
+                progress.look(done)
                 time.sleep(0.1)
         finally:
+            show_progress("")
             for training in running.values():
                 training.process.terminate()
             for training in running.values():
@@ -309,15 +372,24 @@ def device_list(text):
     return [device_name(word) for word in text.split(",")]
 
 
+def comma_list(text):
+    return text.split(",")
+
+
 def parse_args(argv):
     """The study's own arguments, parsed, and the list of those after --, for all runs."""
     own, common = split_arguments(argv)
-    usage = ("study.py STUDY … [--list] [--seeds N] [--devices LIST] [--out DIR] "
-             "-- FLAGS OF TRAIN.PY")
+    usage = ("study.py STUDY … [--list] [--methods LIST] [--setting FLAGS] [--seeds N] "
+             "[--devices LIST] [--out DIR] -- FLAGS OF TRAIN.PY")
     parser = Parser("study.py", __doc__, usage=usage)
     parser.add_argument("studies", nargs="*", metavar="STUDY", help=", ".join(STUDIES))
     parser.add_argument("--list", action="store_true",
-                        help="list all studies, their runs, and what they reproduce")
+                        help="list all studies and what they reproduce, or a STUDY's runs")
+    parser.add_argument("--methods", type=comma_list, default=(), metavar="LIST",
+                        help="train these methods, such as adadim,vicreg,simclr,byol")
+    parser.add_argument("--setting", action="append", default=[], metavar="FLAGS",
+                        help='train with these flags of train.py, such as --setting "--lr 0.2"; '
+                        "may be repeated (a single word needs =, as in --setting=--baseline)")
     parser.add_argument("--seeds", type=whole_number(1, 1000), default=2, metavar="N",
                         help="runs of each setting, with seeds 0 … N − 1")
     parser.add_argument("--devices", type=device_list, default="auto", metavar="LIST",
@@ -329,14 +401,14 @@ def parse_args(argv):
     for name in args.studies:
         if name not in STUDIES:
             parser.error(f"STUDY: there is no {name!r}: choose from {', '.join(STUDIES)}")
-    if not args.studies and not args.list:
-        parser.error(f"STUDY: name at least one of {', '.join(STUDIES)}")
-    for word in common:
+    if not (args.studies or args.methods or args.setting or args.list):
+        parser.error(f"STUDY: name at least one of {', '.join(STUDIES)}, or --methods")
+    for word in (*common, *" ".join(args.setting).split()):
         flag = word.partition("=")[0]
         if flag in GIVEN_BY_THE_STUDY:
             raise BadInput(f"{flag} is given to each run by the study: leave it out")
         if flag in ("--methods", "--help", "-h"):
-            raise BadInput(f"{flag} after -- would train nothing: call train.py {flag}")
+            raise BadInput(f"{flag} would train nothing: call train.py {flag}")
     return args, common
 
 
@@ -344,15 +416,15 @@ def main(argv=None):
     with one_line_errors("study.py"):
         args, common = parse_args(sys.argv[1:] if argv is None else argv)
         if args.list:
-            print_studies()
+            print_studies(args.studies)
             return
-        chosen = runs(args.studies, args.seeds)
+        chosen = runs(args.studies, args.seeds, args.methods, args.setting)
         with contextlib.redirect_stdout(io.StringIO()):     # without notes on flags
-            for flags in chosen.values():
-                train.parse_args([*common, *flags])         # raises BadInput before any run
+            epochs = {name: train.parse_args([*common, *flags]).epochs      # raises BadInput
+                      for name, flags in chosen.items()}                    # before any run
         args.out.mkdir(parents=True, exist_ok=True)
         try:
-            failed = train_all(chosen, common, args.devices, args.out)
+            failed = train_all(chosen, common, args.devices, args.out, epochs)
         except KeyboardInterrupt as interrupt:
             print("study.py: stopped; the same command continues", file=sys.stderr)
             sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))

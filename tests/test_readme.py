@@ -82,7 +82,7 @@ def test_a_method_of_ones_own_trains(tmp_path):
 def parse_study(words):
     """As study.py does before it trains: its own flags, then those of each run."""
     args, common = study.parse_args(words)
-    for flags in study.runs(args.studies, args.seeds).values():
+    for flags in study.runs(args.studies, args.seeds, args.methods, args.setting).values():
         train.parse_args([*common, *flags])
 
 

@@ -46,8 +46,40 @@ def test_every_run_of_every_study_is_one_that_train_takes(name):
 
 def test_list_says_what_a_study_redoes(capsys):
     assert run_study("--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(study.STUDIES)
+    assert any(line.split()[:4] == ["ablation", "10", "runs", "Table"] for line in lines)
+    assert run_study("--list", "alpha-fine") == 0
     out = capsys.readouterr().out
-    assert "ablation: Table 6" in out and "    --alpha 0.05 --beta 0\n" in out
+    assert "    --alpha 0.05 --beta 0\n" in out and "ablation" not in out
+
+
+def test_a_study_of_ones_own():
+    args, common = study.parse_args(["--methods", "vicreg,byol", "--setting", "--lr 0.1",
+                                     "--setting=--baseline", "--", "--epochs", "3"])
+    chosen = study.runs(args.studies, 1, args.methods, args.setting)
+    assert list(chosen) == ["method-vicreg-lr-0.1-seed-0", "method-vicreg-baseline-seed-0",
+                            "method-byol-lr-0.1-seed-0", "method-byol-baseline-seed-0"]
+    assert parse_args([*common, *chosen["method-vicreg-lr-0.1-seed-0"]]).lr == 0.1
+    assert list(study.runs([], 2, settings=["--lr 1"])) == ["lr-1-seed-0", "lr-1-seed-1"]
+    assert list(study.runs([], 1, methods=["byol"])) == ["method-byol-seed-0"]
+
+
+def test_progress_is_estimated_from_the_epochs_in_the_logs(tmp_path, monkeypatch):
+    """Of 3 × 10 epochs, 10 were there before; in a minute 5 more came, so 15 take 3 minutes."""
+    clock = [100.0]
+    monkeypatch.setattr(study.time, "monotonic", lambda: clock[0])
+
+    def write(name, epochs):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "log.csv").write_text("epoch\n" + "1\n" * epochs)
+
+    write("a", 10)
+    progress = study.Progress({"a": 10, "b": 10, "c": 10}, tmp_path)
+    assert progress.text(["a"]) == "1 of 3 runs done"
+    write("b", 5)
+    clock[0] += 60
+    assert progress.text(["a"]) == "1 of 3 runs done, about 0:03:00 to go"
 
 
 def test_adadim_itself_is_shared_by_studies():
@@ -137,7 +169,7 @@ def test_a_study_skips_resumes_and_goes_on_after_a_failure(tmp_path, capsys, mon
 
     assert run_study(*command) == 1
     out = capsys.readouterr().out
-    assert "2 of 3 runs are finished" in out
+    assert "of 3 runs done" in out and "2 of 3 runs are finished" in out
     assert f"failed: {broken}" in out
     assert "NaN or infinite" in (tmp_path / broken / "output.txt").read_text()
     logs = {name: (tmp_path / name / "log.csv").read_bytes() for name in (vicreg, half)}
@@ -195,7 +227,10 @@ def test_a_folder_that_cannot_be_written_is_a_failure(tmp_path, capsys, monkeypa
     ("alpha --devices cpu,gpu", "--devices"),
     ("alpha -- --seed 3", "--seed is given to each run"),
     ("alpha -- --out=elsewhere", "--out is given to each run"),
-    ("alpha -- --methods", "--methods after -- would train nothing"),
+    ("alpha -- --methods", "--methods would train nothing"),
+    ("--methods vicreg,gan", "invalid choice: 'gan'"),
+    ("--setting --lr=0.1 --setting=--seed", "--setting: expected one argument"),
+    ("--setting=--seed=3", "--seed is given to each run"),
     ("alpha --out {}/file/x", "file"),
     ("alpha -- --epoch 3", "--epoch"),
 ])
