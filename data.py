@@ -50,7 +50,8 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
     mean, std         of the training images in [0, 1], for each channel
     unused            {split: number of images}, of splits neither trained nor tested on
     min_size          of a folder: images with a shorter side below this are left out
-    left_out          number of images left out
+    left_out          {which files were left out, and why: their number}
+    held_out          how test images were taken from the training images, in a sentence, or ""
     train_files, test_files     paths of the images, if each is a file
 
     name: a key of DATASETS. data_dir: where the files are, or are downloaded to. limit_train:
@@ -279,15 +280,19 @@ def describe(name, data):
           f"see {data['image_size']}, stem {data['stem']}, mean {mean}, std {std}")
     for split in ("train", "test"):
         print(f"{split:5}  {describe_labels(data[f'{split}_y'], data['classes'])}")
-    if data.get("left_out"):
-        print(f"left out: {left_out(data)}")
+    for note in notes(data):
+        print(note)
     for split, count in data.get("unused", {}).items():
         print(f"{split:5}  {count:,} images, not used")
 
 
-def left_out(data):
-    """The number of images left out for their size, in words."""
-    return f"{data['left_out']:,} images of less than {data['min_size']} pixels (--min-size)"
+def notes(data):
+    """What load() decided about a folder's images, in sentences."""
+    left_out = [f"{count:,} {why}" for why, count in data.get("left_out", {}).items() if count]
+    found = [f"left out: {', '.join(left_out)}"] if left_out else []
+    if data.get("held_out"):
+        found.append(data["held_out"])
+    return found
 
 
 def describe_labels(labels, classes):

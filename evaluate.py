@@ -32,7 +32,7 @@ import plumbing     # noqa: F401  (first: makes Ctrl-C quiet during the next imp
 import torch
 import torch.nn.functional as F
 
-from data import load
+from data import load, notes
 from losses import matrices
 from metrics import (alignment, knn_accuracy, lidar, representation_metrics, standard_error,
                      top_k_accuracy)
@@ -317,6 +317,11 @@ def figures_of(args):
         data = load(name, args.data_dir or "./data", classes=args.classes)
     else:
         data = load_own_images(facts, args.data_dir, args.classes)
+
+    print(f"{len(data['train_x']):,} training and {len(data['test_x']):,} test images of "
+          f"{data['image_size']} pixels")
+    for note in notes(data):
+        print(note)
 
     # other people's normalisation is unknown: it stays the dataset's own
     if facts:

@@ -3,9 +3,10 @@
     found = read_dataset("cifar10", Path("data"))       # downloads it if it is missing
 
 A dataset is a dict: train_x, test_x (uint8, n × 3 × h × w, or a list of paths), train_y, test_y
-(int64, −1 without a label), classes (their names) and, if some images serve neither training
-nor testing, unused ({name of the split: number of images}). Reading raises BadInput, or OSError
-for files that cannot be read; the message tells what to do.
+(int64, −1 without a label), classes (their names) and, where they apply, unused ({name of a split
+neither trained nor tested on: number of images}), left_out ({which files, and why: their number})
+and held_out (how test images were taken from the others, in a sentence). Reading raises BadInput,
+or OSError for files that cannot be read; the message tells what to do.
 """
 import contextlib
 import os
@@ -241,7 +242,7 @@ def load_medmnist(name, root):
 def find_tiny(name, root):
     """Tiny ImageNet: train/<class>/images/…, and val/images/… with their labels in a file."""
     classes = class_folders(root / "train")
-    train_x, train_y = find_images(root / "train", classes)
+    train_x, train_y, _ = find_images(root / "train", classes)
 
     notes = root / TINY_LABELS          # file, class, box; tab-separated
     labels = {label: i for i, label in enumerate(classes)}

@@ -1,17 +1,19 @@
 """Datasets in folders, with or without class folders, and a size that suits their images."""
 import itertools
 import math
-import os
+from collections import Counter
 from pathlib import Path
 
 import torch
 
 from plumbing.cli import BadInput
-from plumbing.images import in_parallel, is_image, list_images, random_subset, read_sizes
+from plumbing.images import (in_parallel, is_image, list_files, list_images, random_subset,
+                             read_sizes)
 
 SMALLEST = 8            # pixels: lower bound of the default for min_size
 FEWEST = 20             # images needed in a folder without classes, to hold out a tenth
 MOST_HELD_OUT = 2048    # images held out for the metrics, at most
+MOST_KINDS = 5          # of files left out that are named
 HELD_OUT = ("test", "val", "2021_valid")    # folders for the metrics; 2021: iNaturalist's
 
 
@@ -23,7 +25,7 @@ def find_classes(name, root, n_classes=None, chosen=None, held_out=HELD_OUT):
     held_out: names of the folder for the metrics, the first that exists. Returns a dict, see
     datasets.py.
     """
-    expected = (f"--dataset {name} expects train/<class>/*.png|jpg|jpeg, "
+    expected = (f"--dataset {name} expects images in train/<class>/…, "
                 "and the same under test/ or val/, in --data-dir")
     if not root.is_dir():
         raise BadInput(f"there is no directory {root}: {expected}")
@@ -37,8 +39,8 @@ def find_classes(name, root, n_classes=None, chosen=None, held_out=HELD_OUT):
         raise BadInput(f"{root} lacks a train directory: {expected}")
 
     classes = choose_classes(train, chosen)
-    train_x, train_y = find_images(train, classes)
-    test_x, test_y = find_images(held_out, classes)
+    train_x, train_y, train_others = find_images(train, classes)
+    test_x, test_y, test_others = find_images(held_out, classes)
     check_some(train, train_x, expected)
     check_some(held_out, test_x, expected)
     others = set(class_folders(held_out)).difference(classes)
@@ -50,8 +52,10 @@ def find_classes(name, root, n_classes=None, chosen=None, held_out=HELD_OUT):
     if n_classes is not None and len(classes) != n_classes:
         raise BadInput(f"{train} has {len(classes):,} classes, {name} has {n_classes:,}: "
                        "--classes FILE picks them by name, one per line")
+    left_out = no_images(train_others + test_others)
+    left_out["beside the class folders"] = len(loose_images(train) + loose_images(held_out))
     return {"classes": classes, "train_x": train_x, "train_y": train_y,
-            "test_x": test_x, "test_y": test_y}
+            "test_x": test_x, "test_y": test_y, "left_out": left_out}
 
 
 def first_folder(root, names):
@@ -66,10 +70,24 @@ def class_folders(folder):
     return sorted(path.name for path in folders if not path.name.startswith("."))
 
 
+def loose_files(folder):
+    """Paths of the files directly in a folder, none hidden, as a set."""
+    return {str(path) for path in folder.iterdir()
+            if path.is_file() and not path.name.startswith(".")}
+
+
 def loose_images(folder):
-    """Paths of the images directly in a folder."""
-    return [str(path) for path in sorted(folder.iterdir())
-            if is_image(path.name) and path.is_file()]
+    """Paths of the images directly in a folder, sorted."""
+    return sorted(path for path in loose_files(folder) if is_image(Path(path).name))
+
+
+def no_images(paths):
+    """{reason: count} of files that are left out: no images, or of a kind that is not read."""
+    suffixes = [Path(path).suffix.lower() or "without suffix" for path in paths]
+    kinds = Counter(sorted(suffixes))
+    words = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(MOST_KINDS))
+    more = " …" if len(kinds) > MOST_KINDS else ""
+    return {f"not read by Pillow as images ({words}{more})": len(paths)}
 
 
 # --- images without classes
@@ -91,6 +109,10 @@ def find_unlabelled(train, held_out):
     """
     train_x = loose_images(train)
     test_x = list_images(held_out) if held_out else []
+    inside = train == getattr(held_out, "parent", None)
+    deeper = len(list_images(train)) - len(train_x) - len(test_x if inside else [])
+    left_out = no_images(loose_files(train) - set(train_x)) | {"in subfolders": deeper}
+    note = ""
     if not test_x:
         n = len(train_x)
         if n < FEWEST:
@@ -99,8 +121,11 @@ def find_unlabelled(train, held_out):
         chosen = set(random_subset(n, count, seed=0).tolist())
         test_x = [path for i, path in enumerate(train_x) if i in chosen]
         train_x = [path for i, path in enumerate(train_x) if i not in chosen]
+        note = (f"held out for the metrics: {count:,} of the {n:,} images, at random, because "
+                "there is no folder test or val")
     return {"classes": [], "train_x": train_x, "train_y": torch.full((len(train_x),), -1),
-            "test_x": test_x, "test_y": torch.full((len(test_x),), -1)}
+            "test_x": test_x, "test_y": torch.full((len(test_x),), -1),
+            "left_out": left_out, "held_out": note}
 
 
 # --- class folders
@@ -134,20 +159,22 @@ def read_classes(path, there):
 
 
 def find_images(folder, classes):
-    """Paths and labels (int64) of the images in folder/<class>/…"""
-    paths, labels = [], []
+    """Paths and labels (int64) of the images in folder/<class>/…, and paths of other files."""
+    paths, labels, others = [], [], []
     for label, name in enumerate(classes):
-        of_this_class = list_images(folder / name)
+        files = list_files(folder / name)
+        of_this_class = [path for path in files if is_image(Path(path).name)]
         paths += of_this_class
         labels += [label] * len(of_this_class)
-    return paths, torch.tensor(labels, dtype=torch.long)
+        others += set(files).difference(of_this_class)
+    return paths, torch.tensor(labels, dtype=torch.long), others
 
 
 def check_some(folder, paths, expected):
     """Raises BadInput if there are no images; tells if some lie beside the class folders."""
     if paths:
         return
-    where = " in folders of classes" if any(map(is_image, os.listdir(folder))) else ""
+    where = " in folders of classes" if loose_images(folder) else ""
     raise BadInput(f"{folder} holds no images{where}: {expected}")
 
 
@@ -160,7 +187,7 @@ def fit(data, largest_size, largest_crop, min_size):
     shorter side of fewer pixels are left out; None: a quarter of the median. The others are to be
     resized to their smallest shorter side, at most largest_size; networks see up to largest_crop
     pixels of that.
-    Returns a dict: the same four, size, image_size, stem, min_size and left_out, a count.
+    Returns a dict: the same four, size, image_size, stem, min_size and left_out.
     Raises BadInput if too few are left.
     """
     paths = data["train_x"] + data["test_x"]
@@ -176,6 +203,9 @@ def fit(data, largest_size, largest_crop, min_size):
                        f"{int(in_train.sum())} to train on, {int(in_test.sum())} to test; "
                        f"the smallest is {paths[int(shorter.argmin())]}")
     size = int(shorter[large_enough].min())
+    n_train, n_test = int((~in_train).sum()), int((~in_test).sum())
+    too_small = (f"of less than {min_size} pixels (--min-size; {n_train:,} to train on, "
+                 f"{n_test:,} to test)")
     return {
         "train_x": list(itertools.compress(data["train_x"], in_train)),
         "train_y": data["train_y"][in_train],
@@ -185,5 +215,5 @@ def fit(data, largest_size, largest_crop, min_size):
         "image_size": min(size, largest_crop),
         "stem": "small" if size <= 64 else "imagenet",
         "min_size": min_size,
-        "left_out": int((~large_enough).sum()),
+        "left_out": data["left_out"] | {too_small: n_train + n_test},
     }

@@ -44,14 +44,29 @@ FEWEST_OPEN_FILES = 256     # that workers may need: each batch on its way to us
 PATIENCE = 600          # seconds without a batch after which a run ends
 DIE_WITH_PARENT = 1     # Linux's PR_SET_PDEATHSIG
 CROPS = 1               # seeds the crops apart from the rest of the augmentation
+# recognised by Pillow, but not decoded, or only with another program
+NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
+
+
+@functools.cache
+def image_suffixes():
+    """The suffixes of all files that Pillow decodes: .png, .jpg, .webp, .tif …"""
+    known = Image.registered_extensions()           # {suffix: format}; some are only written
+    return tuple(suffix for suffix, kind in known.items()
+                 if kind in Image.OPEN and kind not in NOT_DECODED)
 
 
 def is_image(name):
-    return name.lower().endswith((".png", ".jpg", ".jpeg")) and not name.startswith(".")
+    return name.lower().endswith(image_suffixes()) and not name.startswith(".")
 
 
 def list_images(folder):
-    """Paths of the images in a folder and its subfolders, sorted; regular files only.
+    """Paths of the images in a folder and its subfolders, see list_files()."""
+    return [path for path in list_files(folder) if is_image(os.path.basename(path))]
+
+
+def list_files(folder):
+    """Paths of the files in a folder and its subfolders, sorted; regular ones, none hidden.
 
     Links are followed, except to a folder visited before or to a parent of this one, which would
     add everything beside it. Returns [] if the folder does not exist; raises OSError if one
@@ -71,7 +86,7 @@ def list_images(folder):
                 continue        # it leads nowhere, or to itself
             if entry.is_dir():
                 waiting.append(entry.path)
-            elif is_image(entry.name) and entry.is_file():
+            elif entry.is_file() and not entry.name.startswith("."):
                 found.append(entry.path)
     return sorted(found)
 

@@ -37,8 +37,8 @@ def is_inside(path, folder):
 def resize(folder, out, size):
     """Copies the folder's images to `out`, their shorter sides reduced to `size` pixels.
 
-    Images that are no larger are copied unchanged. Larger ones become upright RGB, as PNG if
-    they are .png files, else as JPEG of quality 95. Existing copies are kept, so an interrupted
+    Images that are no larger are copied unchanged. Larger ones become upright RGB: JPEGs, of
+    quality 95, stay JPEGs, and all others become PNGs. Existing copies are kept, so an interrupted
     call can be continued; a file in `out` records the size, and another size is refused.
     """
     paths = [path for path in list_images(folder) if not is_inside(path, out)]
@@ -61,7 +61,7 @@ def resize_some(paths, folder, out, size):
     for path in paths:
         copy = os.path.join(out, os.path.relpath(path, folder))
         copies.append(copy)
-        if os.path.exists(copy):
+        if os.path.exists(copy) or os.path.exists(reduced(copy)):
             continue
         try:
             os.makedirs(os.path.dirname(copy), exist_ok=True)
@@ -71,10 +71,18 @@ def resize_some(paths, folder, out, size):
     return copies
 
 
+def is_jpeg(path):
+    return path.lower().endswith((".jpg", ".jpeg"))
+
+
+def reduced(copy):
+    """The path of a copy that is reduced: its suffix tells the format."""
+    return copy if is_jpeg(copy) or copy.lower().endswith(".png") else f"{copy}.png"
+
+
 def save_smaller(path, copy, size):
     """Copies one image file, its shorter side reduced to `size` pixels if larger; atomic."""
     unfinished = os.path.join(os.path.dirname(copy), f"unfinished-{os.getpid()}")
-    kind = "PNG" if path.lower().endswith(".png") else "JPEG"
     try:
         with Image.open(path) as image:
             if min(image.size) <= size:
@@ -82,7 +90,8 @@ def save_smaller(path, copy, size):
             else:
                 image.draft("RGB", (2 * size, 2 * size))
                 image = with_shorter_side(to_rgb(image), size, Image.Resampling.BICUBIC)
-                image.save(unfinished, kind, quality=95)
+                image.save(unfinished, "JPEG" if is_jpeg(path) else "PNG", quality=95)
+                copy = reduced(copy)
         os.replace(unfinished, copy)
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -3,7 +3,7 @@ import time
 
 import torch
 
-from data import left_out
+from data import notes
 from metrics import standard_error
 from plumbing.cli import is_fast, show_progress
 from plumbing.distributed import WORLD_SIZE
@@ -78,14 +78,15 @@ def announce(args, data, method, device):
     n_classes = len(data["classes"])
     labels = f"{n_classes} classes" if n_classes else "no labels: no probe"
     streamed = ", streamed from their files" if data["streamed"] else ""
-    small = f"; left out: {left_out(data)}" if data.get("left_out") else ""
     where = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
     if WORLD_SIZE > 1:
         where = f"{WORLD_SIZE} × {where}"
     print(f"{args.dataset}: {len(data['train_x']):,} training images of {data['image_size']} "
-          f"pixels, {labels}{streamed}{small}; {args.arch} ({millions(method.encoder)} "
+          f"pixels, {labels}{streamed}; {args.arch} ({millions(method.encoder)} "
           f"parameters), projector {args.projector} ({millions(method.projector)}); "
           f"{where}, {args.precision}; to {args.out}")
+    for note in notes(data):
+        print(note)
     note_of_precision(args.precision, device)
     n_test = len(data["test_x"])
     if n_classes and n_test < 200:

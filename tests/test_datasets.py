@@ -384,6 +384,7 @@ def test_folder(tmp_path):
     save_images(tmp_path / "val" / "red", [red])
     Image.new("L", (20, 20), 7).save(tmp_path / "train" / "blue" / "GREY.JPG")
     (tmp_path / "train" / "blue" / "notes.txt").write_text("not an image")
+    Image.new("RGB", (20, 20)).save(tmp_path / "train" / "stray.png")
     sixteen_bits = np.full((20, 20), 40 * 256, np.uint16)
     Image.fromarray(sixteen_bits).save(tmp_path / "val" / "red" / "16bit.png")
     Image.new("RGBA", (20, 20), (9, 9, 9, 0)).save(tmp_path / "val" / "red" / "clear.png")
@@ -399,6 +400,8 @@ def test_folder(tmp_path):
     assert (d["train_x"][1].float() - 7).abs().max() < 3        # upper-case, a JPEG, and grey
     assert d["mean"][0] == pytest.approx((200 + 200 + 7) / 4 / 255, abs=2e-3)
     assert d["image_size"] == 20
+    assert data.notes(d) == ["left out: 1 not read by Pillow as images (1 .txt), "
+                             "1 beside the class folders"]
 
     # other sizes: the shorter side becomes the smallest, the middle stays
     wide = torch.zeros(3, 30, 60, dtype=torch.uint8)
@@ -417,6 +420,7 @@ def test_a_folder_without_labels(tmp_path):
     assert (d["train_y"] == -1).all() and (d["test_y"] == -1).all()
     both = torch.cat([d["train_x"], d["test_x"]]).flatten(1)
     assert both.unique(dim=0).shape[0] == 50        # held out, not used twice
+    assert "held out for the metrics: 5 of the 50 images" in data.notes(d)[0]
 
     save_images(tmp_path / "split" / "train", random_images(30, 16))
     save_images(tmp_path / "split" / "val", random_images(3, 16, seed=1))
@@ -427,6 +431,19 @@ def test_a_folder_without_labels(tmp_path):
     save_images(tmp_path / "few", random_images(5, 16))
     with pytest.raises(BadInput, match="too few"):
         data.load("folder", tmp_path / "few")
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".tif", ".bmp", ".gif", ".ppm", ".jpe"])
+def test_whatever_pillow_reads_is_an_image(suffix, tmp_path):
+    picture = torch.full((3, 16, 16), 90, dtype=torch.uint8)
+    save_images(tmp_path / "mine", 30 * [picture], suffix)
+    (tmp_path / "mine" / "film.mpg").write_bytes(b"Pillow knows its suffix, and does not read it")
+    save_images(tmp_path / "mine" / "deeper", 2 * [picture])
+    d = data.load("folder", tmp_path / "mine")
+    assert len(d["train_x"]) + len(d["test_x"]) == 30
+    assert (d["train_x"].float() - 90).abs().max() < 3
+    assert data.notes(d)[0] == ("left out: 1 not read by Pillow as images (1 .mpg), "
+                                "2 in subfolders")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")

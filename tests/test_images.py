@@ -129,7 +129,7 @@ def test_small_images_are_left_out(mixed_sizes):
     """By default those below a quarter of the median, which a few large images cannot move."""
     for min_size, size, left_out in ((None, 40, 3), (9, 9, 0)):
         found = data.load("folder", mixed_sizes, min_size=min_size)
-        assert found["size"] == size and found["left_out"] == left_out
+        assert found["size"] == size and sum(found["left_out"].values()) == left_out
         assert len(found["train_x"]) == len(found["train_y"]) == 17 - left_out
         assert len(found["test_x"]) == 3
         assert found["min_size"] == (min_size or 10)
@@ -141,7 +141,8 @@ def test_a_folder_of_mixed_sizes_is_trained_on_and_measured(mixed_sizes, tmp_pat
     flags = [*TINY, "--data-dir", mixed_sizes, "--epochs", 1, "--batch-size", 4]
     assert run(*flags, "--out", tmp_path / "run") == 0
     out = capsys.readouterr().out
-    assert "14 training images of 40 pixels" in out and "left out: 3 images of less than 10" in out
+    assert "14 training images of 40 pixels" in out
+    assert "left out: 3 of less than 10 pixels (--min-size; 3 to train on, 0 to test)" in out
     assert "note: there are 3 test images" in out
     # more small images move the median, but the run's own limit stays
     save_images(mixed_sizes / "train" / "a", random_images(30, 9))
@@ -436,14 +437,15 @@ def test_smaller_copies(tmp_path, capsys):
     (folder / "train" / "a").mkdir(parents=True)
     save_on_its_side(picture, folder / "train" / "a" / "turned.jpg")
     picture.save(folder / "train" / "a" / "large.png")
+    picture.save(folder / "train" / "a" / "scan.tif")
     picture.resize((20, 25)).save(folder / "tiny.jpg")
     command = ["folder", "--data-dir", str(folder), "--resize"]
 
     data.main([*command, "45", str(out)])
-    assert "3 images are in" in capsys.readouterr().out
+    assert "4 images are in" in capsys.readouterr().out
     assert (out / "tiny.jpg").read_bytes() == (folder / "tiny.jpg").read_bytes()
     expected = np.asarray(picture.resize((45, 60), Image.Resampling.BICUBIC), float)
-    for name in ("turned.jpg", "large.png"):
+    for name in ("turned.jpg", "large.png", "scan.tif.png"):
         with Image.open(out / "train" / "a" / name) as copy:
             assert copy.size == (45, 60) and not copy.getexif().get(images.EXIF_ORIENTATION)
             assert abs(np.asarray(copy, float) - expected).mean() < 6     # on its side: 60
