@@ -36,7 +36,7 @@ from data import load, notes
 from losses import matrices
 from metrics import (alignment, knn_accuracy, lidar, representation_metrics, standard_error,
                      top_k_accuracy)
-from models import all_finite
+from models import all_finite, check_image_size
 from plumbing import cli, run
 from plumbing.cli import BadInput
 from plumbing.datasets import DATASETS
@@ -326,6 +326,10 @@ def figures_of(args):
     # other people's normalisation is unknown: it stays the dataset's own
     if facts:
         data |= {"mean": facts["mean"], "std": facts["std"]}
+    try:
+        check_image_size(encoder, f"{args.run or args.weights}", data["image_size"])
+    except ValueError as error:
+        raise BadInput(error) from error
     return {"dataset": name} | measure_images(data, encoder, projector, device, args.save_features)
 
 

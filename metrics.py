@@ -87,7 +87,8 @@ def effective_rank(x):
         exp( −Σ_i p_i log p_i ),  p = σ / Σσ
 
     σ are the singular values of x as it is, not centred. From 1 (all rows along one line; zeros
-    too) to min(n, d) (equal singular values).
+    too) to min(n, d) (equal singular values). A non-negative r has a large common mean, and so one
+    large direction: do not compare its rank with that of an r whose entries have both signs.
     """
     return entropy_rank(singular_values(x))
 

@@ -1,11 +1,15 @@
-"""The networks: a ResNet encoder x → r and an MLP projector r → z.
+"""The networks: an encoder x → r and an MLP projector r → z.
 
     encoder, p = resnet("resnet18", width=64, stem="small")
+    encoder, p = make_encoder("convnext_tiny", image_size=64)       # or any other of torchvision
     projector = mlp(p, "2048-2048-2048")
-    r = encoder(images)        # n × p, non-negative: a mean over the last ReLU's outputs
+    r = encoder(images)        # n × p
     z = projector(r)           # n × d
 
-The ResNets are torchvision's, so weights trained here load there.
+The encoders are torchvision's, so weights trained here load there. A ResNet's r is non-negative,
+a mean over the last ReLU's outputs. That of networks which end otherwise (ConvNeXt, ViT, Swin,
+EfficientNet …) is not: losses.matrix_mutual_information and metrics.effective_rank say what that
+means.
 """
 import torch
 import torchvision
@@ -13,30 +17,75 @@ from torch import nn
 
 from augment import normalise
 
-RESNETS = {
-    "resnet18": torchvision.models.resnet18,
-    "resnet50": torchvision.models.resnet50,
-}
+# torchvision's classification networks, but for those with several heads, or none that is linear
+ARCHITECTURES = tuple(name for name in torchvision.models.list_models(module=torchvision.models)
+                      if not name.startswith(("googlenet", "inception", "squeezenet")))
+RESNETS = tuple(name for name in ARCHITECTURES if "resnet" in name or "resnext" in name)
 PUBLISHED_WIDTH = 64
+
+
+def make_encoder(arch="resnet50", width=PUBLISHED_WIDTH, stem="small", image_size=32):
+    """A network of torchvision without its classifier, and the width p of its output.
+
+    arch: one of ARCHITECTURES. width, stem: of ResNets alone, see resnet().
+    image_size: of the input, in pixels. A ViT is built for this size, and takes no other.
+    Raises ValueError on an unknown arch, or if it does not take images of this size.
+    """
+    if arch in RESNETS:
+        return resnet(arch, width, stem)
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {arch!r}: choose from {', '.join(ARCHITECTURES)}")
+
+    settings = {"image_size": image_size} if arch.startswith("vit_") else {}
+    try:
+        net = torchvision.models.get_model(arch, **settings)
+    except AssertionError as error:         # a ViT's patches do not tile the images
+        raise ValueError(f"{arch} does not take images of {image_size} pixels "
+                         f"({error})") from error
+    linears = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Linear)]
+    name, classifier = linears[-1]
+    parent_name, _, own_name = name.rpartition(".")
+    parent = net.get_submodule(parent_name)
+    setattr(parent, own_name, nn.Identity())
+    for layer in parent.children():
+        if isinstance(layer, nn.Dropout):   # it regularises the classifier, and would disturb r
+            layer.p = 0.0
+    check_image_size(net, arch, image_size)
+    return net, classifier.in_features
+
+
+@torch.no_grad()
+def check_image_size(encoder, arch, image_size):
+    """Raises ValueError if an encoder on the CPU does not take images of image_size pixels."""
+    was_training = encoder.training
+    try:
+        encoder.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise ValueError(f"{arch} does not take images of {image_size} pixels "
+                         f"({reason})") from error
+    finally:
+        encoder.train(was_training)
 
 
 def resnet(arch="resnet50", width=PUBLISHED_WIDTH, stem="small"):
     """torchvision's ResNet without its classifier, and the width p of its output.
 
-    arch: resnet18 (p = 8 · width) or resnet50 (p = 32 · width).
+    arch: one of RESNETS; p = 8 · width for resnet18 and resnet34, 32 · width for all others.
     width: channels of the first stage; 64 is the published width, smaller ones suit CPUs.
     stem: "imagenet" is torchvision's; "small" is a 3 × 3 convolution with stride 1 and no
         max-pool, for images of up to 64 pixels, which the other stem would shrink too far.
-    Raises ValueError on an unknown arch or stem, or a width below 1.
+    Raises ValueError on an unknown arch or stem, or a width that is too small.
     """
     if arch not in RESNETS:
         raise ValueError(f"unknown architecture {arch!r}: choose from {', '.join(RESNETS)}")
-    if width < 1:
-        raise ValueError(f"width must be at least 1, got {width}")
     if stem not in ("small", "imagenet"):
         raise ValueError(f"the stem must be small or imagenet, not {stem!r}")
 
-    net = RESNETS[arch]()
+    net = torchvision.models.get_model(arch)
+    narrowest = max(1, PUBLISHED_WIDTH // net.base_width)       # a ResNeXt splits it into groups
+    if width < narrowest:
+        raise ValueError(f"width must be at least {narrowest}, got {width}")
     if width != PUBLISHED_WIDTH:
         change_width(net, width)
     if stem == "small":

@@ -7,7 +7,7 @@
     torchrun --nproc_per_node=8 train.py …                      the same on eight GPUs
 
 A run writes to --out: config.json, log.csv (one row per epoch), last.pt (for --resume),
-backbone.pt (the encoder, for torchvision's ResNet) and dynamics.png. Exit status: 0; 2 with one
+backbone.pt (the encoder, in torchvision's format) and dynamics.png. Exit status: 0; 2 with one
 line on stderr for bad input or a non-finite loss; 129, 130 or 143 after SIGHUP, Ctrl-C or SIGTERM.
 
 From top to bottom: flags, learning rate, one step, and train(), the whole run as one function.
@@ -28,7 +28,7 @@ from baselines import METHODS
 from data import batches_of_views, fingerprint, load, plan_batches, to_device
 from figures import draw_run
 from methods import Method
-from models import RESNETS, memory_layout, resnet
+from models import ARCHITECTURES, RESNETS, make_encoder, memory_layout
 from optim import LEARNING_RATES, clip_gradient, make_optimizer
 from plumbing import distributed, run
 from plumbing.checkpoint import facts_of, load_optimizer, restoring
@@ -81,9 +81,11 @@ def parse_args(argv):
         help="train on N random images, for quick trials")
 
     add = parser.add_argument_group("networks").add_argument
-    add("--arch", default="resnet50", choices=tuple(RESNETS), help="encoder")
+    add("--arch", default="resnet50", metavar="NAME",
+        help="encoder: a classification network of torchvision, such as resnet18, convnext_tiny "
+        "or vit_b_16. ResNets have a stem for small images")
     add("--width", default=64, type=whole_number(1), metavar="N",
-        help="channels of the encoder's first stage; use fewer on a CPU")
+        help="channels of a ResNet's first stage; use fewer on a CPU")
     add("--projector", default="2048-2048-2048", type=layer_sizes, metavar="SIZES",
         help="layer sizes of the projector")
 
@@ -165,6 +167,11 @@ def parse_args(argv):
     if name in FAMILY and "--alpha" in given:
         parser.error(f"--alpha: --method {name} fixes α; --method adadim takes any")
     check_method_flags(parser, args, given, METHODS)
+    if args.arch not in ARCHITECTURES:
+        parser.error(f"--arch must be a classification network of torchvision with one linear "
+                     f"classifier, such as resnet18 or convnext_tiny, not {args.arch!r}")
+    if "--width" in given and args.arch not in RESNETS:
+        print(f"note: {args.arch} has no use for --width, which is of ResNets alone")
     args.set = read_settings(args.method, args.set, METHODS) or None
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite exclude each other")
@@ -228,7 +235,10 @@ def set_learning_rates(optimizer, step, warmup, total):
 def make_learner(args, data, device):
     """Builds the networks on the device; the seed determines their weights."""
     torch.manual_seed(args.seed)
-    encoder, p = resnet(args.arch, args.width, data["stem"])
+    try:
+        encoder, p = make_encoder(args.arch, args.width, data["stem"], data["image_size"])
+    except ValueError as error:     # it does not take these images, or not this --width
+        raise BadInput(f"--arch: {error}") from error
     method = METHODS[args.method](args, encoder, p, len(data["train_x"]))
     online_probe = None
     if data["classes"]:

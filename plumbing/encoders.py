@@ -6,7 +6,7 @@ import torch
 from baselines import METHODS
 from data import load
 from methods import Method
-from models import resnet
+from models import make_encoder, resnet
 from plumbing.checkpoint import check_whole_file, load_checkpoint
 from plumbing.cli import BadInput, without_warnings
 from plumbing.datasets import DATASETS
@@ -24,7 +24,8 @@ def load_run(folder):
     try:
         flags = saved["config"]
         facts = saved["facts"] | {"dataset": flags["--dataset"], "flags": flags}
-        encoder, p = resnet(flags["--arch"], flags["--width"], facts["stem"])
+        encoder, p = make_encoder(flags["--arch"], flags["--width"], facts["stem"],
+                                  facts["image_size"])
         method = METHODS.get(flags["--method"], Method)     # Method for one of the user's own
         projector = method.make_projector(p, flags["--projector"], flags["--set"])
         with without_warnings():

@@ -5,7 +5,7 @@
     last.pt         the newest checkpoint, from which --resume continues exactly
     previous.pt     the checkpoint before it
     running.txt     the process that is training, while it does
-    backbone.pt     the trained encoder, in the format of torchvision's ResNet
+    backbone.pt     the trained encoder, in torchvision's format
     dynamics.png    accuracy, α, effective rank and I(R;Z) over the epochs
 
     from plumbing.run import last_value, read_config, read_log
@@ -313,6 +313,6 @@ def check_tensorboard():
 # --- backbone.pt ------------------------------------------------------------------------------
 
 def save_backbone(path, encoder):
-    """Writes the encoder's state_dict, on the CPU, in the format of torchvision's ResNet."""
+    """Writes the encoder's state_dict, on the CPU, in torchvision's format."""
     weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
     write_whole(path, lambda file: torch.save(weights, file))

@@ -18,7 +18,7 @@ from metrics import effective_rank, lidar
 from plumbing.cli import BadInput
 from plumbing.run import last_value, read_log
 from plumbing.shapes import draw_shapes
-from tests.helpers import exit_status, save_images
+from tests.helpers import exit_status, run, save_images
 
 SCALES = torch.logspace(-1.5, 1.5, 6)       # of the features below, up to a thousandfold
 
@@ -179,6 +179,20 @@ def test_a_run_is_loaded(place):
         assert torch.equal(value, saved[name]), name
     with pytest.raises(BadInput):
         load_run(place)
+
+
+def test_a_run_of_another_network_is_measured(place, tmp_path, capsys):
+    """Its r has negative entries."""
+    flags = (f"--dataset folder --data-dir {place} --device cpu --precision fp32 --epochs 1 "
+             "--arch mobilenet_v3_small --projector 16-8 --optimizer adamw --batch-size 64")
+    assert run(*flags.split(), "--width", 8, "--out", tmp_path / "run") == 0
+    assert "mobilenet_v3_small has no use for --width" in capsys.readouterr().out
+    found = figures(tmp_path, tmp_path / "run")
+    logged = last_value(read_log(tmp_path / "run" / "log.csv"), "mi")
+    assert found["mi"] == pytest.approx(logged, rel=1e-3)
+    net = torchvision.models.mobilenet_v3_small()
+    net.classifier[3] = torch.nn.Identity()
+    net.load_state_dict(torch.load(tmp_path / "run" / "backbone.pt"))
 
 
 def test_other_peoples_weights_are_measured(place, tmp_path):

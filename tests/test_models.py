@@ -9,7 +9,7 @@ from torchvision.transforms import functional as tvf
 
 import augment as augmentation
 from metrics import knn_accuracy
-from models import encode, mlp, resnet
+from models import encode, make_encoder, mlp, resnet
 from plumbing import shapes
 from tests.helpers import generator
 
@@ -156,7 +156,8 @@ def test_encoder_is_torchvisions():
 
 @pytest.mark.parametrize("arch, width, size, p", [
     ("resnet18", 64, 32, 512), ("resnet18", 5, 32, 40), ("resnet50", 3, 28, 96),
-    ("resnet50", 4, 96, 128),
+    ("resnet50", 4, 96, 128), ("resnet34", 4, 32, 32), ("wide_resnet50_2", 2, 32, 64),
+    ("resnext50_32x4d", 16, 32, 512),
 ])
 def test_widths_and_stems(arch, width, size, p):
     small = size <= 64
@@ -172,6 +173,36 @@ def test_widths_and_stems(arch, width, size, p):
     assert strides == ([1] if small else [4])
     projector = mlp(p, "7-9-11")
     assert projector(r).shape == (2, 11) and len(projector) == 7
+
+
+@pytest.mark.parametrize("arch, size, p, negative", [
+    ("mobilenet_v3_small", 32, 1024, True), ("mnasnet0_5", 32, 1280, False),
+    ("vit_b_32", 64, 768, True), ("swin_t", 32, 768, True),
+])
+def test_other_networks_lose_their_classifier_alone(arch, size, p, negative):
+    """Their r, put through torchvision's last layer, is torchvision's output; no dropout on r."""
+    torch.manual_seed(0)
+    settings = {"image_size": size} if arch.startswith("vit") else {}
+    theirs = torchvision.models.get_model(arch, **settings).eval()
+    torch.manual_seed(0)
+    ours, found_p = make_encoder(arch, image_size=size)
+    x = torch.randn(2, 3, size, size)
+    r = ours.eval()(x)
+    assert found_p == p and r.shape == (2, p) and (r.min() < 0) == negative
+    *_, classifier = [layer for layer in theirs.modules() if isinstance(layer, torch.nn.Linear)]
+    assert torch.allclose(classifier(r), theirs(x), atol=1e-5)
+    assert all(layer.p == 0 for layer in ours.modules() if isinstance(layer, torch.nn.Dropout))
+
+
+@pytest.mark.parametrize("arch, width, size, words", [
+    ("vit_b_16", 64, 45, "vit_b_16 does not take images of 45 pixels"),
+    ("alexnet", 64, 32, "alexnet does not take images of 32 pixels"),
+    ("resnext50_32x4d", 8, 32, "width must be at least 16"),
+    ("googlenet", 64, 32, "unknown architecture"),
+])
+def test_networks_that_do_not_fit_are_refused(arch, width, size, words):
+    with pytest.raises(ValueError, match=words):
+        make_encoder(arch, width, image_size=size)
 
 
 @pytest.mark.parametrize("training", [True, False])
