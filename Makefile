@@ -18,6 +18,7 @@ endif
 demo: $(INSTALLED)
 	$(PYTHON) train.py --dataset shapes --alpha ada --beta 1e-4 --alpha-every 2 --arch resnet18 --width 8 \
 	    --projector 256-256-256 --epochs 12 --batch-size 128 --baseline --out runs/demo --overwrite
+	@echo "next: $(PYTHON) evaluate.py runs/demo"
 
 simulate: $(INSTALLED)
 	$(PYTHON) simulate.py

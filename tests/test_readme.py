@@ -65,7 +65,7 @@ def test_the_loss_and_the_backbone_example_run(tmp_path, monkeypatch):
 def demo_flags():
     """Of the Makefile's demo: its networks, batch size and images."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    words = re.search(r"train\.py (.*?)\n\n", makefile, re.S)[1].replace("\\", "").split()
+    words = re.search(r"train\.py ((.*\\\n)*.*)", makefile)[1].replace("\\", "").split()
     flags = dict(zip(words, words[1:]))
     kept = ("--dataset", "--arch", "--width", "--projector", "--batch-size")
     return [word for flag in kept for word in (flag, flags[flag])]
@@ -162,6 +162,16 @@ def test_make_has_the_readmes_targets():
     targets += [text.split()[1] for text in LINES if text.startswith("make ")]
     assert {"demo", "test"} <= set(targets)
     assert all(re.search(f"^{target}:", makefile, re.M) for target in targets)
+
+
+def test_the_demo_ends_with_a_command_that_works():
+    """As copied: with the Python that make used, whether or not .venv is active."""
+    dry = subprocess.run(["make", "-n", "-C", ROOT, f"PYTHON={sys.executable}", "demo"], check=True,
+                         capture_output=True, text=True)
+    last = [line for line in dry.stdout.splitlines() if "next:" in line][-1]
+    python, script, *words = last.partition("next: ")[2].strip('"').split()
+    assert python == sys.executable
+    assert PARSE[script](words).run == Path("runs/demo")
 
 
 # --- names --------------------------------------------------------------------------------------
