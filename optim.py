@@ -50,29 +50,53 @@ class LARS(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self):
+    def step(self, closure=None):
+        """closure: computes the gradients and returns the loss, which this then returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
-            for w in group["params"]:
-                if w.grad is not None:
-                    self.update(w, group)
+            for weights in alike(group["params"]):
+                self.update(weights, group)
+        return loss
 
     def update(self, w, group):
-        g = w.grad
-        lr = group["lr"]
-        if w.ndim > 1:
-            decay = group["weight_decay"]
-            w_norm, g_norm = w.norm(), g.norm()
-            trust_ratio = group["eta"] * w_norm / (g_norm + decay * w_norm + 1e-8)
-            if group["clip_lr"]:
-                trust_ratio = (trust_ratio / lr).clamp(max=1)
-            trust_ratio = torch.where(w_norm > 0, trust_ratio, 1)
-            g = trust_ratio * g.add(w, alpha=decay)
+        """w: tensors that are alike; torch's functions _foreach_… take them all in one go."""
+        g = [tensor.grad for tensor in w]
+        v = [self.momentum_buffer(tensor) for tensor in w]
+        torch._foreach_mul_(v, group["momentum"])
+        if w[0].ndim > 1:
+            q = self.trust_ratios(w, g, group)
+            q_decay = group["weight_decay"] * q
+            torch._foreach_addcmul_(v, g, q.unbind())
+            torch._foreach_addcmul_(v, w, q_decay.unbind())
+        else:
+            torch._foreach_add_(v, g)
+        torch._foreach_add_(w, v, alpha=-group["lr"])
 
-        if "momentum_buffer" not in self.state[w]:
-            self.state[w]["momentum_buffer"] = torch.zeros_like(w)
-        v = self.state[w]["momentum_buffer"]
-        v.mul_(group["momentum"]).add_(g)
-        w.add_(v, alpha=-lr)
+    def momentum_buffer(self, tensor):
+        if "momentum_buffer" not in self.state[tensor]:
+            self.state[tensor]["momentum_buffer"] = torch.zeros_like(tensor)
+        return self.state[tensor]["momentum_buffer"]
+
+    def trust_ratios(self, w, g, group):
+        """q, one number per tensor."""
+        w_norm = torch.stack(torch._foreach_norm(w))
+        g_norm = torch.stack(torch._foreach_norm(g))
+        trust_ratio = group["eta"] * w_norm / (g_norm + group["weight_decay"] * w_norm + 1e-8)
+        if group["clip_lr"]:
+            trust_ratio = (trust_ratio / group["lr"]).clamp(max=1)
+        return torch.where(w_norm > 0, trust_ratio, 1)
+
+
+def alike(params):
+    """Lists of those that have gradients: each on one device, and all with or all without decay."""
+    lists = {}
+    for w in params:
+        if w.grad is not None:
+            lists.setdefault((w.device, w.ndim > 1), []).append(w)
+    return lists.values()
 
 
 @torch.no_grad()
@@ -88,17 +112,18 @@ def clip_gradient(params, optimizer, mean_norm, factor):
     Returns 1 if it clipped, else 0 (0-dim: no synchronising with the device).
     """
     params = [p for p in params if p.grad is not None]
-    norm = torch.stack([p.grad.norm() for p in params]).norm()
+    gradients = [p.grad for p in params]
+    norm = torch.stack(torch._foreach_norm(gradients)).norm()
     limit = factor * mean_norm
     # ignore a non-finite norm (fp16's scaler skips that step): limit / ∞ would erase the momentum
     finite = norm.isfinite()
     clipped = (norm > limit) & (limit > 0) & finite
     scale = torch.where(clipped, limit / norm, 1)
-    for p in params:
-        p.grad.mul_(scale)
-        for name in ("momentum_buffer", "exp_avg"):         # of LARS and SGD, of Adam
-            if name in optimizer.state.get(p, {}):
-                optimizer.state[p][name].mul_(scale)
+    states = [optimizer.state.get(p, {}) for p in params]
+    momenta = [state[name] for state in states
+               for name in ("momentum_buffer", "exp_avg")       # of LARS and SGD, of Adam
+               if name in state]
+    torch._foreach_mul_(gradients + momenta, scale)
 
     mean = torch.where(mean_norm > 0, 0.9 * mean_norm + 0.1 * scale * norm, norm)
     mean_norm.copy_(torch.where(finite, mean, mean_norm))

@@ -567,3 +567,17 @@ def test_lars_lets_a_zero_weight_move():
     p.grad = torch.ones(2, 2)
     LARS([p], lr=0.1).step()
     assert torch.allclose(p, torch.full((2, 2), -0.1))
+
+
+def test_lars_takes_a_closure():
+    """As torch's optimisers: it computes the gradients, and its loss is returned."""
+    p = torch.nn.Parameter(torch.ones(2))
+    without = torch.nn.Parameter(torch.ones(2, 2))          # no gradient: it stays
+
+    def closure():
+        loss = p.square().sum()
+        loss.backward()
+        return loss
+
+    assert LARS([p, without], lr=0.1).step(closure) == 2
+    assert torch.allclose(p, torch.full((2,), 0.8)) and torch.equal(without, torch.ones(2, 2))

@@ -96,9 +96,11 @@ class MomentumCopy(nn.Module):
 
     @torch.no_grad()
     def follow(self, networks, progress):
-        step = 1 - self.momentum(progress)
-        for slow, fast in zip(self.copy.parameters(), nn.Sequential(*networks).parameters()):
-            slow.lerp_(fast, step.to(slow))
+        slow = list(self.copy.parameters())                 # in place: w̄ ← w + m·(w̄ − w)
+        fast = list(nn.Sequential(*networks).parameters())
+        torch._foreach_sub_(slow, fast)
+        torch._foreach_mul_(slow, self.momentum(progress).to(slow[0]))
+        torch._foreach_add_(slow, fast)
 
 
 def predictor(projector, hidden):
