@@ -2,6 +2,9 @@
 
     python -m pytest -q tests/test_exercises.py
 """
+import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -9,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from exercises import check, mistakes
-from tests.helpers import ROOT, exit_status
+from exercises import check, few_labels, mistakes, notebook
+from tests.helpers import ROOT, TINY, exit_status, run
 
 SOLUTIONS = {}
 SOLUTIONS[1] = '''
@@ -124,7 +127,8 @@ def info_nce(z1, z2, temperature):
     (3, SOLUTIONS[3].replace("torch.special.entr(p)", "(-p * p.log())"), mistakes.ZERO_P),
     (5, SOLUTIONS[5].replace("svdvals(centred)", "eigvalsh(centred.T @ centred).sqrt()"),
      mistakes.ROUNDING),
-    (5, SOLUTIONS[5].replace("svdvals(centred)", "eigvalsh(centred.T @ centred).abs().sqrt()"),
+    (5, SOLUTIONS[5].replace("svdvals(centred)",
+                             "eigvalsh((centred.T @ centred).double()).abs().sqrt()"),
      mistakes.GRADIENT),
     (7, "def rank(x, eps, centred, squared): return 3.0", "returns float, not a tensor"),
     (7, "def rank(x, eps, centred, squared): return x", "expected shapes"),
@@ -161,10 +165,57 @@ def test_wrong_usage(words, capsys):
 
 
 def test_all_stubs_from_any_folder(tmp_path):
-    run = subprocess.run([sys.executable, ROOT / "exercises" / "check.py", "--all"], cwd=tmp_path,
-                         capture_output=True, text=True)
-    assert run.returncode == 1 and not run.stderr
-    assert run.stdout.count("is not written yet") == 6
+    process = subprocess.run([sys.executable, ROOT / "exercises" / "check.py", "--all"],
+                             cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 1 and not process.stderr
+    assert process.stdout.count("is not written yet") == 6
+
+
+# --- the notebook and exercise 8 ------------------------------------------------------------------
+
+def test_the_notebook_runs_from_top_to_bottom(capsys, monkeypatch):
+    """As it is, each check says that nothing is written; with solutions, each passes."""
+    monkeypatch.syspath_prepend(ROOT / "exercises")
+    for solved in (False, True):
+        scope = {}
+        for cell in notebook.notebook()["cells"]:
+            code = "".join(cell["source"]) if cell["cell_type"] == "code" else ""
+            if solved and "raise NotImplementedError" in code:
+                number, = [n for n in SOLUTIONS if re.search(r"def \w+", code)[0] in SOLUTIONS[n]]
+                code = "import torch\n" + SOLUTIONS[number]
+            exec(code, scope)
+        words = "passed" if solved else "is not written yet"
+        assert capsys.readouterr().out.count(words) == 4
+
+
+def test_the_notebook_is_plain_json_and_never_replaced(tmp_path, monkeypatch):
+    for name in notebook.STUBS:
+        (tmp_path / name).write_bytes((ROOT / "exercises" / name).read_bytes())
+    monkeypatch.setattr(notebook, "HERE", tmp_path)
+    assert exit_status(notebook.main) == 0
+    written = json.loads((tmp_path / "first_hour.ipynb").read_text(encoding="utf-8"))
+    assert written["nbformat"] == 4 and "Σ_{k≠i}" in "".join(written["cells"][2]["source"])
+    assert exit_status(notebook.main) == 2
+
+
+def test_few_labels(tmp_path, capsys, monkeypatch):
+    """Of a run; of its backbone.pt and config.json alone, whose mean and std are the dataset's."""
+    assert run(*TINY, "--epochs", 1, "--eval-every", 1, "--limit-train", 640, "--out",
+               tmp_path / "run") == 0
+    (tmp_path / "bare").mkdir()
+    for name in ("backbone.pt", "config.json"):
+        shutil.copy(tmp_path / "run" / name, tmp_path / "bare")
+    capsys.readouterr()
+    tables = []
+    for folder in ("run", "bare"):
+        assert exit_status(few_labels.main, tmp_path / folder, "--epochs", 1, "--out",
+                           tmp_path / "few.png") == 0
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1] and tables[0].count("±") == 6 and "all labels" in tables[0]
+    assert exit_status(few_labels.main, tmp_path) == 2
+    y = torch.tensor([0, 1, 1, 2, 0, 2, 2, 1, 0])
+    chosen = few_labels.labels_per_class(y, 2, seed=0)
+    assert y[chosen].bincount().tolist() == [2, 2, 2] and len(chosen.unique()) == 6
 
 
 # --- exercise 6 -----------------------------------------------------------------------------------
