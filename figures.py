@@ -1,17 +1,18 @@
 """Figures and tables from the logs of runs.
 
-    python figures.py runs/a runs/b … --out figures
+    python figures.py runs/a runs/b … --out figures --format png,pdf
 
 writes dynamics.png, everything logged over the epochs; plane.png, the runs' ends in the plane of
 effective rank and I(R;Z); accuracy.png, Figure 5d; entropy.png, Figure 8; settings.png, accuracy
 for each value of the flags in which a method's runs differ, Figures 14, 17 and 18; summary.csv,
-the last values of each method; correlations.csv, Table 3, with all other measures of metrics.py.
-Runs may still be in progress. evaluation.json in a run's folder, from evaluate.py, joins its log.
+.md and .tex, the last values of each method; correlations.csv, Table 3, with all other measures of
+metrics.py. evaluation.json in a run's folder, from evaluate.py, joins its log. Runs may still be in
+progress: they are marked, and left out of means and correlations.
 
-    from figures import draw_dynamics
+    from figures import draw_dynamics, save
     from plumbing.results import read_runs
     runs = read_runs([Path("runs/a"), Path("runs/b")])      # {method: [log of a run, …]}
-    draw_dynamics(runs, "dynamics.png")
+    save(draw_dynamics(runs), Path("dynamics.pdf"))
 
 A run is named after its flags, see plumbing/results.py.
 """
@@ -20,11 +21,12 @@ import math
 from pathlib import Path
 
 import plumbing     # noqa: F401  (first: makes Ctrl-C quiet during the next imports)
-import torch
 
-from plumbing.cli import Parser, one_line_errors
-from plumbing.results import (by_name, correlation, correlations, differing_flags, is_number,
-                              print_tables, read_folders, spelled, summary, write_table)
+from plumbing.cli import Parser, checked, one_line_errors
+from plumbing.results import (SPREADS, by_name, correlation, correlation_cells, correlations,
+                              differing_flags, is_finished, is_number, latex, markdown,
+                              mean_and_spread, read_folders, spelled, summary, summary_cells,
+                              write_table)
 from plumbing.run import last_value, read_log, write_whole
 
 # {title of a panel: {name of a line in the legend: column of log.csv}}
@@ -43,7 +45,6 @@ PANELS = RUN_PANELS | {
     "Uniformity (Wang & Isola)": {"R": "uniformity_r", "Z": "uniformity_z"},
     "Wasserstein uniformity W₂": {"R": "w2_r", "Z": "w2_z"},
     "Alignment of two views of Z": {"": "alignment_z"},
-    "RankMe": {"R": "rankme_r", "Z": "rankme_z"},
     "Loss: InfoNCE": {"": "info_nce"},
     "Loss: VICReg": {"": "vicreg"},
     "VICReg's parts, unweighted": {
@@ -55,7 +56,7 @@ PANELS = RUN_PANELS | {
 }
 
 # Okabe and Ito's colours for the paper's methods; Paul Tol's, without similar ones, for all others.
-# Both palettes are safe for the colour-blind.
+# Both palettes are safe for the colour-blind. A method's settings are shades of its colour.
 COLOURS = {
     "AdaDim": "#d55e00",
     "AdaDim, β 0": "#e69f00",
@@ -69,158 +70,167 @@ FREE_COLOURS = ("#332288", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255"
 
 
 # --- figures --------------------------------------------------------------------------------------
-# All functions here raise ImportError without matplotlib.
+# All functions here raise ImportError without matplotlib. runs: {method: [log, …]}. kind: of the
+# bands and bars around means, one of SPREADS.
 
 def new_figure(width, height):
     import matplotlib
     from matplotlib.figure import Figure
     matplotlib.rcParams["text.parse_math"] = False      # a name may hold a $
+    matplotlib.rcParams["pdf.fonttype"] = 42            # TrueType, which journals ask for
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save(figure, png, colour):
-    """Writes a PNG, with a legend below all panels. colour: {method: colour}; {}: no legend."""
+def add_legend(figure, colour):
+    """Adds a legend below all panels. colour: {method: colour}."""
     from matplotlib.lines import Line2D
-    if colour:
-        handles = [Line2D([], [], color=colour[name], label=name) for name in colour]
-        longest = max(map(len, colour))
-        characters = int(12 * figure.get_figwidth())
-        columns = max(1, min(len(handles), 5, characters // (longest + 8)))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
-    write_whole(Path(png), lambda file: figure.savefig(file, format="png", dpi=120))
+    handles = [Line2D([], [], color=colour[name], label=name) for name in colour]
+    longest = max(map(len, colour))
+    characters = int(12 * figure.get_figwidth())
+    columns = max(1, min(len(handles), 5, characters // (longest + 8)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def save(figure, path):
+    """Writes a figure, as a PNG, PDF or SVG by the path's suffix."""
+    suffix = path.suffix[1:]
+    write_whole(path, lambda file: figure.savefig(file, format=suffix, dpi=120))
 
 
 def colours(names):
-    """{method: colour}: fixed for the paper's methods, on a scale for α between 0 and 1."""
+    """{method: colour}: fixed for the paper's methods, on a scale for α between 0 and 1; settings
+    of a method, as in "VICReg, epochs 20", are shades of its colour."""
     from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
     free = itertools.cycle(FREE_COLOURS)
-    found = {}
+    families = {}               # {method: [its names]}
     for name in names:
-        if name in COLOURS:
-            found[name] = COLOURS[name]
-        elif name.startswith("α ") and is_number(name[2:]):
-            found[name] = colormaps["viridis"](float(name[2:]))
+        known = [method for method in COLOURS if f"{name},".startswith(f"{method},")]
+        families.setdefault(max(known, key=len, default=name.partition(",")[0]), []).append(name)
+    found = {}
+    for method, members in families.items():
+        if method.startswith("α ") and is_number(method[2:]):
+            colour = colormaps["viridis"](float(method[2:]))
         else:
-            found[name] = next(free)
+            colour = COLOURS.get(method) or next(free)
+        for place, name in enumerate(members):
+            white = 0.65 * place / len(members)
+            found[name] = tuple(white + (1 - white) * part for part in to_rgb(colour))
     return found
 
 
 def draw_run(folder):
     """Writes dynamics.png into a run's folder: RUN_PANELS, without α if the method has none."""
     log = read_log(folder / "log.csv")
-    panels = {title: lines for title, lines in RUN_PANELS.items()
-              if "alpha" in log or "alpha" not in lines.values()}
     try:
-        draw_dynamics({"AdaDim": [log]}, folder / "dynamics.png", panels)   # its name is not shown
+        figure = draw_dynamics({"AdaDim": [log]}, RUN_PANELS)       # its name is not shown
+        save(figure, folder / "dynamics.png")
     except ImportError:
         print("dynamics.png was left out: it needs matplotlib (pip install matplotlib)")
 
 
-def draw_dynamics(runs, png, panels=PANELS):
-    """Runs over their epochs, one line each, as a PNG.
+def draw_dynamics(runs, panels=PANELS, kind="std"):
+    """Runs over their epochs: a method's mean with a band, single runs faint.
 
-    runs: {method: [log, …]}. panels: as PANELS, {title: {name in the legend: column}}.
+    panels: as PANELS, {title: {name in the legend: column}}; those without a value are left out.
     """
-    across = 2 if len(panels) <= 4 else 3
-    down = math.ceil(len(panels) / across)
+    every_log = [log for logs in runs.values() for log in logs]
+    drawn = {title: {name: column for name, column in lines.items()
+                     if not all(math.isnan(last_value(log, column)) for log in every_log)}
+             for title, lines in panels.items()}
+    drawn = {title: lines for title, lines in drawn.items() if lines}
+    across = 2 if len(drawn) <= 4 else 3
+    down = max(1, math.ceil(len(drawn) / across))
     figure = new_figure(4.4 * across, 3 * down)
     axes = figure.subplots(down, across, sharex=True, squeeze=False).flat
     colour = colours(runs)
-    for axis, (title, lines) in zip(axes, panels.items()):
+    for axis, (title, lines) in zip(axes, drawn.items()):
         axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)
-        draw_panel(axis, runs, lines, colour)
-    for axis in axes[max(0, len(panels) - across):len(panels)]:     # the lowest of each column
+        draw_panel(axis, runs, lines, colour, kind)
+    for axis in axes[max(0, len(drawn) - across):len(drawn)]:       # the lowest of each column
         axis.set_xlabel("epoch")
         axis.tick_params(labelbottom=True)
-    for axis in axes[len(panels):]:
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    for axis in axes[len(drawn):]:
         axis.set_visible(False)
-    save(figure, png, colour if len(runs) > 1 else {})
+    if len(runs) > 1:
+        add_legend(figure, colour)
+    return figure
 
 
-def draw_panel(axis, runs, lines, colour):
+def draw_panel(axis, runs, lines, colour, kind):
     """Draws a panel's columns solid, dashed and dotted, each method in its colour."""
     for (name, column), style in zip(lines.items(), ("-", "--", ":")):
         axis.plot([], [], style, color="black", label=name)
         for method, logs in runs.items():
-            for log in logs:
-                draw_line(axis, log, column, style, colour[method])
+            draw_lines(axis, logs, column, style, colour[method], kind)
     if "covariance" in lines:
         axis.set_yscale("log")      # it is a hundred times the invariance
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("")
         axis.margins(y=0.25)        # room for the legend
         axis.legend(frameon=False, fontsize=9, ncols=3, loc="upper center")
-    elif len(lines) > 1:
+    elif any(lines):
         axis.legend(frameon=False, fontsize=9)
     if "alpha" in lines.values():
         axis.set_ylim(-0.03, 1.03)
 
 
-def draw_line(axis, log, column, style, colour):
-    """Draws a column over the epochs that have a value, with points if they are few."""
-    epochs = []
-    values = []
-    for epoch, value in zip(log["epoch"], log.get(column, [])):
-        if not math.isnan(value):
-            epochs.append(epoch)
-            values.append(value)
+def draw_lines(axis, logs, column, style, colour, kind):
+    """Draws a column of a method's runs, faint, and their mean with a band, over the epochs at
+    which all of them have a value, with points if they are few."""
+    runs = []                           # {epoch: value} for each run that has a value
+    for log in logs:
+        values = zip(log["epoch"], log.get(column, []))
+        runs.append({epoch: value for epoch, value in values if not math.isnan(value)})
+    runs = [run for run in runs if run]
+    epochs = sorted(set.intersection(*map(set, runs))) if runs else []
+    band = [mean_and_spread([run[epoch] for run in runs], kind) for epoch in epochs]
     marker = "." if len(epochs) < 40 else None
-    axis.plot(epochs, values, style, color=colour, linewidth=1.3, marker=marker, markersize=4)
+    axis.plot(epochs, [mean for mean, _ in band], style, color=colour, linewidth=1.5,
+              marker=marker, markersize=4)
+    if len(runs) > 1:
+        axis.fill_between(epochs, [mean - spread for mean, spread in band],
+                          [mean + spread for mean, spread in band], color=colour, alpha=0.12,
+                          linewidth=0)
+        for run in runs:
+            axis.plot(run.keys(), run.values(), style, color=colour, linewidth=0.6, alpha=0.25)
 
 
-def draw_plane(runs, png):
-    """The runs' ends in the plane of effective rank and I(R;Z), as a PNG [Figures 1a, 5].
+def draw_plane(runs):
+    """The runs' ends in the plane of effective rank and I(R;Z) [Figures 1a, 5].
 
-    runs: {method: [log, …]}. A point's filling shows the accuracy; the colour scale spans at
-    least five percentage points, because smaller differences are mostly noise. Its rim has the
-    method's colour, as have the thin lines from a method's runs to their mean.
+    A point's filling shows the accuracy; the colour scale spans at least five percentage points,
+    because smaller differences are mostly noise.
     """
     figure = new_figure(11, 5)
     left, right = figure.subplots(1, 2, sharey=True)
-    colour = colours(runs)
-    draw_ends(left, runs, "erank_r", colour)
-    points = draw_ends(right, runs, "erank_z", colour)
-    left.set_xlabel("effective rank of the representations R")
-    right.set_xlabel("effective rank of the embeddings Z")
-    left.set_ylabel("I(R;Z) (nats)")
-    figure.colorbar(points, ax=[left, right], label="probe accuracy (%)")
-    save(figure, png, colour)
-
-
-def draw_ends(axis, runs, rank, colour):
-    """Draws one plane; returns its points. rank: the column of the horizontal axis."""
     accuracies = [last_value(log, "probe_top1") for logs in runs.values() for log in logs]
     known = [accuracy for accuracy in accuracies if math.isfinite(accuracy)] or [0.0]
     margin = max(0, 5 - (max(known) - min(known))) / 2
     scale = dict(vmin=min(known) - margin, vmax=max(known) + margin, cmap="cividis")
-    for name, logs in runs.items():
-        x = [last_value(log, rank) for log in logs]
-        y = [last_value(log, "mi") for log in logs]
-        mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-        for end_x, end_y in zip(x, y):
-            axis.plot([mean_x, end_x], [mean_y, end_y], color=colour[name], linewidth=1, zorder=0)
-        accuracy = [last_value(log, "probe_top1") for log in logs]
-        points = axis.scatter(x, y, c=accuracy, s=60, edgecolor=colour[name], linewidth=2, **scale)
-    axis.margins(0.12)
-    axis.grid(alpha=0.3)
-    return points
+    for axis, letter in ((left, "r"), (right, "z")):
+        points = draw_ends(axis, runs, f"erank_{letter}", "mi", scale)
+    left.set(xlabel="effective rank of the representations R", ylabel="I(R;Z) (nats)")
+    right.set_xlabel("effective rank of the embeddings Z")
+    if points is not None:
+        figure.colorbar(points, ax=[left, right], label="probe accuracy (%)")
+    return add_names(figure)
 
 
-def draw_entropy(runs, png):
-    """H_2 against effective rank at the runs' ends, with Pearson's r, as a PNG [Figure 8]."""
+def draw_entropy(runs):
+    """H_2 against effective rank at the runs' ends, with Pearson's r [Figure 8]."""
     figure = new_figure(9.5, 4.2)
-    colour = colours(runs)
     for axis, letter in zip(figure.subplots(1, 2), "rz"):
-        draw_relation(axis, runs, f"erank_{letter}", f"h2_{letter}", colour)
+        draw_relation(axis, runs, f"erank_{letter}", f"h2_{letter}")
         axis.set(xlabel=f"effective rank of {letter.upper()}", ylabel="H₂ (nats)")
-    save(figure, png, colour)
+    return add_names(figure)
 
 
-def draw_accuracy(runs, png):
-    """Accuracy against effective rank and I(R;Z) at the runs' ends, as a PNG [Figure 5d]."""
+def draw_accuracy(runs):
+    """Accuracy against effective rank and I(R;Z) at the runs' ends [Figure 5d]."""
     figure = new_figure(9.5, 8)
-    colour = colours(runs)
     measures = {
         "erank_r": "effective rank of R",
         "erank_z": "effective rank of Z",
@@ -228,46 +238,103 @@ def draw_accuracy(runs, png):
         "mi_features": "I(R;Z) on the features' kernels (nats)",
     }
     for axis, (column, name) in zip(figure.subplots(2, 2, sharey=True).flat, measures.items()):
-        draw_relation(axis, runs, column, "probe_top1", colour)
+        draw_relation(axis, runs, column, "probe_top1")
         axis.set(xlabel=name, ylabel="probe accuracy (%)")
         if not axis.collections:        # I(R;Z) of the features is only logged if p = d
             axis.set_visible(False)
-    save(figure, png, colour)
+    return add_names(figure)
 
 
-def draw_relation(axis, runs, x_column, y_column, colour):
-    """Draws a point per run, from its last values; Pearson's r and its interval are the title."""
-    xs, ys = [], []
+def draw_relation(axis, runs, x_column, y_column):
+    """Draws the runs' ends; Pearson's r of the runs and its interval are the title."""
+    draw_ends(axis, runs, x_column, y_column)
+    ends = [(last_value(log, x_column), last_value(log, y_column))
+            for logs in runs.values() for log in logs]
+    ends = [end for end in ends if all(map(math.isfinite, end))]
+    r, low, high = correlation([x for x, _ in ends], [y for _, y in ends])
+    words = [f"{len(ends)} runs"]
+    if not math.isnan(r):
+        words.insert(0, f"Pearson's r {r:.2f}")
+    if not math.isnan(low):
+        words[0] += f" ({low:.2f} … {high:.2f})"
+    axis.set_title(", ".join(words).replace("-", "−"), fontsize=11)
+
+
+def draw_ends(axis, runs, x_column, y_column, scale=None):
+    """Draws a small point for each run and a large one at each method's mean; returns the latter.
+
+    scale: how to fill them by their accuracy, with a rim in the method's colour.
+    """
+    colour = colours(runs)
+    points = None
+    axis.names = {}                     # {method: (x, y)}, for add_names()
     for name, logs in runs.items():
-        for log in logs:
-            x, y = last_value(log, x_column), last_value(log, y_column)
-            if math.isfinite(x) and math.isfinite(y):
-                axis.scatter(x, y, color=colour[name], s=30)
-                xs.append(x)
-                ys.append(y)
-    r, low, high = correlation(xs, ys)
-    axis.set_title(f"Pearson's r {r:.2f} ({low:.2f} … {high:.2f}), {len(xs)} runs", fontsize=11)
+        ends = [[last_value(log, column) for column in (x_column, y_column, "probe_top1")]
+                for log in logs]
+        ends = [end for end in ends if all(map(math.isfinite, end[:2]))]
+        if not ends:
+            continue
+        mean = [sum(values) / len(values) for values in zip(*ends)]
+        axis.names[name] = mean[:2]
+        for some, size, alpha in ((ends, 14, 0.5), ([mean], 60, 1)):
+            x, y, accuracy = zip(*some)
+            look = dict(color=colour[name])
+            if scale:
+                look = dict(c=accuracy, edgecolor=colour[name], linewidth=size / 40, **scale)
+            points = axis.scatter(x, y, s=size, alpha=alpha, **look)
+    axis.margins(0.12)
     axis.grid(alpha=0.3)
     axis.set_axisbelow(True)
+    return points
 
 
-def draw_settings(settings, png):
-    """Accuracy for each value of a flag, a panel per flag, as a PNG [Figures 14, 17, 18].
+def add_names(figure):
+    """Writes methods' names near their points, where they cover least of each other; returns the
+    figure."""
+    from matplotlib.transforms import Bbox
+    figure.draw_without_rendering()     # settles where the axes are
+    points = figure.dpi / 72            # pixels per point
+    for axis in figure.axes:
+        names = getattr(axis, "names", {})
+        places = {name: axis.transData.transform(place) for name, place in names.items()}
+        taken = [Bbox.from_extents(x - 7, y - 7, x + 7, y + 7) for x, y in places.values()]
+        for name, (x, y) in places.items():
+            width, height = 4.7 * points * len(name), 10 * points
+            boxes = []                  # around the point, the nearest first
+            for distance, angle in itertools.product((9, 18, 30, 45, 60, 80), range(0, 360, 30)):
+                left = x + math.cos(math.radians(angle)) * (distance + width / 2) - width / 2
+                low = y + math.sin(math.radians(angle)) * (distance + height / 2) - height / 2
+                boxes.append(Bbox.from_bounds(left, low, width, height))
+            inside = [box for box in boxes if axis.bbox.containsx(box.x0)
+                      and axis.bbox.containsx(box.x1) and axis.bbox.containsy(box.y1)
+                      and axis.bbox.containsy(box.y0)]
+            box = min(inside or boxes, key=lambda box: box.count_overlaps(taken))
+            taken.append(box)
+            near = box.padded(14).contains(x, y)
+            axis.annotate(name, names[name], ((box.x0 - x) / points, (box.y0 - y) / points),
+                          textcoords="offset points", fontsize=8, annotation_clip=False,
+                          arrowprops=None if near else dict(arrowstyle="-", linewidth=0.4))
+    return figure
 
-    settings: from differing_flags. A line joins a method's means; a bar is the standard deviation
-    (with n − 1) of its runs with that value, even if they differ in other flags too.
+
+def draw_settings(settings, kind="std"):
+    """Accuracy for each value of a flag, a panel per flag [Figures 14, 17, 18].
+
+    settings: from differing_flags. A line joins a method's means; a bar is the spread of its runs
+    with that value, even if they differ in other flags too.
     """
     every_method = dict.fromkeys(method for methods in settings.values() for method in methods)
     colour = colours(every_method)
     figure = new_figure(5.5 * len(settings), 4.5)
     axes = figure.subplots(1, len(settings), sharey=True, squeeze=False)
     for axis, (flag, methods) in zip(axes.flat, settings.items()):
-        draw_setting(axis, methods, colour)
-        axis.set(xlabel=flag, ylabel="probe accuracy (%)")
-    save(figure, png, colour)
+        draw_setting(axis, methods, colour, kind)
+        axis.set(xlabel=flag.removeprefix("--"), ylabel="probe accuracy (%)")
+    add_legend(figure, colour)
+    return figure
 
 
-def draw_setting(axis, methods, colour):
+def draw_setting(axis, methods, colour, kind="std"):
     """Draws one panel, with the flag's values evenly spaced: sorted numbers, then words."""
     values = sorted({value for by_value in methods.values() for value in by_value},
                     key=numbers_first)
@@ -275,10 +342,9 @@ def draw_setting(axis, methods, colour):
     for index, (method, by_value) in enumerate(methods.items()):
         aside = 0.04 * (index - (len(methods) - 1) / 2)         # so that bars do not overlap
         places = [place for place, value in enumerate(values) if value in by_value]
-        ends = [torch.tensor(by_value[values[place]], dtype=torch.float64) for place in places]
-        means = [end.mean().item() for end in ends]
-        deviations = [end.std().item() if len(end) > 1 else 0 for end in ends]
-        axis.errorbar([place + aside for place in places], means, deviations,
+        means, spreads = zip(*(mean_and_spread(by_value[values[place]], kind)
+                               for place in places))
+        axis.errorbar([place + aside for place in places], means, spreads,
                       color=colour[method], marker="o", markersize=4, linewidth=1.3, capsize=3)
     axis.grid(alpha=0.3)
 
@@ -292,32 +358,62 @@ def numbers_first(value):
 
 # --- command line ---------------------------------------------------------------------------------
 
+FORMATS = ("png", "pdf", "svg")
+format_list = checked(lambda text: text.split(","), lambda words: set(words) <= {*FORMATS},
+                      "png, pdf or svg, or several with commas")
+
+
 def main(argv=None):
     with one_line_errors("figures.py"):
         parser = Parser("figures.py", __doc__)
         parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
         parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR",
                             help="(default: %(default)s)")
+        parser.add_argument("--format", type=format_list, default="png", metavar="LIST",
+                            help="of the figures: png, pdf or svg, or several, such as png,pdf")
+        parser.add_argument("--spread", choices=tuple(SPREADS), default="std",
+                            help="after ± and around means: the standard deviation over seeds, or "
+                            "(ci) half of the mean's 95 %% interval")
+        parser.add_argument("--unfinished", action="store_true",
+                            help="count unfinished runs like finished ones")
         args = parser.parse_args(argv)
-        all_flags, logs = read_folders(args.runs)
-        runs = by_name(all_flags, logs)
+        all_flags, logs = read_folders(args.runs, args.unfinished)
+        everything = by_name(all_flags, logs)
+        runs = {name: logs for name, logs in everything.items() if all(map(is_finished, logs))}
         settings = differing_flags(all_flags, logs)
-        summary_rows = summary(runs)
-        correlation_rows = correlations(runs)
-
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_table(args.out / "summary.csv", summary_rows)
-        write_table(args.out / "correlations.csv", correlation_rows)
-        print_tables(summary_rows, correlation_rows)
+        write_tables(args.out, summary(everything, args.spread), correlations(runs), args.spread)
         try:
-            draw_dynamics(runs, args.out / "dynamics.png")
-            draw_plane(runs, args.out / "plane.png")
-            draw_entropy(runs, args.out / "entropy.png")
-            draw_accuracy(runs, args.out / "accuracy.png")
+            drawn = {"dynamics": draw_dynamics(everything, kind=args.spread)}
+            if runs:
+                drawn |= {"plane": draw_plane(runs), "entropy": draw_entropy(runs),
+                          "accuracy": draw_accuracy(runs)}
             if settings:
-                draw_settings(settings, args.out / "settings.png")
+                drawn["settings"] = draw_settings(settings, args.spread)
         except ImportError:
             print("the figures were left out: they need matplotlib (pip install matplotlib)")
+            return
+        for name, figure in drawn.items():
+            for suffix in args.format:
+                save(figure, args.out / f"{name}.{suffix}")
+
+
+def write_tables(out, summary_rows, correlation_rows, kind):
+    """Writes and prints the tables. Raises OSError if a file cannot be written."""
+    caption = f"Last values; probe: accuracy of the online linear probe; ±: {SPREADS[kind]}."
+    cells = summary_cells(summary_rows, kind)
+    text = f"{markdown(cells)}\n\n{caption}\n"
+    out.mkdir(parents=True, exist_ok=True)
+    write_table(out / "summary.csv", summary_rows)
+    write_table(out / "correlations.csv", correlation_rows)
+    write_whole(out / "summary.md", lambda file: file.write(text.encode()))
+    write_whole(out / "summary.tex", lambda file: file.write(latex(cells, caption).encode()))
+    print(text)
+    correlated = correlation_cells(correlation_rows)
+    if correlated:
+        print(markdown(correlated), "\n\nPearson's r of the runs' last values, with its 95 % "
+              "interval; for fewer than eight runs it is only indicative.", sep="")
+    else:
+        print("No correlations: they take three finished runs with an accuracy.")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     from plumbing.results import labels, read_runs
     read_runs([Path("runs/a"), Path("runs/b")])             # {method: [log of a run, …]}
-    labels([config["flags"] for config in configs])         # ["VICReg", "AdaDim, --width 8", …]
+    labels([config["flags"] for config in configs])         # ["VICReg", "AdaDim, width 8", …]
 
 Runs are named after the flags in their config.json, never after their folder. Runs that differ
-only in their seed are one method.
+only in their seed are one method; an unfinished run has a name of its own.
 """
 import csv
 import io
@@ -26,8 +26,22 @@ METHODS_OWN = ("--projector", "--augment", "--optimizer", "--lr", "--weight-deca
 # flags without effect unless α is measured
 ONLY_WITH_ADA = ("--alpha-every", "--alpha-batches")
 
-# The tables show the last values of these columns; "divided by" makes Table 3's ratios.
-SUMMARY = ("probe_top1", "knn_top1", "erank_r", "erank_z", "mi", "alpha")
+# as the papers write them; others keep the name that they have in --method
+METHOD_NAMES = {
+    "barlow_twins": "Barlow Twins", "byol": "BYOL", "simsiam": "SimSiam", "nnclr": "NNCLR",
+    "moco_v2": "MoCo v2", "moco_v3": "MoCo v3", "dino": "DINO", "swav": "SwAV",
+    "deepcluster_v2": "DeepCluster v2", "ressl": "ReSSL", "lejepa": "LeJEPA",
+}
+FLAG_NAMES = {"--w2-weight": "W₂", "--lu-weight": "L_U"}        # as losses in a name
+
+# The tables show the last values of these columns, with their headings; "divided by" makes
+# Table 3's ratios.
+SUMMARY = {"probe_top1": "probe (%)", "knn_top1": "k-NN (%)", "erank_r": "erank R",
+           "erank_z": "erank Z", "mi": "I(R;Z)", "alpha": "α"}
+SPREADS = {
+    "std": "the standard deviation over seeds (n − 1)",
+    "ci": "half of the 95 % interval of the mean over seeds (t distribution)",
+}
 CORRELATES = {
     "effective rank of R": {"column": "erank_r"},
     "effective rank of Z": {"column": "erank_z"},
@@ -54,18 +68,32 @@ def read_runs(folders):
 
 
 def by_name(all_flags, logs):
+    """{method: [log, …]}; an unfinished run is named, say, "AdaDim (seed 0: epoch 9 of 20)"."""
     runs = {}
-    for name, log in zip(labels(all_flags), logs):
+    for name, flags, log in zip(labels(all_flags), all_flags, logs):
+        if not is_finished(log):
+            name += f" (seed {flags.get('--seed')}: {epoch_of(log)})"
         runs.setdefault(name, []).append(log)
     return runs
 
 
-def read_folders(folders):
+def is_finished(log):
+    return "of_epochs" not in log
+
+
+def epoch_of(log):
+    return f"epoch {log['epoch'][-1]:g} of {log['of_epochs'][-1]:g}"
+
+
+def read_folders(folders, unfinished=False):
     """The flags and the log of each run, as two lists.
 
+    The log of an unfinished run has another column, of_epochs; not with unfinished=True, which
+    takes it for a finished one. Both are named on stdout.
     A folder without a log, a configuration or an epoch is left out, and named on stdout.
     Raises BadInput if a file is damaged or no run is left, OSError if a folder does not exist.
     """
+    counted = "counted like a finished run" if unfinished else "left out of means and correlations"
     all_flags = []
     logs = []
     for folder in folders:
@@ -73,8 +101,15 @@ def read_folders(folders):
         if missing:
             print(f"{folder} {missing}: left out")
             continue
-        all_flags.append(read_config(folder)["flags"])
+        flags = read_config(folder)["flags"]
+        all_flags.append(flags)
         log = read_log(folder / "log.csv")
+        length = len(log["epoch"])
+        if flags.get("--epochs", length) != length:
+            log["of_epochs"] = [flags["--epochs"]] * length
+            print(f"{folder} is unfinished, {epoch_of(log)}: {counted}")
+        if unfinished:
+            log.pop("of_epochs", None)
         if "h2_r" in log and "mi" in log:
             log["h2_r_minus_mi"] = [h - i for h, i in zip(log["h2_r"], log["mi"])]
         logs.append(log | read_evaluation(folder))
@@ -113,14 +148,14 @@ def what_is_missing(folder):
 # --- names ----------------------------------------------------------------------------------------
 
 def label(flags):
-    """The name of a method with these flags: VICReg, AdaDim, "α 0.5", "AdaDim, β 0" …
+    """The name of a method with these flags: VICReg, BYOL, "α 0.5", "AdaDim, β 0" …
 
     flags: from config.json; only NAMING_FLAGS are used.
     """
     alpha, beta = flags["--alpha"], flags["--beta"]
     constant = flags["--mi-scale"] == "1" and beta != 0         # the regulariser of [32]
     if flags["--method"] != "adadim":
-        words = [flags["--method"]]
+        words = [METHOD_NAMES.get(flags["--method"], flags["--method"])]
     elif alpha == "ada":
         words = ["AdaDim"]
     else:
@@ -186,26 +221,42 @@ def other_flags(flags):
 
 def spelled_flag(flag, value):
     """A flag's part of a name, in a list, which is empty if the flag was not given."""
-    if value is None or value is False:
+    if value is None or value is False or (flag in FLAG_NAMES and value == "0"):
         return []
-    if value is True:
-        return [flag]
-    return [f"{flag} {spelled(value)}"]
+    name = FLAG_NAMES.get(flag, flag.removeprefix("--"))
+    return [name if value is True else f"{name} {spelled(value)}"]
 
 
 # --- tables ---------------------------------------------------------------------------------------
 
-def summary(runs):
+def mean_and_spread(values, kind="std"):
+    """The mean of finite values, and their spread, see SPREADS; NaN for too few of them."""
+    values = torch.tensor([v for v in values if math.isfinite(v)], dtype=torch.float64)
+    if len(values) < 2:
+        return values.mean().item(), math.nan
+    deviation = values.std().item()
+    if kind == "ci":
+        deviation *= t_quantile(len(values) - 1) / math.sqrt(len(values))
+    return values.mean().item(), deviation
+
+
+def t_quantile(freedom):
+    """The 97.5 % quantile of Student's t: exact for up to four degrees of freedom, then within
+    0.003, from the first terms of its expansion around the normal distribution's."""
+    few = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
+    expanded = 1.96 + 2.372 / freedom + 2.823 / freedom ** 2 + 2.56 / freedom ** 3
+    return few.get(freedom, expanded)
+
+
+def summary(runs, kind="std"):
     """{method: [log, …]} → a row per method: its name, its number of runs, and the mean and
-    standard deviation (with n − 1; NaN for a single run) of the last values of SUMMARY."""
+    spread of the last values of SUMMARY. kind: one of SPREADS."""
     rows = []
     for name, logs in runs.items():
         row = {"method": name, "runs": len(logs)}
         for column in SUMMARY:
             ends = [last_value(log, column) for log in logs]
-            ends = torch.tensor(ends, dtype=torch.float64)
-            row[column] = ends.mean().item()
-            row[f"{column}_std"] = ends.std().item() if len(ends) > 1 else math.nan
+            row[column], row[f"{column}_{kind}"] = mean_and_spread(ends, kind)
         rows.append(row)
     return rows
 
@@ -258,44 +309,81 @@ def last_correlate(log, meaning):
 
 
 def write_table(path, rows):
+    """Writes a CSV, with empty fields for NaN. rows: dicts with the same keys."""
     text = io.StringIO(newline="")
     table = csv.DictWriter(text, rows[0])
     table.writeheader()
-    table.writerows(rows)
+    for row in rows:
+        table.writerow({name: "" if value != value else value for name, value in row.items()})
     write_whole(path, lambda file: file.write(text.getvalue().encode()))
 
 
-def print_tables(summary_rows, correlation_rows):
-    width = max(len(row["method"]) for row in summary_rows)
-    headings = [f"{column:>14}" for column in SUMMARY]
-    print("  ".join([" " * width, "runs", *headings]))
-    for row in summary_rows:
-        cells = [summary_cell(row, column) for column in SUMMARY]
-        print("  ".join([f"{row['method']:{width}}", f"{row['runs']:4}", *cells]))
-    print("Pearson's r of probe accuracy and …, largest |r| first; for fewer than eight runs it "
-          "is only indicative")
-    for row in sorted(correlation_rows, key=lambda row: (math.isnan(row["r"]), -row["abs_r"])):
-        print(f"{row['quantity']:31} {row['r']:6.3f}   95 %: {row['low']:6.3f} … "
-              f"{row['high']:6.3f}   {row['runs']} runs")
+def summary_cells(rows, kind):
+    """summary()'s rows as a table for print: [{heading: text}, …]."""
+    return [{"": row["method"], "runs": str(row["runs"])}
+            | {heading: with_spread(row[column], row[f"{column}_{kind}"])
+               for column, heading in SUMMARY.items()}
+            for row in rows]
 
 
-def summary_cell(row, column):
-    """Mean ± standard deviation; for a single run, its value."""
-    text = f"{row[column]:7.3g}"
-    if row["runs"] > 1:
-        text += f" ± {row[f'{column}_std']:4.2g}"
-    return f"{text:14}"
+def correlation_cells(rows):
+    """correlations()'s rows as a table for print, largest |r| first, without those that have none.
+    """
+    known = [row for row in rows if not math.isnan(row["r"])]
+    return [{"accuracy and …": row["quantity"], "r": f"{row['r']:.2f}".replace("-", "−"),
+             "95 %": f"{row['low']:.2f} … {row['high']:.2f}".replace("-", "−").replace("nan", "–"),
+             "runs": str(row["runs"])}
+            for row in sorted(known, key=lambda row: -row["abs_r"])]
+
+
+def with_spread(mean, spread):
+    """A mean with three digits, and ± its spread if that is known; – for no mean."""
+    if math.isnan(mean):
+        return "–"
+    size = max(abs(mean), 0 if math.isnan(spread) else spread)
+    decimals = max(0, 2 - math.floor(math.log10(size))) if size > 0 else 0
+    text = f"{mean:.{decimals}f}" if spread != 0 else f"{mean:.3g}"
+    if spread > 0:
+        text += f" ± {spread:.{decimals}f}"
+    return text.replace("-", "−")
+
+
+def markdown(cells):
+    """A Markdown table. cells: [{heading: text}, …]."""
+    widths = {heading: max(len(heading), *(len(row[heading]) for row in cells))
+              for heading in cells[0]}
+    lines = [{heading: heading for heading in widths},
+             {heading: "-" * width for heading, width in widths.items()}, *cells]
+    return "\n".join("| " + " | ".join(line[heading].ljust(width)
+                                       for heading, width in widths.items()) + " |"
+                     for line in lines)
+
+
+LATEX = {character: rf"\{character}" for character in "_%&#${}"} | {
+    "\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "α": r"$\alpha$", "β": r"$\beta$",
+    "±": r"$\pm$", "−": "$-$", "–": "--", "₂": "$_2$"}
+
+
+def latex(cells, caption):
+    """A LaTeX table, which needs no package. cells: [{heading: text}, …]."""
+    table = str.maketrans(LATEX)
+    rows = [" & ".join(text.translate(table) for text in line) + r" \\"
+            for line in (cells[0], *(row.values() for row in cells))]
+    return "\n".join([r"\begin{table}", r"\centering",
+                      rf"\begin{{tabular}}{{l{'r' * (len(cells[0]) - 1)}}}", r"\hline", rows[0],
+                      r"\hline", *rows[1:], r"\hline", r"\end{tabular}",
+                      rf"\caption{{{caption.translate(table)}}}", r"\end{table}"])
 
 
 def differing_flags(all_flags, logs):
     """The last accuracies by flag, method and value: {flag: {label: {value: [accuracy, …]}}}.
 
-    Only for flags with several values within a method, and runs with an accuracy.
+    Only for flags with several values within a method, and finished runs with an accuracy.
     """
     found = {}
     for flags, log in zip(all_flags, logs):
         accuracy = last_value(log, "probe_top1")
-        if math.isnan(accuracy):
+        if math.isnan(accuracy) or not is_finished(log):
             continue
         for flag, value in other_flags(flags).items():
             of_method = found.setdefault(flag, {}).setdefault(label(flags), {})

@@ -70,7 +70,8 @@ def read_table(path, key):
 def tables_alone(monkeypatch):
     """Skips drawing, which takes seconds."""
     for name in ("draw_dynamics", "draw_plane", "draw_entropy", "draw_accuracy", "draw_settings"):
-        monkeypatch.setattr(figures, name, lambda runs, png: None)
+        monkeypatch.setattr(figures, name, lambda *runs, **kind: None)
+    monkeypatch.setattr(figures, "save", lambda figure, path: None)
 
 
 @pytest.fixture
@@ -144,7 +145,62 @@ def test_summary_of_made_runs(four_runs, tmp_path, tables_alone):
     assert float(vicreg["probe_top1_std"]) == pytest.approx(10 * 2 ** 0.5)     # with n − 1
     assert float(vicreg["erank_z"]) == 30
     assert float(vicreg["alpha"]) == 0.5
-    assert math.isnan(float(rows["α 0.5"]["probe_top1_std"]))       # one run has none
+    assert rows["α 0.5"]["probe_top1_std"] == ""                    # one run has none
+
+
+def test_tables_for_print(four_runs, tmp_path, tables_alone, capsys):
+    """Means with three digits, ± named, nothing for what is not there; in both formats."""
+    assert run_figures(*four_runs, "--out", tmp_path / "out") == 0
+    text = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+    latex = (tmp_path / "out" / "summary.tex").read_text(encoding="utf-8")
+    vicreg = next(line for line in text.splitlines() if line.startswith("| VICReg"))
+    assert vicreg.split(" | ")[1:3] == ["2   ", "40.0 ± 14.1"]
+    assert "±: the standard deviation over seeds" in text
+    assert r"VICReg & 2 & 40.0 $\pm$ 14.1 & " in latex and r"$\alpha$ 0.5 & 1 & 90.0 & " in latex
+    assert r"probe (\%)" in latex and "standard deviation" in latex
+    out = capsys.readouterr().out
+    assert text in out
+    assert "nan" not in out.lower() + text + latex and "LiDAR" not in out
+
+    assert run_figures(*four_runs, "--out", tmp_path / "out", "--spread", "ci") == 0
+    half = 12.706 * 10 * 2 ** 0.5 / 2 ** 0.5            # t for one degree of freedom
+    text = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+    assert f"40 ± {half:.0f}" in text and "95 % interval" in text
+
+
+@pytest.mark.parametrize("mean, spread, text", [
+    (34.25, 2.345, "34.2 ± 2.3"), (174.4, 132.2, "174 ± 132"), (0.0648, 0.0105, "0.0648 ± 0.0105"),
+    (0.5, 0.0, "0.5"), (0.0, 0.0, "0"), (0.0, 0.5, "0.000 ± 0.500"), (-3.456, math.nan, "−3.46"),
+    (math.nan, math.nan, "–"),
+])
+def test_means_with_spread(mean, spread, text):
+    assert results.with_spread(mean, spread) == text
+
+
+def test_quantiles_of_students_t():
+    """From tables."""
+    for freedom, quantile in ((1, 12.706), (4, 2.776), (5, 2.571), (9, 2.262), (30, 2.042)):
+        assert results.t_quantile(freedom) == pytest.approx(quantile, abs=0.004)
+
+
+def test_an_unfinished_run_is_marked_and_left_out(four_runs, tmp_path, tables_alone, capsys):
+    made_run(tmp_path / "e", VICREG | {"--seed": 2, "--epochs": 20}, 99, rank=1, epochs=6)
+    for folder, epochs in zip(four_runs, (3, 4, 5, 6)):
+        flags = json.loads((folder / "config.json").read_text())["flags"]
+        write_config(folder, flags | {"--epochs": epochs})
+    runs = results.read_runs([*four_runs[:2], tmp_path / "e"])
+    assert len(runs["VICReg, epochs 20 (seed 2: epoch 6 of 20)"]) == 1
+
+    folders = [*four_runs, tmp_path / "e"]
+    capsys.readouterr()
+    assert run_figures(*folders, "--out", tmp_path / "out") == 0
+    assert "e is unfinished, epoch 6 of 20: left out of means" in capsys.readouterr().out
+    found = read_table(tmp_path / "out" / "correlations.csv", "quantity")
+    assert found["effective rank of R"]["runs"] == "4"
+    assert run_figures(*folders, "--out", tmp_path / "out", "--unfinished") == 0
+    assert "counted like a finished run" in capsys.readouterr().out
+    found = read_table(tmp_path / "out" / "correlations.csv", "quantity")
+    assert found["effective rank of R"]["runs"] == "5"
 
 
 def test_a_correlation_takes_three_runs(four_runs):
@@ -153,8 +209,9 @@ def test_a_correlation_takes_three_runs(four_runs):
 
 
 def test_figures_show_something(four_runs, tmp_path):
-    assert run_figures(*four_runs, "--out", tmp_path) == 0
+    assert run_figures(*four_runs, "--out", tmp_path, "--format", "png,pdf") == 0
     figures.draw_run(four_runs[0])
+    assert (tmp_path / "plane.pdf").read_bytes().startswith(b"%PDF")
     drawn = [tmp_path / f"{name}.png" for name in ("dynamics", "plane", "entropy", "accuracy")]
     for path in (*drawn, four_runs[0] / "dynamics.png"):
         with Image.open(path) as image:
@@ -167,17 +224,52 @@ def test_a_relation_says_its_correlation(four_runs):
     runs = results.read_runs(four_runs)
     del runs["SimCLR"][0]["erank_r"]
     axis = Figure().subplots()
-    figures.draw_relation(axis, runs, "erank_r", "probe_top1", figures.colours(runs))
-    assert "r 1.00" in axis.get_title() and "3 runs" in axis.get_title()
-    assert len(axis.collections) == 3
+    figures.draw_relation(axis, runs, "erank_r", "probe_top1")
+    assert axis.get_title() == "Pearson's r 1.00, 3 runs"       # no interval of so few
+    assert axis.names == {"VICReg": [15, 40], "α 0.5": [40, 90]}
+
+
+def test_a_methods_mean_has_a_band_and_its_runs_are_faint(four_runs):
+    """Over the epochs at which all of its runs have a value; the second run was cut off."""
+    runs = results.read_runs(four_runs[:2])
+    axis = Figure().subplots()
+    figures.draw_lines(axis, runs["VICReg"], "erank_r", "-", "red", "std")
+    mean, *single = axis.lines
+    assert list(mean.get_xdata()) == [1, 2] and list(mean.get_ydata()) == [7.5, 10]
+    assert [line.get_alpha() for line in single] == [0.25, 0.25]
+    band = axis.collections[0].get_datalim(axis.transData)
+    assert (band.y0, band.y1) == pytest.approx((7.5 - 12.5 ** 0.5, 7.5 + 12.5 ** 0.5))
+    assert list(single[1].get_xdata()) == [1, 2, 3]
+
+
+def test_what_no_run_has_is_not_drawn(four_runs):
+    panels = {"a": {"one": "erank_r", "other": "nothing"}, "b": {"": "nothing"}}
+    figure = figures.draw_dynamics(results.read_runs(four_runs), panels)
+    axis, *others = figure.axes
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["one"]
+    assert not any(other.get_visible() for other in others)
+    figure.draw_without_rendering()
+    assert all(tick == round(tick) for tick in axis.get_xticks())
+
+
+def test_names_at_points_do_not_cover_each_other():
+    axis = figures.new_figure(6, 4).subplots()
+    axis.names = {f"method {i}": (i % 3, i // 3) for i in range(9)}
+    axis.set(xlim=(-1, 3), ylim=(-1, 3))
+    figure = figures.add_names(axis.figure)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in axis.texts]
+    assert [text.get_text() for text in axis.texts] == list(axis.names)
+    assert all(box.count_overlaps(boxes) == 1 for box in boxes)         # itself
 
 
 def test_accuracy_for_each_value_of_a_flag(tmp_path):
     """Figure 17: two seeds of 60 epochs, one of 150; a flag that never differs is left out."""
-    made_run(tmp_path / "a", FLAGS | {"--epochs": 60}, 30)
-    made_run(tmp_path / "b", FLAGS | {"--epochs": 60, "--seed": 1}, 40)
-    made_run(tmp_path / "c", FLAGS | {"--epochs": 150}, 45)
-    made_run(tmp_path / "d", VICREG | {"--epochs": 150}, 20)
+    made_run(tmp_path / "a", FLAGS | {"--epochs": 60}, 30, epochs=60)
+    made_run(tmp_path / "b", FLAGS | {"--epochs": 60, "--seed": 1}, 40, epochs=60)
+    made_run(tmp_path / "c", FLAGS | {"--epochs": 150}, 45, epochs=150)
+    made_run(tmp_path / "d", VICREG | {"--epochs": 150}, 20, epochs=150)
     folders = [tmp_path / name for name in "abcd"]
     settings = results.differing_flags(*results.read_folders(folders))
     assert settings == {"--epochs": {"AdaDim": {60: [30, 40], 150: [45]}, "VICReg": {150: [20]}}}
@@ -215,7 +307,7 @@ def test_logs_of_other_lengths_and_columns(tmp_path):
     rows = read_table(tmp_path / "out" / "summary.csv", "method")
     assert rows.keys() == {"AdaDim", "other"}
     assert float(rows["other"]["probe_top1"]) == 30
-    assert rows["other"]["mi"] == "nan"
+    assert rows["other"]["mi"] == ""
     assert (tmp_path / "out" / "plane.png").stat().st_size > 5000
 
 
@@ -227,7 +319,7 @@ def test_without_matplotlib_the_tables_are_written(four_runs, tmp_path, capsys, 
     assert run_figures(*four_runs, "--out", tmp_path / "out") == 0
     assert "pip install matplotlib" in capsys.readouterr().out
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"summary.csv", "correlations.csv"}
+    assert written == {"summary.csv", "summary.md", "summary.tex", "correlations.csv"}
 
 
 def test_unfinished_folders_are_left_out(tmp_path, capsys):
@@ -263,9 +355,9 @@ def test_unfinished_folders_are_left_out(tmp_path, capsys):
     ({"--alpha": 1.0, "--mi-scale": "1"}, "SimCLR + I(R;Z)"),
     ({"--alpha": 0.0, "--mi-scale": "1"}, "VICReg + I(R;Z)"),
     ({"--alpha": 0.0, "--beta": 0.01, "--mi-scale": "1"}, "VICReg + I(R;Z), β 0.01"),
-    ({"--method": "byol", "--beta": 0.0, "--mi-scale": "1"}, "byol"),
-    ({"--method": "byol", "--mi-scale": "1"}, "byol + I(R;Z)"),
-    ({"--method": "byol", "--beta": -1.0, "--mi-scale": "1"}, "byol + I(R;Z), β −1"),
+    ({"--method": "byol", "--beta": 0.0, "--mi-scale": "1"}, "BYOL"),
+    ({"--method": "byol", "--mi-scale": "1"}, "BYOL + I(R;Z)"),
+    ({"--method": "byol", "--beta": -1.0, "--mi-scale": "1"}, "BYOL + I(R;Z), β −1"),
 ])
 def test_label(changes, expected):
     assert results.label(FLAGS | changes) == expected
@@ -273,14 +365,17 @@ def test_label(changes, expected):
 
 def test_labels_say_in_which_flags_runs_differ():
     narrow = FLAGS | {"--width": 8, "--seed": 3, "--out": "runs/b"}
-    assert results.labels([FLAGS, narrow]) == ["AdaDim, --width 64", "AdaDim, --width 8"]
+    assert results.labels([FLAGS, narrow]) == ["AdaDim, width 64", "AdaDim, width 8"]
     assert results.labels([narrow, narrow | {"--seed": 4}]) == ["AdaDim", "AdaDim"]
     few = FLAGS | {"--limit-train": 100, "--baseline": True}
-    assert results.labels([FLAGS, few]) == ["AdaDim", "AdaDim, --limit-train 100, --baseline"]
+    assert results.labels([FLAGS, few]) == ["AdaDim", "AdaDim, limit-train 100, baseline"]
+    spread = FLAGS | {"--w2-weight": "0.5", "--lu-weight": "0"}
+    plain = FLAGS | {"--w2-weight": "0", "--lu-weight": "0"}
+    assert results.labels([spread, plain]) == ["AdaDim, W₂ 0.5", "AdaDim"]
     # --alpha-every has no effect unless α is measured
     often = FLAGS | {"--alpha-every": 5}
     assert results.labels([FLAGS, often, VICREG]) == [
-        "AdaDim, --alpha-every 20", "AdaDim, --alpha-every 5", "VICReg"]
+        "AdaDim, alpha-every 20", "AdaDim, alpha-every 5", "VICReg"]
     assert results.labels([often, VICREG]) == ["AdaDim", "VICReg"]
 
 
@@ -290,18 +385,19 @@ def test_methods_own_defaults_are_not_spelled():
     byol = FLAGS | {"--method": "byol", "--lr": 1.0, "--set": {"momentum": 0.99, "predictor": "8"}}
     slow = byol | {"--lr": 0.5}
     steady = byol | {"--set": {"momentum": 0.9, "predictor": "8"}}
-    assert results.labels([adadim, byol]) == ["AdaDim", "byol"]
-    assert results.labels([adadim, byol, slow]) == ["AdaDim", "byol, --lr 1", "byol, --lr 0.5"]
-    assert results.labels([byol, steady]) == ["byol, momentum 0.99", "byol, momentum 0.9"]
-    assert results.labels([adadim, byol | {"--width": 8}]) == [
-        "AdaDim, --width 64", "byol, --width 8"]
+    assert results.labels([adadim, byol]) == ["AdaDim", "BYOL"]
+    assert results.labels([adadim, byol, slow]) == ["AdaDim", "BYOL, lr 1", "BYOL, lr 0.5"]
+    assert results.labels([byol, steady]) == ["BYOL, momentum 0.99", "BYOL, momentum 0.9"]
+    assert results.labels([adadim, byol | {"--width": 8}]) == ["AdaDim, width 64", "BYOL, width 8"]
 
 
 def test_colours_tell_methods_apart():
     """The paper's methods keep theirs, whatever else is drawn."""
     few = figures.colours(["VICReg", "AdaDim, β 0", "α 0.4"])
     others = [f"method {i}" for i in range(len(figures.FREE_COLOURS))]
-    many = figures.colours([*others, "VICReg", "SimCLR", "α 0.4", "α 0.6", "AdaDim, β 0"])
+    settings = ["AdaDim", "AdaDim, width 8", "AdaDim, β 0, width 8", "method 1, width 8"]
+    many = figures.colours([*others, "VICReg", "SimCLR", "α 0.4", "α 0.6", "AdaDim, β 0",
+                            *settings])
     assert all(few[name] == many[name] for name in few)
     assert len(set(map(str, many.values()))) == len(many)
     assert len(figures.colours([*others, "one more"])) == len(others) + 1
