@@ -37,7 +37,7 @@ MOST_HEADS = 100_000            # files
 
 
 def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident="auto",
-         room=None, min_size=None):
+         room=None, min_size=None, image_size=None, like=None):
     """Loads a dataset as a dict:
 
     train_x, test_x   uint8, n × 3 × size × size, or a list of files
@@ -51,6 +51,7 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
     unused            {split: number of images}, of splits neither trained nor tested on
     min_size          of a folder: images with a shorter side below this are left out
     left_out          {which files were left out, and why: their number}
+    size_note         why a folder's images have their size, in a sentence
     held_out          how test images were taken from the training images, in a sentence, or ""
     train_files, test_files     paths of the images, if each is a file
 
@@ -58,7 +59,8 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
     keep only that many training images, drawn at random with `seed`. classes: names of class
     folders to use instead of all, or a file with one name per line. resident: "yes" for tensors;
     "no" for lists, if the dataset consists of files; "auto" for tensors if they take up to `room`
-    bytes (None: half of the machine's memory). min_size: see folders.fit.
+    bytes (None: half of the machine's memory). min_size, image_size: see folders.fit. like: a
+    run's size, image_size, stem and perhaps min_size, for a folder's images instead of their own.
     Tensors hold the central square of each image, from which views are cropped; views of files
     are cropped from the whole image.
     Raises BadInput, or OSError for unreadable files; the message tells what to do.
@@ -78,7 +80,9 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
         data["classes"] = []
 
     if facts["layout"] == "folder":
-        data |= fit(data, facts["size"], facts["crop"], min_size)
+        data |= fit(data, facts["crop"], image_size, min_size, like)
+    elif image_size is not None:
+        raise BadInput(f"--image-size is for --dataset folder: {name} has {facts['crop']} pixels")
     else:
         data |= {"size": facts["size"], "image_size": facts["crop"], "stem": facts["stem"]}
     if isinstance(data["train_x"], list):
@@ -289,10 +293,8 @@ def describe(name, data):
 def notes(data):
     """What load() decided about a folder's images, in sentences."""
     left_out = [f"{count:,} {why}" for why, count in data.get("left_out", {}).items() if count]
-    found = [f"left out: {', '.join(left_out)}"] if left_out else []
-    if data.get("held_out"):
-        found.append(data["held_out"])
-    return found
+    sentences = [f"left out: {', '.join(left_out)}"] if left_out else []
+    return sentences + [data[name] for name in ("held_out", "size_note") if data.get(name)]
 
 
 def describe_labels(labels, classes):
@@ -322,7 +324,10 @@ def parse_args(argv):
                         help="a file that lists the class folders to use, one per line")
     parser.add_argument("--min-size", type=whole_number(1), metavar="N",
                         help="leave out a folder's images whose shorter side has fewer than N "
-                        "pixels (default: a quarter of the median)")
+                        "pixels (default: a quarter of the size of the networks' input)")
+    parser.add_argument("--image-size", type=whole_number(8, 4096), metavar="N",
+                        help="size of the networks' input, for a folder's images (default: 224, "
+                        "or the median of their shorter sides if that is less)")
     parser.add_argument("--augment", choices=AUGMENTATIONS, default="vicreg",
                         help="augmentation scheme of the views")
     parser.add_argument("--out", type=Path, metavar="PNG",
@@ -346,7 +351,8 @@ def main(argv=None):
             size, out = args.resize
             resize(args.data_dir, out, size)
             return
-        data = load(args.name, args.data_dir, classes=args.classes, min_size=args.min_size)
+        data = load(args.name, args.data_dir, classes=args.classes, min_size=args.min_size,
+                    image_size=args.image_size)
         describe(args.name, data)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(data, args.augment).save(args.out)

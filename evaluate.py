@@ -314,7 +314,8 @@ def figures_of(args):
     name = args.dataset or facts["dataset"]
     print(f"loading {name} …", flush=True)
     if args.dataset:
-        data = load(name, args.data_dir or "./data", classes=args.classes)
+        sizes = facts and {key: facts[key] for key in ("size", "image_size", "stem")}
+        data = load(name, args.data_dir or "./data", classes=args.classes, like=sizes)
     else:
         data = load_own_images(facts, args.data_dir, args.classes)
 

@@ -76,7 +76,10 @@ def parse_args(argv):
         "yes if the images fit")
     add("--min-size", type=whole_number(1), metavar="N",
         help="leave out a folder's images whose shorter side has fewer than N pixels (default: a "
-        "quarter of the median)")
+        "quarter of the size of the networks' input)")
+    add("--image-size", type=whole_number(8, 4096), metavar="N",
+        help="size of the networks' input, for a folder's images (default: 224, or the median of "
+        "their shorter sides if that is less)")
     add("--limit-train", type=whole_number(1), metavar="N",
         help="train on N random images, for quick trials")
 
@@ -292,7 +295,8 @@ def train(args, session):
 
     # data: keep the images on the device if they fit, otherwise stream them
     data = load(args.dataset, args.data_dir, args.limit_train, args.seed, args.classes,
-                args.resident, memory_for_images(device), args.min_size)
+                args.resident, memory_for_images(device), args.min_size, args.image_size,
+                like=session.saved and session.saved["facts"])
     n_images = len(data["train_x"])
     if n_images < args.batch_size:
         raise BadInput(f"--batch-size {args.batch_size} is larger than the training set of "

@@ -25,7 +25,8 @@ from plumbing.shapes import load_shapes
 
 # --- the table --------------------------------------------------------------------------------
 # The paper's datasets [Table 16]. layout: how the files are arranged. size: of the images, in
-# pixels (of the shorter side, if sizes vary). crop: size of the networks' input. mean, std: the
+# pixels (of the shorter side, if sizes vary). crop: size of the networks' input (of a folder:
+# unless its images are smaller). mean, std: the
 # customary values; measured if absent. url, md5: of the archive, as published by torchvision,
 # MedMNIST 3 or the dataset's authors. unpacked: the folder in the archive. train, test: numbers
 # of images in each class, if the dataset is also read from class folders, to detect missing ones.
@@ -91,7 +92,7 @@ DATASETS = {
     "imagenet": dict(IMAGENET, classes=1000),
     "imagenet100": dict(IMAGENET, classes=100),
     "inat21": dict(IMAGENET, classes=10_000),
-    "folder": dict(layout="folder", size=256, crop=224),        # upper limits, see fit()
+    "folder": dict(layout="folder", crop=224),
     "shapes": dict(layout="shapes", size=32, crop=32, stem="small"),
 }
 

@@ -83,16 +83,15 @@ def load_weights(path):
 def load_own_images(facts, data_dir=None, classes=None):
     """Loads the images that a run was trained on. data_dir, classes: instead of the run's own.
 
-    Raises BadInput if there is no such dataset here, or its images are smaller than the run's.
+    Raises BadInput if there is no such dataset here, or its images have another size.
     """
     name, size = facts["dataset"], facts["size"]
-    if name not in list(DATASETS) or size > DATASETS[name]["size"]:
+    if name not in list(DATASETS) or size != DATASETS[name].get("size", size):
         raise BadInput(f"there is no dataset {name!r} with {size} pixels here: give a --dataset")
     layout = DATASETS[name]["layout"]
     if classes is None and layout in ("classes", "folder"):
         classes = facts["classes"] or None
-    # resident images of a folder would be decoded to a size that depends on today's files
+    # a folder's views are cropped from whole images, however the run kept them
     resident = "no" if layout == "folder" else "auto"
-    data = load(name, data_dir or facts["data_dir"], classes=classes,
-                resident=resident, min_size=facts["min_size"])
-    return data | {"size": size, "image_size": facts["image_size"]}
+    return load(name, data_dir or facts["data_dir"], classes=classes, resident=resident,
+                like=facts)

@@ -11,6 +11,8 @@ from plumbing.images import (in_parallel, is_image, list_files, list_images, ran
                              read_sizes)
 
 SMALLEST = 8            # pixels: lower bound of the default for min_size
+SMALL = 64              # pixels: up to this size the networks have their stem for small images
+MARGIN = 256 / 224      # of a photograph around the networks' input
 FEWEST = 20             # images needed in a folder without classes, to hold out a tenth
 MOST_HELD_OUT = 2048    # images held out for the metrics, at most
 MOST_KINDS = 5          # of files left out that are named
@@ -180,29 +182,64 @@ def check_some(folder, paths, expected):
 
 # --- sizes
 
-def fit(data, largest_size, largest_crop, min_size):
-    """Leaves out a folder's small images, and chooses a size for the rest.
+def choose_sizes(shorter, usual, image_size=None, like=None):
+    """The size of a folder's images, in pixels, with its reason.
 
-    data: train_x and test_x, lists of files, with train_y and test_y. min_size: images with a
-    shorter side of fewer pixels are left out; None: a quarter of the median. The others are to be
-    resized to their smallest shorter side, at most largest_size; networks see up to largest_crop
-    pixels of that.
-    Returns a dict: the same four, size, image_size, stem, min_size and left_out.
-    Raises BadInput if too few are left.
+    shorter: the training images' shorter sides, n. usual: of photographs for the networks.
+    image_size: the size that the user wants, or None. like: of a run, see data.load(), or None.
+    Returns a dict: size, of an image's shorter side; image_size, of the networks' input, its
+    centre; stem; size_note, a sentence. Photographs are a seventh larger than the input, as is
+    usual; small images are not, because their subjects reach the rim.
+    """
+    low, median, high = int(shorter.min()), int(shorter.median()), int(shorter.max())
+    sides = f"shorter sides {low:,}"
+    if low < high:
+        sides += f" to {high:,}, median {median:,}"
+    if like is not None:
+        chosen = {key: like[key] for key in ("size", "image_size", "stem")}
+        note = f"images of {like['image_size']} pixels, as in the run ({sides})"
+        return chosen | {"size_note": note}
+    if image_size is not None:
+        reason = "as --image-size says"
+    elif median < usual:
+        reason = "the median of their shorter sides; --image-size N changes it"
+    else:
+        reason = "usual for photographs; --image-size N changes it"
+    image_size = image_size or min(usual, median)
+    margin = MARGIN if image_size > SMALL else 1
+    return {
+        "size": max(image_size, min(median, round(margin * image_size))),
+        "image_size": image_size,
+        "stem": "small" if image_size <= SMALL else "imagenet",
+        "size_note": f"images of {image_size} pixels, {reason} ({sides})",
+    }
+
+
+def fit(data, usual, image_size=None, min_size=None, like=None):
+    """Chooses a size for a folder's images, and leaves out those that are too small for it.
+
+    data: train_x and test_x, lists of files, with train_y, test_y and left_out. usual,
+    image_size, like: see choose_sizes(). min_size: images with a shorter side of fewer pixels are
+    left out; None: a quarter of image_size, or of the median if that is less.
+    Returns a dict: these five, what choose_sizes() returns, and min_size.
+    Raises BadInput if too few images are left.
     """
     paths = data["train_x"] + data["test_x"]
     parts = in_parallel(read_sizes, paths, "reading image sizes")
     shorter = torch.cat([torch.tensor(part) for part in parts]).amin(1)      # n
-    shorter = shorter.clamp_max(largest_size)
+    to_train_on = shorter[:len(data["train_x"])]
+    chosen = choose_sizes(to_train_on, usual, image_size, like)
+    if min_size is None and like is not None:
+        min_size = like.get("min_size")
     if min_size is None:
-        min_size = max(SMALLEST, math.ceil(int(shorter.median()) / 4))
+        quarter = math.ceil(min(chosen["image_size"], int(to_train_on.median())) / 4)
+        min_size = max(SMALLEST, quarter)
     large_enough = shorter >= min_size
     in_train, in_test = large_enough.split([len(data["train_x"]), len(data["test_x"])])
     if not in_train.any() or in_test.sum() < 2:
         raise BadInput(f"too few images have {min_size} pixels in height and width (--min-size): "
                        f"{int(in_train.sum())} to train on, {int(in_test.sum())} to test; "
                        f"the smallest is {paths[int(shorter.argmin())]}")
-    size = int(shorter[large_enough].min())
     n_train, n_test = int((~in_train).sum()), int((~in_test).sum())
     too_small = (f"of less than {min_size} pixels (--min-size; {n_train:,} to train on, "
                  f"{n_test:,} to test)")
@@ -211,9 +248,7 @@ def fit(data, largest_size, largest_crop, min_size):
         "train_y": data["train_y"][in_train],
         "test_x": list(itertools.compress(data["test_x"], in_test)),
         "test_y": data["test_y"][in_test],
-        "size": size,
-        "image_size": min(size, largest_crop),
-        "stem": "small" if size <= 64 else "imagenet",
-        "min_size": min_size,
         "left_out": data["left_out"] | {too_small: n_train + n_test},
+        **chosen,
+        "min_size": min_size,
     }

@@ -114,6 +114,7 @@ TRAINED = {
     "--augment": ("vicreg", "simclr", "symmetric_weak", "byol", "ressl", "lejepa"),
     "--resident": ("yes", "no", "auto"),
     "--min-size": ("1", "16", "17"),
+    "--image-size": ("8", "16", "24"),
     "--limit-train": ("1", "64", "100"),
     "--baseline": (), "--tensorboard": (), "--overwrite": (), "--resume": (),
 }

@@ -22,6 +22,7 @@ from augment import DRAWS, augment_with, normalise, random_resized_crop
 from plumbing import images
 from plumbing.cli import BadInput
 from plumbing.checkpoint import load_checkpoint
+from plumbing.folders import choose_sizes
 from plumbing.run import read_log
 from tests.helpers import (ROOT, TINY, equal, generator, random_images, run, run_until, save_images,
                            start, wait_for_epoch)
@@ -126,10 +127,10 @@ def mixed_sizes(tmp_path):
 
 
 def test_small_images_are_left_out(mixed_sizes):
-    """By default those below a quarter of the median, which a few large images cannot move."""
-    for min_size, size, left_out in ((None, 40, 3), (9, 9, 0)):
+    """By default those below a quarter of the size, which a few large images cannot move."""
+    for min_size, left_out in ((None, 3), (9, 0)):
         found = data.load("folder", mixed_sizes, min_size=min_size)
-        assert found["size"] == size and sum(found["left_out"].values()) == left_out
+        assert found["size"] == 40 and sum(found["left_out"].values()) == left_out
         assert len(found["train_x"]) == len(found["train_y"]) == 17 - left_out
         assert len(found["test_x"]) == 3
         assert found["min_size"] == (min_size or 10)
@@ -144,10 +145,44 @@ def test_a_folder_of_mixed_sizes_is_trained_on_and_measured(mixed_sizes, tmp_pat
     assert "14 training images of 40 pixels" in out
     assert "left out: 3 of less than 10 pixels (--min-size; 3 to train on, 0 to test)" in out
     assert "note: there are 3 test images" in out
-    # more small images move the median, but the run's own limit stays
+    # more small images move the median, but the run's own limit and size stay
     save_images(mixed_sizes / "train" / "a", random_images(30, 9))
     evaluate.main([str(tmp_path / "run"), "--device", "cpu"])
-    assert re.search(r"labelled_train_images +14\n", capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert re.search(r"labelled_train_images +14\n", out)
+    assert "images of 40 pixels, as in the run (shorter sides 9 to 300, median 9)" in out
+
+
+@pytest.mark.parametrize("sides, wanted, size, image_size, reason", [
+    ((45, 900, 1200, 2000), None, 256, 224, "usual for photographs"),
+    ((230, 240, 250), None, 240, 224, "usual for photographs"),
+    ((90, 100, 110), None, 100, 100, "the median"),
+    ((32, 32, 32), None, 32, 32, "the median"),
+    ((900, 900, 900), 128, 146, 128, "as --image-size"),
+    ((900, 900, 900), 64, 64, 64, "as --image-size"),
+    ((100, 100, 100), 224, 224, 224, "as --image-size"),
+])
+def test_a_folders_size_follows_from_its_images(sides, wanted, size, image_size, reason):
+    """Few small images do not move it. A photograph is larger than its central square."""
+    chosen = choose_sizes(torch.tensor(sides), 224, wanted)
+    assert (chosen["size"], chosen["image_size"]) == (size, image_size)
+    assert chosen["stem"] == ("small" if image_size <= 64 else "imagenet")
+    assert f"images of {image_size} pixels, {reason}" in chosen["size_note"]
+
+
+def test_a_run_keeps_the_size_it_began_with(mixed_sizes, tmp_path, capsys):
+    """When resumed, and by evaluate.py on other images too."""
+    flags = [*TINY, "--data-dir", mixed_sizes, "--epochs", 2, "--batch-size", 7,
+             "--image-size", 24, "--out", tmp_path / "run"]
+    run_until(3, *flags)                                        # in the second epoch
+    path = tmp_path / "run" / "last.pt"
+    saved = load_checkpoint(path)
+    assert saved["facts"]["image_size"] == saved["facts"]["size"] == 24
+    assert run(*flags, "--resume") == 0
+    save_images(tmp_path / "larger", random_images(30, 48))
+    evaluate.main([str(tmp_path / "run"), "--dataset", "folder", "--data-dir",
+                   str(tmp_path / "larger"), "--device", "cpu"])
+    assert "images of 24 pixels, as in the run (shorter sides 48" in capsys.readouterr().out
 
 
 # --- random crops -----------------------------------------------------------------------------
