@@ -11,6 +11,8 @@ from plumbing.checkpoint import check_whole_file, load_checkpoint
 from plumbing.cli import BadInput, without_warnings
 from plumbing.datasets import DATASETS
 
+LARGEST_SIZE = 4096     # pixels, of --image-size
+
 
 def load_run(folder):
     """(encoder, projector, facts) of a run of train.py, from its last.pt, on the CPU.
@@ -43,7 +45,8 @@ def check_facts(facts):
     mean, std = torch.tensor([facts["mean"], facts["std"]]).view(2, 3)
     Path(facts["data_dir"])
     numbers = torch.cat([mean, std.log()])          # not finite if a deviation is not positive
-    if not numbers.isfinite().all() or facts["image_size"] not in range(1, facts["size"] + 1):
+    sizes = range(1, min(facts["size"], LARGEST_SIZE) + 1)
+    if not numbers.isfinite().all() or facts["image_size"] not in sizes:
         raise ValueError("its images have no size, mean or std")
 
 

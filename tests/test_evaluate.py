@@ -287,7 +287,7 @@ def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
     ("{tmp}/other", "not a whole checkpoint"),
     ("{tmp}/black", "not a whole checkpoint"),
     ("{tmp}/nan", "weights are not finite"),
-    ("{tmp}/large", "no dataset 'folder' with 999 pixels here"),
+    ("{tmp}/large", "large/last.pt is not a whole checkpoint of train.py"),
     ("{tmp}/own", "no dataset 'my own' with 16 pixels here: give a --dataset"),
     ("--weights {tmp}/a.pth", "needs a --dataset"),
     ("--weights {tmp}/a.pth --dataset shapes", "No such file"),
@@ -323,7 +323,7 @@ def test_bad_input(flags, words, place, tmp_path, capsys):
         "black": {"facts": saved["facts"] | {"std": [0.0, 0.0, 0.0]}},
         "nan": {"learner": {name: value / 0 if name.startswith("method.projector.") else value
                             for name, value in saved["learner"].items()}},
-        "large": {"facts": saved["facts"] | {"size": 999}},
+        "large": {"facts": saved["facts"] | {"size": 9999, "image_size": 9999}},
         "own": {"config": saved["config"] | {"--dataset": "my own"}},
     }
     for name, change in changes.items():
