@@ -7,7 +7,8 @@
     python evaluate.py runs/mine --save-features features.npz       for other programs
     from evaluate import linear_probe, load_run
 
---weights takes any state dict of torchvision's ResNet-18 or ResNet-50.
+--weights takes any state dict of torchvision's ResNet-18 or ResNet-50, or of any network as
+backbone.pt with encoder.json beside it, as train.py writes them.
 
 The linear probe: the frozen encoder computes the representations r of the training images once,
 without augmentation; each feature is standardised. A linear layer is trained on them by SGD:
@@ -268,7 +269,8 @@ def parse_args(argv):
     add = parser.add_argument
     add("run", nargs="?", type=Path, help="the folder of a run of train.py")
     add("--weights", type=Path, metavar="FILE",
-        help="instead of a run: a state dict of torchvision's ResNet-18 or ResNet-50")
+        help="instead of a run: a state dict of torchvision's ResNet-18 or ResNet-50, or a run's "
+        "backbone.pt with its encoder.json")
     add("--features", type=Path, metavar="FILE",
         help="instead of a run: an npz file with an array r and optionally z, labels y, split "
         "('test' or not) and views (images × views × features of r, for LiDAR)")
@@ -307,7 +309,8 @@ def figures_of(args):
     if args.run:
         encoder, projector, facts = load_run(args.run)
     else:
-        encoder, projector, facts = load_weights(args.weights), None, None
+        encoder, facts = load_weights(args.weights)
+        projector = None
     if not all(all_finite(net) for net in (encoder, projector) if net is not None):
         raise BadInput(f"{args.run or args.weights}: the networks' weights are not finite")
 

@@ -10,7 +10,12 @@ The encoders are torchvision's, so weights trained here load there. A ResNet's r
 a mean over the last ReLU's outputs. That of networks which end otherwise (ConvNeXt, ViT, Swin,
 EfficientNet …) is not: losses.matrix_mutual_information and metrics.effective_rank say what that
 means.
+
+    encoder, facts = load_encoder("runs/demo")          # a trained one
 """
+import json
+from pathlib import Path
+
 import torch
 import torchvision
 from torch import nn
@@ -52,6 +57,19 @@ def make_encoder(arch="resnet50", width=PUBLISHED_WIDTH, stem="small", image_siz
             layer.p = 0.0
     check_image_size(net, arch, image_size)
     return net, classifier.in_features
+
+
+def load_encoder(folder):
+    """(encoder, facts) from backbone.pt and encoder.json of a run, on the CPU, in evaluation mode.
+
+    facts: a dict of arch, width, stem, image_size, the mean and std that normalise its input, and
+    the command that trained it. Raises OSError, or other errors if the files are damaged.
+    """
+    facts = json.loads((Path(folder) / "encoder.json").read_text(encoding="utf-8"))
+    encoder, _ = make_encoder(facts["arch"], facts["width"], facts["stem"], facts["image_size"])
+    weights = torch.load(Path(folder) / "backbone.pt", map_location="cpu", weights_only=True)
+    encoder.load_state_dict(weights)
+    return encoder.eval(), facts
 
 
 @torch.no_grad()
@@ -156,8 +174,8 @@ def mlp(width, sizes, batch_norm=True, activation=None):
 def encode(images, encoder, *heads, mean, std, batch_size=128):
     """The networks' outputs in evaluation mode, without augmentation: [r, head(r), …].
 
-    images: n × 3 × s × s, uint8. heads: networks that take r. mean, std: for normalisation, one
-    value per channel. Outputs are float32, with n rows.
+    images: n × 3 × s × s, uint8, or float in [0, 1]. heads: networks that take r. mean, std: for
+    normalisation, one value per channel. Outputs are float32, with n rows.
     batch_size: larger batches overflow a CPU's cache.
     Autocast is up to the caller: bf16 halves the time and changes the effective rank by some
     0.2 %. Each module returns to the mode, training or evaluation, that it was in.

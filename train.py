@@ -7,8 +7,9 @@
     torchrun --nproc_per_node=8 train.py …                      the same on eight GPUs
 
 A run writes to --out: config.json, log.csv (one row per epoch), last.pt (for --resume),
-backbone.pt (the encoder, in torchvision's format) and dynamics.png. Exit status: 0; 2 with one
-line on stderr for bad input or a non-finite loss; 129, 130 or 143 after SIGHUP, Ctrl-C or SIGTERM.
+backbone.pt (the encoder, in torchvision's format) with encoder.json, and dynamics.png.
+Exit status: 0; 2 with one line on stderr for bad input or a non-finite loss; 129, 130 or 143 after
+SIGHUP, Ctrl-C or SIGTERM.
 
 From top to bottom: flags, learning rate, one step, and train(), the whole run as one function.
 losses.py has the loss, methods.py the method that weights its terms and sets α, baselines/ the
@@ -387,7 +388,7 @@ def train(args, session):
     batches.close()
     distributed.finish()
     if RANK == 0:
-        run.save_backbone(args.out / "backbone.pt", method.encoder)
+        run.save_backbone(args.out, method.encoder, args, data, session.command)
         session.signals.release()
         draw_run(args.out)
         untrained = probe.untrained_accuracy(online_probe, data, device, autocast)

@@ -6,7 +6,7 @@ import torch
 from baselines import METHODS
 from data import load
 from methods import Method
-from models import make_encoder, resnet
+from models import load_encoder, make_encoder, resnet
 from plumbing.checkpoint import check_whole_file, load_checkpoint
 from plumbing.cli import BadInput, without_warnings
 from plumbing.datasets import DATASETS
@@ -42,12 +42,17 @@ def load_run(folder):
 
 def check_facts(facts):
     """Raises some exception if a checkpoint's facts about the images cannot be right."""
-    mean, std = torch.tensor([facts["mean"], facts["std"]]).view(2, 3)
+    check_statistics(facts)
     Path(facts["data_dir"])
-    numbers = torch.cat([mean, std.log()])          # not finite if a deviation is not positive
-    sizes = range(1, min(facts["size"], LARGEST_SIZE) + 1)
-    if not numbers.isfinite().all() or facts["image_size"] not in sizes:
-        raise ValueError("its images have no size, mean or std")
+    if facts["image_size"] not in range(1, min(facts["size"], LARGEST_SIZE) + 1):
+        raise ValueError("its images have no size")
+
+
+def check_statistics(facts):
+    """Raises some exception unless mean and std are three finite numbers, std's positive."""
+    mean, std = torch.tensor([facts["mean"], facts["std"]]).view(2, 3)
+    if not torch.cat([mean, std.log()]).isfinite().all():
+        raise ValueError("its images have no mean or std")
 
 
 def below(prefix, state):
@@ -57,12 +62,19 @@ def below(prefix, state):
 
 
 def load_weights(path):
-    """An encoder, of any width and stem, from a state dict of torchvision's ResNet-18 or ResNet-50.
+    """(encoder, facts) from a state dict of torchvision's ResNet-18 or ResNet-50, of any width and
+    stem, with facts None; or of any network, from backbone.pt with encoder.json beside it.
 
-    Raises BadInput if it fits neither.
+    facts: see models.load_encoder. Raises BadInput if the weights fit neither.
     """
+    path = Path(path)
+    carries_facts = path.name == "backbone.pt" and path.with_name("encoder.json").exists()
     try:
         check_whole_file(path)
+        if carries_facts:
+            encoder, facts = load_encoder(path.parent)
+            check_statistics(facts)
+            return encoder, facts
         with without_warnings():
             state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
@@ -78,9 +90,11 @@ def load_weights(path):
         raise BadInput(error) from error
     except Exception as error:
         reason = " ".join(str(error).split())[:150]
-        raise BadInput(f"{path} is not a state dict of torchvision's ResNet-18 or ResNet-50 "
-                       f"({reason})") from error
-    return encoder
+        network = "torchvision's ResNet-18 or ResNet-50"
+        if carries_facts:
+            network = f"the network in {path.with_name('encoder.json')}"
+        raise BadInput(f"{path} is not a state dict of {network} ({reason})") from error
+    return encoder, None
 
 
 def load_own_images(facts, data_dir=None, classes=None):

@@ -6,6 +6,7 @@
     previous.pt     the checkpoint before it
     running.txt     the process that is training, while it does
     backbone.pt     the trained encoder, in torchvision's format
+    encoder.json    what models.load_encoder needs to use it: copy both
     dynamics.png    accuracy, α, effective rank and I(R;Z) over the epochs
 
     from plumbing.run import last_value, read_config, read_log
@@ -21,6 +22,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import socket
 import subprocess
 import sys
@@ -33,8 +35,8 @@ import torchvision
 from plumbing.cli import LARGEST_NUMBER, BadInput
 from plumbing.distributed import RANK, WORLD_SIZE
 
-LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "previous.pt", "backbone.pt", "dynamics.png",
-               "evaluation.json", "events.out.*")
+LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "previous.pt", "backbone.pt", "encoder.json",
+               "dynamics.png", "evaluation.json", "events.out.*")
 NAMING_FLAGS = ("--method", "--alpha", "--beta", "--mi-scale", "--alpha-from")     # see results.py
 PATH_FLAGS = ("--out", "--data-dir", "--classes")       # may hold any characters
 
@@ -310,9 +312,17 @@ def check_tensorboard():
                        "pip install tensorboard") from error
 
 
-# --- backbone.pt ------------------------------------------------------------------------------
+# --- backbone.pt, encoder.json ----------------------------------------------------------------
 
-def save_backbone(path, encoder):
-    """Writes the encoder's state_dict, on the CPU, in torchvision's format."""
+def save_backbone(out, encoder, args, data, command):
+    """Writes the encoder's state_dict, on the CPU, in torchvision's format, and its facts.
+
+    args: train.py's flags, from the words in `command`. data: see data.load.
+    """
+    facts = {"arch": args.arch, "width": args.width,
+             **{name: data[name] for name in ("stem", "image_size", "mean", "std")},
+             "command": shlex.join(["train.py", *command])}
+    text = json.dumps(facts, indent=1) + "\n"
+    write_whole(out / "encoder.json", lambda file: file.write(text.encode()))
     weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
-    write_whole(path, lambda file: torch.save(weights, file))
+    write_whole(out / "backbone.pt", lambda file: torch.save(weights, file))

@@ -15,6 +15,7 @@ import evaluate
 import train
 from evaluate import linear_probe, load_run, share_of_labels, train_layers
 from metrics import effective_rank, lidar
+from models import load_encoder
 from plumbing.cli import BadInput
 from plumbing.run import last_value, read_log
 from plumbing.shapes import draw_shapes
@@ -194,6 +195,17 @@ def test_a_run_of_another_network_is_measured(place, tmp_path, capsys):
     net.classifier[3] = torch.nn.Identity()
     net.load_state_dict(torch.load(tmp_path / "run" / "backbone.pt"))
 
+    # copied elsewhere, without last.pt
+    for name in ("backbone.pt", "encoder.json"):
+        (tmp_path / "copy").mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "run" / name, tmp_path / "copy")
+    copied = figures(tmp_path, "--weights", tmp_path / "copy" / "backbone.pt",
+                     "--dataset", "folder", "--data-dir", place)
+    assert copied["erank_r"] == pytest.approx(found["erank_r"], rel=1e-4)
+    encoder, facts = load_encoder(tmp_path / "copy")
+    assert not encoder.training and facts["arch"] == "mobilenet_v3_small"
+    assert facts["command"].startswith(f"train.py --dataset folder --data-dir {place}")
+
 
 def test_other_peoples_weights_are_measured(place, tmp_path):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "theirs.pth")
@@ -294,6 +306,7 @@ def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
     ("--weights {tmp}/text --dataset shapes", "not a state dict"),
     ("--weights {tmp}/nan.pth --dataset shapes", "weights are not finite"),
     ("--weights {tmp}/flipped.pth --dataset shapes", "is damaged"),
+    ("--weights {tmp}/odd/backbone.pt --dataset shapes", "the network in {tmp}/odd/encoder.json"),
     ("--features {tmp}/pickled.npz", "not an npz file"),
     ("--features {tmp}/no_r.npz", "lacks an array r"),
     ("--features {tmp}/uneven.npz", "z has 3 rows, and r 10"),
@@ -331,6 +344,10 @@ def test_bad_input(flags, words, place, tmp_path, capsys):
         torch.save(saved | change, tmp_path / name / "last.pt")
     weights = torch.load(place / "run" / "backbone.pt")
     torch.save(weights | {"conv1.weight": weights["conv1.weight"] / 0}, tmp_path / "nan.pth")
+    (tmp_path / "odd").mkdir()
+    shutil.copy(place / "run" / "backbone.pt", tmp_path / "odd")
+    facts = (place / "run" / "encoder.json").read_text()
+    (tmp_path / "odd" / "encoder.json").write_text(facts.replace('"width": 8', '"width": 7'))
     flipped = bytearray((place / "run" / "backbone.pt").read_bytes())
     flipped[len(flipped) // 2] ^= 1
     (tmp_path / "flipped.pth").write_bytes(flipped)

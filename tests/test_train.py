@@ -178,7 +178,8 @@ def test_other_settings_run(tmp_path, monkeypatch, capsys):
     assert run(*TINY, *flags, "--out", out, figure=True) == 0
     assert "matplotlib" in capsys.readouterr().out
     files = {path.name for path in out.iterdir()}
-    assert files == {"config.json", "log.csv", "last.pt", "previous.pt", "backbone.pt"}
+    assert files == {"config.json", "log.csv", "last.pt", "previous.pt", "backbone.pt",
+                     "encoder.json"}
     log = read_log(out / "log.csv")
     assert log["alpha"][-1] == 1 and 0 < log["alpha"][0] < 0.3
     evaluated = [not math.isnan(value) for value in log["mi"]]
