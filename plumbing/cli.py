@@ -18,6 +18,7 @@ import warnings
 
 import torch
 
+from plumbing import stand_in
 
 # requests to stop, by Ctrl-C, a scheduler or a closed terminal; Windows has no SIGHUP
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
@@ -45,6 +46,13 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=HelpFormatter, **settings)
         # argparse would take the number in --beta -1e-4 for another flag
         self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)")
+
+    def parse_args(self, *arguments):
+        args = super().parse_args(*arguments)
+        if stand_in.is_active() and not getattr(args, "list", False):
+            raise RuntimeError(f"{self.prog} goes on, without torch: plumbing/stand_in.py was "
+                               "wrong about this command line")
+        return args
 
     def error(self, message):
         raise BadInput(f"{message} (--help explains the flags)")

@@ -5,7 +5,9 @@
 import contextlib
 import importlib
 import io
+import os
 import re
+import subprocess
 import sys
 import tempfile
 
@@ -16,8 +18,8 @@ from hypothesis import strategies as st
 
 import train
 from baselines import METHODS
-from plumbing import cli
-from tests.helpers import SMALL
+from plumbing import cli, stand_in
+from tests.helpers import ROOT, SMALL
 
 # each script, and the functions that do its work: replaced here
 WORK = {
@@ -183,3 +185,48 @@ def test_a_gpu_becomes_the_current_one(monkeypatch, name, index):
 ])
 def test_only_what_is_out_of_memory_is_said_to_be(message, is_memory):
     assert cli.out_of_memory(RuntimeError(message)) == is_memory
+
+
+# --- texts that need no torch, see plumbing/stand_in.py -------------------------------------------
+
+ONLY_TEXT = [
+    *(f"{script} --help" for script in stand_in.SCRIPTS),
+    "train.py -h", "train.py --methods", "train.py --method byol --lr 0.1 --help",
+    "study.py --list", "study.py alpha --list", "simulate.py nothing --help",
+    "train.py --dataset cifar100 --epoch 3", "train.py --bata=1", "study.py --list --sed 3",
+    "study.py alpha --sed 3 -- --epochs 4", "data.py --x",
+]
+
+
+@pytest.mark.parametrize("command", ONLY_TEXT)
+def test_a_text_is_the_same_without_torch(command, capsys, monkeypatch):
+    """python -S finds no installed package."""
+    script, *words = command.split()
+    monkeypatch.setenv("COLUMNS", "90")
+    alone = subprocess.run([sys.executable, "-S", ROOT / script, *words], capture_output=True,
+                           env={**os.environ, "PYTHONUTF8": "1"}, text=True, encoding="utf-8")
+    status, err = 0, ""
+    try:
+        module_of(script.removesuffix(".py")).main(words)
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    assert (alone.stdout, alone.stderr, alone.returncode) == (out, err, status or 0)
+
+
+@pytest.mark.parametrize("script", stand_in.SCRIPTS)
+def test_all_else_gets_torch(script):
+    """Flags that the script has, whatever follows them; and all words after --."""
+    path = ROOT / script
+    texts = {"--help", "--methods" if script == "train.py" else "--list"}
+    flags = set(flags_of(script.removesuffix(".py"))) - texts
+    for flag in flags:
+        assert not stand_in.only_prints(path, [flag, "x"])
+        assert not stand_in.only_prints(path, [f"{flag}=--help", "--", "--help", "--epoch"])
+    assert not stand_in.only_prints(path, ["-1e-4", "--alpha 0.3 --beta 0"])
+
+
+def test_a_script_does_not_go_on_with_the_stand_in(monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [stand_in.Finder, *sys.meta_path])
+    with pytest.raises(RuntimeError, match="without torch"):
+        train.parse_args(["--epochs", "3"])
