@@ -4,7 +4,7 @@
     view = augment(images, "vicreg")            # uint8, n × 3 × s × s  →  float in [0, 1]
     inputs = normalise(view, mean, std)
 
-A view takes about forty tensor operations for the whole batch; on one core that is about eight
+A view takes about 150 tensor operations for the whole batch; on one core that is about eight
 times as fast as PIL, image by image. All random numbers come from the caller's generator, so an
 epoch can be repeated exactly. This file needs only torch.
 """
@@ -80,9 +80,9 @@ AUGMENTATIONS = {
 
 AUGMENTATIONS["lejepa"] = AUGMENTATIONS["simclr"] | dict(solarise_p=(0.2, 0.2))
 
-# random numbers per view: 23 for crop and flip, 8 for jitter, 1 for grey, 2 for blur, 1 for
-# solarising
-DRAWS = 35
+# random numbers per view, for crop and flip, jitter, grey, solarising and blur
+NUMBERS = (23, 8, 1, 1, 2)
+DRAWS = sum(NUMBERS)
 
 
 # --- a view ---------------------------------------------------------------------------------
@@ -98,37 +98,70 @@ def augment(x, recipe="vicreg", view=0, generator=None, size=None, cropped=False
     return augment_with(draws, x, recipe, view, size, cropped)
 
 
-def augment_with(draws, x, recipe, view, size=None, cropped=False):
+def augment_with(draws, x, recipe, view=None, size=None, cropped=False):
     """augment() with the given random numbers (n × DRAWS, in [0, 1)).
 
+    view: None takes both at once, which on a GPU halves the number of launches: x and draws then
+    hold 2n images, the first views and then the second. What a recipe switches off costs nothing.
     No branch depends on a tensor's values, so torch.compile can compile it as a whole.
     """
     settings = AUGMENTATIONS[recipe]
+    views = slice(None) if view is None else slice(view, view + 1)
+    for_crop, for_jitter, for_grey, for_solarise, for_blur = draws.split(NUMBERS, dim=1)
+
+    def jittered(x, rand):
+        return colour_jitter(x, settings["jitter"], rand)
+
+    x = x / 255
+    if not cropped:
+        x = random_resized_crop(x, settings["scale"], taken_from(for_crop), size)
+    x = sometimes(x, jittered, settings["jitter_p"][views], for_jitter)
+    x = sometimes(x, greyed, settings["grey_p"][views], for_grey)
+    if x.shape[-1] >= settings["blur_from"]:
+        x = sometimes(x, blurred, settings["blur_p"][views], for_blur)
+    return sometimes(x, solarised, settings["solarise_p"][views], for_solarise)
+
+
+def taken_from(numbers):
+    """A function like torch.rand that takes the next columns of numbers (n × k)."""
     used = 0
 
     def rand(n, *shape):
-        """Like torch.rand(n, *shape), but takes the next numbers of `draws`."""
         nonlocal used
         start = used
         used += math.prod(shape)
-        return draws[:, start:used].reshape(n, *shape)
+        return numbers[:, start:used].reshape(n, *shape)
+    return rand
 
-    def sometimes(x, changed, probability):
-        """Replaces each image of x by its changed version, with this probability."""
-        chosen = (rand(len(x), 1, 1, 1) < probability).float()
-        return torch.lerp(x, changed, chosen)       # exact at 0 and 1, and faster than where
 
-    x = x.float() / 255
-    if not cropped:
-        x = random_resized_crop(x, settings["scale"], rand, size)
-    x = sometimes(x, colour_jitter(x, settings["jitter"], rand), settings["jitter_p"][view])
-    x = sometimes(x, grey(x), settings["grey_p"][view])
-    if settings["blur_p"][view] and x.shape[-1] >= settings["blur_from"]:
-        sigma = 0.1 + 1.9 * rand(len(x), 1, 1, 1)
-        blurred = gaussian_blur(x, sigma).clamp(max=1)      # rounding could exceed 1
-        x = sometimes(x, blurred, settings["blur_p"][view])
-    solarised = torch.minimum(x, 1 - x)             # inverts values above one half
-    return sometimes(x, solarised, settings["solarise_p"][view])
+def sometimes(x, change, probabilities, numbers):
+    """Replaces each image by its changed version, with the probability of its view.
+
+    probabilities: of each view in x. change: (images, rand) → images. numbers: n × k, random.
+    """
+    if len(set(probabilities)) == 2:                # each view by itself
+        views = zip(x.chunk(2), probabilities, numbers.chunk(2))
+        return torch.cat([sometimes(x, change, (probability,), numbers)
+                          for x, probability, numbers in views])
+    if probabilities[0] == 0:
+        return x
+    rand = taken_from(numbers)
+    changed = change(x, rand)
+    chosen = (rand(len(x), 1, 1, 1) < probabilities[0]).float()
+    return torch.lerp(x, changed, chosen)           # exact at 0 and 1, and faster than where
+
+
+def greyed(x, rand):
+    return grey(x)
+
+
+def blurred(x, rand):
+    sigma = 0.1 + 1.9 * rand(len(x), 1, 1, 1)
+    return gaussian_blur(x, sigma).clamp_(max=1)    # rounding could exceed 1
+
+
+def solarised(x, rand):
+    return torch.minimum(x, 1 - x)                  # inverts values above one half
 
 
 # --- crop and flip --------------------------------------------------------------------------
@@ -212,16 +245,22 @@ def colour_jitter(x, strengths, rand):
     factors = torch.stack([1 + strength * (2 * draw - 1) for strength, draw
                            in zip((brightness, contrast, saturation), draws)], 1)   # n × 3
     order = rand(n, 3).argsort(1)                   # 0: brightness, 1: contrast, 2: saturation
-    for operation in order.unbind(1):
-        factor = factors.gather(1, operation[:, None]).view(n, 1, 1, 1)
-        operation = operation.view(n, 1, 1, 1)
-        luma = grey(x)
+    factors = factors.gather(1, order)              # n × 3, in their order
+    to_mean_grey = (order == 1).float()
+    to_greys = (order == 2).float()
+    for place in range(3):
         # each moves the image from, or towards, a base: black, its mean grey, its greys
-        mean_grey = (operation == 1) * luma.mean((2, 3), keepdim=True)
-        base = torch.addcmul(mean_grey, luma, (operation == 2).float())
-        x = torch.lerp(base, x, factor).clamp_(0, 1)
+        luma = grey(x)
+        mean_grey = column(to_mean_grey, place) * luma.mean((2, 3), keepdim=True)
+        base = torch.addcmul(mean_grey, luma, column(to_greys, place))
+        x = torch.lerp(base, x, column(factors, place)).clamp_(0, 1)
     shift = (2 * rand(n, 1, 1) - 1) * hue
     return shift_hue(x, shift)
+
+
+def column(x, place):
+    """A column of x (n × k), in the shape n × 1 × 1 × 1: one number for each image."""
+    return x[:, place, None, None, None]
 
 
 def shift_hue(x, shift):
@@ -259,15 +298,16 @@ def gaussian_blur(x, sigma, radius=6):
     sigma: n × 1 × 1 × 1, in pixels; the radius is large enough for sigmas of up to 2.
     """
     radius = min(radius, x.shape[-1] - 1, x.shape[-2] - 1)      # the longest reflection possible
-    offsets = range(-radius, radius + 1)
-    weights = [(-0.5 * (offset / sigma) ** 2).exp() for offset in offsets]
-    total = sum(weights)
+    offsets = torch.arange(-radius, radius + 1, device=x.device)
+    weights = (-0.5 * (offsets / sigma.view(-1, 1)).square()).exp()         # n × 2·radius + 1
+    weights = weights / weights.sum(1, keepdim=True)
     padding = {2: (0, 0, radius, radius), 3: (radius, radius, 0, 0)}
     for dim in (2, 3):
         length = x.shape[dim]
         padded = F.pad(x, padding[dim], mode="reflect")
-        x = sum(weight / total * padded.narrow(dim, offset + radius, length)
-                for weight, offset in zip(weights, offsets))
+        x = padded.narrow(dim, 0, length) * column(weights, 0)
+        for place in range(1, 2 * radius + 1):
+            x.addcmul_(padded.narrow(dim, place, length), column(weights, place))
     return x
 
 
@@ -277,7 +317,7 @@ def normalise(x, mean, std):
     x: n × 3 × h × w, uint8 or float in [0, 1]. mean, std: three values each. Returns float32.
     """
     if x.dtype == torch.uint8:
-        x = x.float() / 255
+        x = x / 255
     mean = torch.as_tensor(mean, dtype=torch.float32, device=x.device).view(1, 3, 1, 1)
     std = torch.as_tensor(std, dtype=torch.float32, device=x.device).view(1, 3, 1, 1)
     return torch.addcmul(-mean / std, x, 1 / std)

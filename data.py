@@ -214,11 +214,14 @@ def batches_of_views(data, plan, recipe, layout=torch.channels_last, view_of=aug
     with contextlib.closing(image_pairs(data, plan, recipe, device)) as pairs:
         for planned, index, images in pairs:
             generator.manual_seed(mixed_seed(planned.seed, planned.step))
-            # drawn for both views here, so that view_of is deterministic
+            # drawn here, so that view_of is deterministic
             draws = torch.rand(2, len(index), DRAWS, generator=generator, device=device)
-            views = torch.cat([
-                view_of(draws[view], images[view], recipe, view, data["image_size"], streamed)
-                for view in (0, 1)])
+            settings = data["image_size"], streamed
+            if device.type == "cpu":        # one view at a time fits better into its cache
+                views = torch.cat([view_of(draws[view], images[view], recipe, view, *settings)
+                                   for view in (0, 1)])
+            else:                           # the same bit for bit, in half as many launches
+                views = view_of(draws.flatten(0, 1), images.flatten(0, 1), recipe, None, *settings)
             views = normalise(views, mean, std).contiguous(memory_format=layout)
             yield views, index, data["train_y"][index]
 

@@ -11,7 +11,7 @@ import augment as augmentation
 from metrics import knn_accuracy
 from models import encode, make_encoder, mlp, resnet
 from plumbing import shapes
-from tests.helpers import generator
+from tests.helpers import generator, random_images
 
 # --- images -----------------------------------------------------------------------------------
 
@@ -102,6 +102,16 @@ def test_views_are_independent_and_repeatable(recipe):
     assert both.flatten(1).unique(dim=0).shape[0] == 128
     assert both.min() >= 0 and both.max() <= 1
     assert torch.equal(first, augmentation.augment(image, recipe, 0, generator()))
+
+
+@pytest.mark.parametrize("recipe", augmentation.AUGMENTATIONS)
+def test_both_views_at_once_are_those_of_each(recipe):
+    images = random_images(64, 32)
+    draws = torch.rand(2, 64, augmentation.DRAWS, generator=generator())
+    at_once = augmentation.augment_with(draws.flatten(0, 1), images.repeat(2, 1, 1, 1), recipe)
+    first, second = (augmentation.augment_with(draws[view], images, recipe, view)
+                     for view in (0, 1))
+    assert torch.equal(at_once, torch.cat([first, second]))
 
 
 def test_solarise_follows_the_view():
