@@ -249,7 +249,7 @@ def wasserstein_uniformity(z):
         centred = (z - mean) / n ** 0.5                         # n × d, Σ = centredᵀ centred
         # both products have the same eigenvalues, except for zeros
         gram = centred @ centred.T if n < d else centred.T @ centred
-        squared = mean.square().sum() + 1 + gram.trace() - 2 / d ** 0.5 * root_trace(gram)
+        squared = mean.square().sum() + 1 + gram.diagonal().sum() - 2 / d ** 0.5 * root_trace(gram)
 
     zero = squared <= 1e-12         # within rounding of 0, where the root has no slope
     distance = squared.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
