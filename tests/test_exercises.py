@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from exercises import check, few_labels, mistakes, notebook
+from exercises import check, few_labels, make_notebook, mistakes
 from tests.helpers import ROOT, TINY, exit_status, run
 
 SOLUTIONS = {}
@@ -178,7 +178,7 @@ def test_the_notebook_runs_from_top_to_bottom(capsys, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "exercises")
     for solved in (False, True):
         scope = {}
-        for cell in notebook.notebook()["cells"]:
+        for cell in make_notebook.notebook()["cells"]:
             code = "".join(cell["source"]) if cell["cell_type"] == "code" else ""
             if solved and "raise NotImplementedError" in code:
                 number, = [n for n in SOLUTIONS if re.search(r"def \w+", code)[0] in SOLUTIONS[n]]
@@ -189,13 +189,13 @@ def test_the_notebook_runs_from_top_to_bottom(capsys, monkeypatch):
 
 
 def test_the_notebook_is_plain_json_and_never_replaced(tmp_path, monkeypatch):
-    for name in notebook.STUBS:
+    for name in make_notebook.STUBS:
         (tmp_path / name).write_bytes((ROOT / "exercises" / name).read_bytes())
-    monkeypatch.setattr(notebook, "HERE", tmp_path)
-    assert exit_status(notebook.main) == 0
+    monkeypatch.setattr(make_notebook, "HERE", tmp_path)
+    assert exit_status(make_notebook.main) == 0
     written = json.loads((tmp_path / "first_hour.ipynb").read_text(encoding="utf-8"))
     assert written["nbformat"] == 4 and "Σ_{k≠i}" in "".join(written["cells"][2]["source"])
-    assert exit_status(notebook.main) == 2
+    assert exit_status(make_notebook.main) == 2
 
 
 def test_few_labels(tmp_path, capsys, monkeypatch):
@@ -216,6 +216,23 @@ def test_few_labels(tmp_path, capsys, monkeypatch):
     y = torch.tensor([0, 1, 1, 2, 0, 2, 2, 1, 0])
     chosen = few_labels.labels_per_class(y, 2, seed=0)
     assert y[chosen].bincount().tolist() == [2, 2, 2] and len(chosen.unique()) == 6
+
+
+# --- documents ------------------------------------------------------------------------------------
+
+def test_the_table_of_exercises():
+    """Its points are those of check.py, and each exercise has a section, and one of answers."""
+    text, answers = ((ROOT / "docs" / name).read_text(encoding="utf-8")
+                     for name in ("EXERCISES.md", "TEACHING.md"))
+    rows = re.findall(r"^\|.*\[(\d+)\. .*\| (\d+) \+ (\d+) \|$", text, re.M)
+    by_check = {int(number): int(points) for number, points, _ in rows if points != "0"}
+    assert len(rows) == 12 and by_check == check.POINTS
+    handed_in = sum(int(points) for _, _, points in rows)
+    words = f"at most {sum(check.POINTS.values())}; {handed_in} more"
+    assert words in " ".join(answers.split())
+    for document in (text, answers):
+        titles = re.findall(r"^## (\d+)\. ", document, re.M)
+        assert titles == [str(number) for number in range(1, 13)]
 
 
 # --- exercise 6 -----------------------------------------------------------------------------------

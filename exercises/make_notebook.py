@@ -1,6 +1,6 @@
 """Writes the first tier as a notebook, from the stubs: nothing is in it alone.
 
-    python exercises/notebook.py            writes exercises/first_hour.ipynb
+    python exercises/make_notebook.py            writes exercises/first_hour.ipynb
 """
 import ast
 import json
@@ -46,7 +46,7 @@ def notebook():
 def main(argv=None):
     path = HERE / "first_hour.ipynb"
     if path.exists():
-        print(f"notebook.py: {path} exists, and may hold your work: move it away", file=sys.stderr)
+        print(f"make_notebook.py: {path} may hold your work: move it away first", file=sys.stderr)
         sys.exit(2)
     path.write_text(json.dumps(notebook(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(path)
