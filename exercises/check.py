@@ -127,10 +127,13 @@ def check_part(part, functions, seed):
         numbers = ""
         if found[case][0].dim() == 0:
             numbers = f": {found[case][0]:.4f}, expected {wanted[case][0]:.4f}"
-        raise NotYet(hint or f"{name} differs for {', '.join(differ)} ({case}{numbers})")
-    for case, results in found.items():
-        if not all(x.isfinite().all() for x in results):
-            raise NotYet(f"NaN or infinity for {case}. {part.get('not_finite', '')}".strip())
+        raise NotYet(f"{name}: {hint}" if hint else
+                     f"{name} differs for {', '.join(differ)} ({case}{numbers})")
+    finite = {case: all(x.isfinite().all() for x in results) for case, results in found.items()}
+    if not all(finite.values()):
+        cases = ", ".join(case for case in finite if not finite[case])
+        hint = part.get("not_finite", "") if any(finite.values()) else ""
+        raise NotYet(f"{name}: NaN or infinity for {cases}. {hint}".strip())
     if "gradient" in part:
         check_gradient(part, functions[name])
     if "avoids" in part:
@@ -144,7 +147,7 @@ def check_gradient(part, function):
         if loss.requires_grad:
             loss.backward()
         if x.grad is None or not x.grad.isfinite().all():
-            raise NotYet(f"For {case}: {part['gradient']}")
+            raise NotYet(f"{part['name']}, {case}: {part['gradient']}")
 
 
 class Largest(TorchDispatchMode):

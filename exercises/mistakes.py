@@ -46,7 +46,7 @@ def wrong_info_nce(z1, z2, temperature, axis=1, mask=-math.inf, hidden="self", p
         return factor * F.cross_entropy(logits[:n, n:], torch.arange(n))
 
     place = torch.arange(2 * n)
-    target = place ^ 1 if partner == "next" else place.roll(n)
+    target = {"next": place ^ 1, "first views": place % n, "other": place.roll(n)}[partner]
     in_sum = logits.masked_fill(torch.eye(2 * n, dtype=torch.bool), mask)
     in_sum = logits if hidden == "nothing" else in_sum
     if hidden == "partner too":
@@ -66,6 +66,8 @@ INFO_NCE = [
     ("How many terms has one row's denominator? Rows of its own view are negatives too.",
      dict(negatives="other view")),
     ("Where in [ẑ1; ẑ2] is the other view of image 0? Not in the next row.", dict(partner="next")),
+    ("Your first n rows have themselves as partner, whose logit you mask: where is the other view?",
+     dict(partner="first views", mask=-1e9)),
     ("A smaller τ should make the logits larger: is it on the right side of the fraction?",
      dict(multiply=True)),
     ("The size is right, the sign is not.", dict(factor=-1.0)),
@@ -88,7 +90,9 @@ def covariance(z):
     return losses.vicreg_terms(z, z)[2] / 2                 # which adds two equal views' terms
 
 
-def wrong_covariance(z, axis=0, divisor=1, power=2, drop="features", over="d", squares=True):
+def wrong_covariance(z, axis=0, divisor=1, power=2, drop="features", over="d", squares=True,
+                     transposed=False):
+    z = z.T if transposed else z
     n, d = z.shape
     z = z if axis is None else z - z.mean(axis, keepdim=True)
     c = z.T @ z
@@ -104,6 +108,8 @@ COVARIANCE = [
     ("Add 5 to one column: c(z) should not change. What has to be subtracted first?",
      dict(axis=None)),
     ("You centre the rows. Whose mean does a covariance of features subtract?", dict(axis=1)),
+    ("C compares columns, yours compares rows: torch.cov, for one, expects variables as rows.",
+     dict(transposed=True)),
     ("C has the divisor n − 1, not n.", dict(divisor=0)),
     ("For columns without any correlation c(z) should be 0, yours is not. Which i, j count?",
      dict(drop="nothing")),
