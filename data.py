@@ -26,9 +26,9 @@ from augment import AUGMENTATIONS, DRAWS, augment, augment_with, normalise
 from plumbing.cli import BadInput, Parser, one_line_errors, whole_number
 from plumbing.datasets import DATASETS, read_dataset
 from plumbing.distributed import RANK, WORLD_SIZE
-from plumbing.folders import fit
-from plumbing.images import (PlannedBatch, decode_all, machine_memory, mixed_seed, random_subset,
-                             stream_crops)
+from plumbing.folders import fit, without_unreadable
+from plumbing.images import (PlannedBatch, decode_all, listing_unreadable, machine_memory,
+                             mixed_seed, random_subset, stream_crops)
 from plumbing.resize import check_resize, resize
 
 STATISTICS_IMAGES = 2048        # files sampled for mean and standard deviation
@@ -37,7 +37,7 @@ MOST_HEADS = 100_000            # files
 
 
 def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident="auto",
-         room=None, min_size=None, image_size=None, like=None):
+         room=None, min_size=None, image_size=None, like=None, skip_unreadable=False):
     """Loads a dataset as a dict:
 
     train_x, test_x   uint8, n × 3 × size × size, or a list of files
@@ -61,6 +61,7 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
     "no" for lists, if the dataset consists of files; "auto" for tensors if they take up to `room`
     bytes (None: half of the machine's memory). min_size, image_size: see folders.fit. like: a
     run's size, image_size, stem and perhaps min_size, for a folder's images instead of their own.
+    skip_unreadable: leave out files that cannot be decoded, which decodes all of them once more.
     Tensors hold the central square of each image, from which views are cropped; views of files
     are cropped from the whole image.
     Raises BadInput, or OSError for unreadable files; the message tells what to do.
@@ -70,31 +71,36 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
         raise BadInput(f"--classes picks class folders, and {name} has none")
 
     data = read_dataset(name, Path(data_dir), classes)
-    if len(data["test_x"]) < 2:
-        raise BadInput("there is only one test image: the metrics need two or more")
     if limit_train is not None:
         keep = random_subset(len(data["train_x"]), limit_train, seed)
         data["train_x"] = pick(data["train_x"], keep)
         data["train_y"] = data["train_y"][keep]
+    files = []
+    if isinstance(data["train_x"], list):
+        data |= without_unreadable(data) if skip_unreadable else {}
+        files = data["train_x"] + data["test_x"]
+    if len(data["test_x"]) < 2:
+        raise BadInput("there are fewer than two test images: the metrics need two or more")
     if (data["train_y"] < 0).all() or (data["test_y"] < 0).any():
         data["classes"] = []
 
-    if facts["layout"] == "folder":
-        data |= fit(data, facts["crop"], image_size, min_size, like)
-    elif image_size is not None:
-        raise BadInput(f"--image-size is for --dataset folder: {name} has {facts['crop']} pixels")
-    else:
-        data |= {"size": facts["size"], "image_size": facts["crop"], "stem": facts["stem"]}
-    if isinstance(data["train_x"], list):
-        data |= {"train_files": data["train_x"], "test_files": data["test_x"]}
-        if becomes_resident(data, resident, room):
+    with listing_unreadable(files):
+        if facts["layout"] == "folder":
+            data |= fit(data, facts["crop"], image_size, min_size, like)
+        elif image_size is not None:
+            raise BadInput(f"--image-size is for --dataset folder: {name} has {facts['crop']} "
+                           "pixels")
+        else:
+            data |= {"size": facts["size"], "image_size": facts["crop"], "stem": facts["stem"]}
+        if files:
+            data |= {"train_files": data["train_x"], "test_files": data["test_x"]}
+        if files and becomes_resident(data, resident, room):
             for split in ("train_x", "test_x"):
                 data[split] = decode_all(data[split], data["size"], data["size"])
-    data["streamed"] = isinstance(data["train_x"], list)
-
-    if "mean" in facts:
-        return data | {"mean": list(facts["mean"]), "std": list(facts["std"])}
-    return data | channel_statistics(data)
+        data["streamed"] = isinstance(data["train_x"], list)
+        if "mean" in facts:
+            return data | {"mean": list(facts["mean"]), "std": list(facts["std"])}
+        return data | channel_statistics(data)
 
 
 def pick(images, index):
@@ -331,6 +337,8 @@ def parse_args(argv):
     parser.add_argument("--image-size", type=whole_number(8, 4096), metavar="N",
                         help="size of the networks' input, for a folder's images (default: 224, "
                         "or the median of their shorter sides if that is less)")
+    parser.add_argument("--skip-unreadable", action="store_true",
+                        help="leave out image files that cannot be decoded")
     parser.add_argument("--augment", choices=AUGMENTATIONS, default="vicreg",
                         help="augmentation scheme of the views")
     parser.add_argument("--out", type=Path, metavar="PNG",
@@ -352,10 +360,10 @@ def main(argv=None):
         args = parse_args(argv)
         if args.resize:
             size, out = args.resize
-            resize(args.data_dir, out, size)
+            resize(args.data_dir, out, size, args.skip_unreadable)
             return
         data = load(args.name, args.data_dir, classes=args.classes, min_size=args.min_size,
-                    image_size=args.image_size)
+                    image_size=args.image_size, skip_unreadable=args.skip_unreadable)
         describe(args.name, data)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(data, args.augment).save(args.out)

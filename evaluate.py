@@ -281,6 +281,8 @@ def parse_args(argv):
         help="folder of the dataset's files (default: the run's own, or ./data)")
     add("--classes", type=Path, metavar="FILE",
         help="a file that lists the class folders to use, one per line")
+    add("--skip-unreadable", action="store_true",
+        help="leave out image files that cannot be decoded")
     add("--device", type=cli.device_name, default="auto",
         help="auto (a GPU if there is one), cpu, cuda, cuda:1 …")
     add("--json", type=Path, metavar="FILE", help="also write the results to a JSON file")
@@ -318,9 +320,10 @@ def figures_of(args):
     print(f"loading {name} …", flush=True)
     if args.dataset:
         sizes = facts and {key: facts[key] for key in ("size", "image_size", "stem")}
-        data = load(name, args.data_dir or "./data", classes=args.classes, like=sizes)
+        data = load(name, args.data_dir or "./data", classes=args.classes, like=sizes,
+                    skip_unreadable=args.skip_unreadable)
     else:
-        data = load_own_images(facts, args.data_dir, args.classes)
+        data = load_own_images(facts, args.data_dir, args.classes, args.skip_unreadable)
 
     print(f"{len(data['train_x']):,} training and {len(data['test_x']):,} test images of "
           f"{data['image_size']} pixels")

@@ -81,6 +81,8 @@ def parse_args(argv):
     add("--image-size", type=whole_number(8, 4096), metavar="N",
         help="size of the networks' input, for a folder's images (default: 224, or the median of "
         "their shorter sides if that is less)")
+    add("--skip-unreadable", action="store_true",
+        help="leave out image files that cannot be decoded; all are decoded once to find them")
     add("--limit-train", type=whole_number(1), metavar="N",
         help="train on N random images, for quick trials")
 
@@ -297,7 +299,7 @@ def train(args, session):
     # data: keep the images on the device if they fit, otherwise stream them
     data = load(args.dataset, args.data_dir, args.limit_train, args.seed, args.classes,
                 args.resident, memory_for_images(device), args.min_size, args.image_size,
-                like=session.saved and session.saved["facts"])
+                session.saved and session.saved["facts"], args.skip_unreadable)
     n_images = len(data["train_x"])
     if n_images < args.batch_size:
         raise BadInput(f"--batch-size {args.batch_size} is larger than the training set of "

@@ -97,9 +97,10 @@ def load_weights(path):
     return encoder, None
 
 
-def load_own_images(facts, data_dir=None, classes=None):
+def load_own_images(facts, data_dir=None, classes=None, skip_unreadable=False):
     """Loads the images that a run was trained on. data_dir, classes: instead of the run's own.
 
+    Leaves out unreadable files if skip_unreadable is set, or was for the run.
     Raises BadInput if there is no such dataset here, or its images have another size.
     """
     name, size = facts["dataset"], facts["size"]
@@ -108,7 +109,8 @@ def load_own_images(facts, data_dir=None, classes=None):
     layout = DATASETS[name]["layout"]
     if classes is None and layout in ("classes", "folder"):
         classes = facts["classes"] or None
+    skip = skip_unreadable or facts["flags"].get("--skip-unreadable", False)
     # a folder's views are cropped from whole images, however the run kept them
     resident = "no" if layout == "folder" else "auto"
     return load(name, data_dir or facts["data_dir"], classes=classes, resident=resident,
-                like=facts)
+                like=facts, skip_unreadable=skip)

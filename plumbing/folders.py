@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from plumbing.cli import BadInput
-from plumbing.images import (in_parallel, is_image, list_files, list_images, random_subset,
-                             read_sizes)
+from plumbing.images import (FEW_NAMED, find_unreadable, in_parallel, is_image, list_files,
+                             list_images, random_subset, read_sizes)
 
 SMALLEST = 8            # pixels: lower bound of the default for min_size
 SMALL = 64              # pixels: up to this size the networks have their stem for small images
@@ -180,6 +180,34 @@ def check_some(folder, paths, expected):
     raise BadInput(f"{folder} holds no images{where}: {expected}")
 
 
+# --- files that are left out
+
+def kept(data, in_train, in_test):
+    """The images of a dataset for which two boolean tensors are true, with their labels."""
+    return {
+        "train_x": list(itertools.compress(data["train_x"], in_train)),
+        "train_y": data["train_y"][in_train],
+        "test_x": list(itertools.compress(data["test_x"], in_test)),
+        "test_y": data["test_y"][in_test],
+    }
+
+
+def without_unreadable(data):
+    """Leaves out the files that cannot be decoded, which decodes all of them once.
+
+    data: train_x and test_x, lists of files, with train_y, test_y and perhaps left_out. Returns a
+    dict: these five. Raises BadInput if there is nothing left to train on.
+    """
+    unreadable = find_unreadable(data["train_x"] + data["test_x"])
+    in_train = torch.tensor([path not in unreadable for path in data["train_x"]])
+    in_test = torch.tensor([path not in unreadable for path in data["test_x"]])
+    if not in_train.any():
+        raise BadInput(f"none of the {len(in_train):,} training images can be read")
+    named = ", ".join(list(unreadable)[:FEW_NAMED]) + " …" * (len(unreadable) > FEW_NAMED)
+    left_out = data.get("left_out", {}) | {f"unreadable ({named})": len(unreadable)}
+    return kept(data, in_train, in_test) | {"left_out": left_out}
+
+
 # --- sizes
 
 def choose_sizes(shorter, usual, image_size=None, like=None):
@@ -243,12 +271,6 @@ def fit(data, usual, image_size=None, min_size=None, like=None):
     n_train, n_test = int((~in_train).sum()), int((~in_test).sum())
     too_small = (f"of less than {min_size} pixels (--min-size; {n_train:,} to train on, "
                  f"{n_test:,} to test)")
-    return {
-        "train_x": list(itertools.compress(data["train_x"], in_train)),
-        "train_y": data["train_y"][in_train],
-        "test_x": list(itertools.compress(data["test_x"], in_test)),
-        "test_y": data["test_y"][in_test],
-        "left_out": data["left_out"] | {too_small: n_train + n_test},
-        **chosen,
-        "min_size": min_size,
-    }
+    left_out = data["left_out"] | {too_small: n_train + n_test}
+    return (kept(data, in_train, in_test) | chosen
+            | {"min_size": min_size, "left_out": left_out})

@@ -43,6 +43,7 @@ EXIF_ORIENTATION = 0x0112
 FEWEST_OPEN_FILES = 256     # that workers may need: each batch on its way to us is one
 PATIENCE = 600          # seconds without a batch after which a run ends
 DIE_WITH_PARENT = 1     # Linux's PR_SET_PDEATHSIG
+FEW_NAMED = 3           # unreadable files that are named; all are counted
 CROPS = 1               # seeds the crops apart from the rest of the augmentation
 # recognised by Pillow, but not decoded, or only with another program
 NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
@@ -241,7 +242,7 @@ def read_sizes(paths):
         try:
             with Image.open(path) as image:
                 sizes.append(image.size)
-        except Exception as error:      # PIL raises many kinds
+        except Exception as error:
             return broken(path, error)
     return sizes
 
@@ -286,10 +287,61 @@ def to_rgb(image):
     return image.convert("RGB")
 
 
+# --- unreadable files -------------------------------------------------------------------------
+
+def reason_of(error):
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def broken(path, error):
     """The error text that a worker returns instead of images."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{path} is not a readable image ({reason}): fix or remove it"
+    return all_broken({path: reason_of(error)}, 1)
+
+
+def all_broken(reasons, n):
+    """The error text for some of n files. reasons: {path: why it cannot be read}."""
+    first = list(reasons)[:FEW_NAMED]
+    if len(reasons) == 1:
+        return (f"{first[0]} is not a readable image ({reasons[first[0]]}): fix or remove it, or "
+                "use --skip-unreadable")
+    named = ", ".join(f"{path} ({reasons[path]})" for path in first)
+    more = " …" if len(reasons) > FEW_NAMED else ""
+    return (f"{len(reasons):,} of {n:,} files are not readable images: {named}{more}: fix or "
+            "remove them, or use --skip-unreadable")
+
+
+def find_unreadable(paths):
+    """{path: reason} of all files that cannot be decoded whole; decodes all of them."""
+    parts = in_parallel(try_to_decode, paths, "checking images")
+    reasons = itertools.chain.from_iterable(parts)
+    return {path: reason for path, reason in zip(paths, reasons) if reason}
+
+
+def try_to_decode(paths):
+    """For each file why it cannot be decoded; "" if it can."""
+    reasons = []
+    for path in paths:
+        reason = ""
+        try:
+            with Image.open(path) as image:
+                image.draft("RGB", (64, 64))    # faster, and yet reads a JPEG to its end
+                to_rgb(image)
+        except Exception as error:      # PIL raises many kinds
+            reason = reason_of(error)
+        reasons.append(reason)
+    return reasons
+
+
+@contextlib.contextmanager
+def listing_unreadable(paths):
+    """Instead of the first unreadable file, which raises OSError, names all of them."""
+    try:
+        yield
+    except OSError as error:
+        reasons = find_unreadable(paths)
+        if not reasons:
+            raise
+        raise OSError(all_broken(reasons, len(paths))) from error
 
 
 # --- random crops of files --------------------------------------------------------------------

@@ -118,7 +118,8 @@ TRAINED = {
     "--min-size": ("1", "16", "17"),
     "--image-size": ("8", "16", "24"),
     "--limit-train": ("1", "64", "100"),
-    "--baseline": (), "--tensorboard": (), "--overwrite": (), "--resume": (),
+    "--skip-unreadable": (), "--baseline": (), "--tensorboard": (), "--overwrite": (),
+    "--resume": (),
 }
 FEW_STEPS = "--arch resnet18 --width 1 --projector 4-4 --limit-train 64 --batch-size 32 --epochs 1"
 

@@ -387,6 +387,28 @@ def test_a_broken_file_ends_a_streamed_run_with_one_line(small_photos, tmp_path,
     assert f"{file} is not a readable image" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("resident", ["yes", "no"])
+def test_all_unreadable_files_are_listed_or_left_out(resident, small_photos, tmp_path, capsys):
+    """Those with a broken header, an end that is missing, and in test/ too."""
+    files = [path for split in ("train", "test")
+             for path in sorted((small_photos / split / "a").iterdir())]
+    files[0].write_text("no image")
+    files[1].write_bytes(files[1].read_bytes()[:-2000])
+    files[-1].write_bytes(b"")
+    with pytest.raises(OSError, match="3 of 80 files are not readable images: .*, .*, .*test.*fix"):
+        data.load("folder", small_photos, resident=resident)
+
+    flags = [*TINY, "--data-dir", small_photos, "--resident", resident, "--batch-size", 12,
+             "--epochs", 1, "--out", tmp_path / "run"]
+    assert run(*flags) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert run(*flags, "--skip-unreadable") == 0
+    out = capsys.readouterr().out
+    assert "38 training images" in out and f"left out: 3 unreadable ({files[0]}, {files[1]}" in out
+    evaluate.main([str(tmp_path / "run"), "--device", "cpu"])       # as the run did
+    assert "38 training and 39 test images" in capsys.readouterr().out
+
+
 STALLED = """
 import sys, time, train
 from plumbing import images
@@ -492,6 +514,10 @@ def test_smaller_copies(tmp_path, capsys):
     assert (out / "train" / "a" / "large.png").exists()
     assert not list(out.rglob("unfinished*"))
 
+    (folder / "torn.jpg").write_bytes(b"no image")
+    data.main([*command, "45", str(out), "--skip-unreadable"])
+    assert "4 images are in" in capsys.readouterr().out
+
     with pytest.raises(SystemExit):         # the existing copies would stay
         data.main([*command, "30", str(out)])
     assert "another size" in capsys.readouterr().err
@@ -503,7 +529,7 @@ def test_smaller_copies(tmp_path, capsys):
     ("folder --data-dir IN/small --resize 16 IN", "outside"),
     ("folder --data-dir IN --resize 0 OUT", "whole number from 1"),
     ("folder --data-dir IN --resize 16 OUT --classes x", "leave out --classes"),
-    ("folder --data-dir IN --resize 16 OUT", "bad.jpg could not be copied"),
+    ("folder --data-dir IN --resize 16 OUT", "bad.jpg is not a readable image"),
     ("folder --data-dir LOOP --resize 16 OUT", "no images"),
 ])
 def test_copies_that_cannot_be_made(words, message, tmp_path, capsys):
