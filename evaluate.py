@@ -4,6 +4,7 @@
     python evaluate.py runs/mine --dataset cifar100      on another dataset: transfer
     python evaluate.py --weights resnet50.pth --dataset folder --data-dir my_images
     python evaluate.py --features features.npz           r (n × p); optionally z (n × d), labels y
+    python evaluate.py runs/mine --layers --picture     looks inside: layers.png, picture.png
     python evaluate.py runs/mine --save-features features.npz       for other programs
     from evaluate import linear_probe, load_run
 
@@ -21,6 +22,8 @@ accuracy on the test set itself.
 linear_1pct and linear_10pct train on that share of each class's labels, at least one. k-NN and
 metrics are those of metrics.py, on the test images; the metrics take a fixed subset of at most
 10,000. Alignment takes two views of 256 of them, LiDAR ten views of 1,000.
+--layers and --picture write layers.csv, layers.png and picture.png to the run's folder instead;
+the probes of --layers learn from at most 10,000 training images.
 figures.py reads the results from evaluation.json in a run's folder: --json runs/x/evaluation.json.
 
 Exit status: 0; 2 with one line on stderr for bad input.
@@ -44,6 +47,7 @@ from plumbing.datasets import DATASETS
 from plumbing.encoders import load_own_images, load_run, load_weights
 from plumbing.features import load_features, save_features
 from plumbing.images import random_subset
+from plumbing.inside import look_inside
 from probe import METRIC_IMAGES, VIEW_IMAGES, encode_images, encode_views   # as in training
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)     # learning rates that the probe tries
@@ -285,6 +289,13 @@ def parse_args(argv):
         help="leave out image files that cannot be decoded")
     add("--device", type=cli.device_name, default="auto",
         help="auto (a GPU if there is one), cpu, cuda, cuda:1 …")
+    add("--layers", action="store_true",
+        help="instead: effective rank, I(layer; Z) and a linear probe (on at most 10,000 training "
+        "images) after each stage of the encoder and each layer of the projector; to the run's "
+        "layers.csv and layers.png")
+    add("--picture", action="store_true",
+        help="instead: a map of the test images by PCA, and nearest neighbours of a few; to the "
+        "run's picture.png")
     add("--json", type=Path, metavar="FILE", help="also write the results to a JSON file")
     args = parser.parse_args(argv)
 
@@ -297,6 +308,9 @@ def parse_args(argv):
         raise BadInput("--save-features has nothing to add to --features")
     if args.json and args.json in (args.features, args.weights):
         parser.error(f"--json would replace {args.json}, from which it reads")
+    looks_inside = args.layers or args.picture
+    if looks_inside and (args.json or args.save_features or not args.run):
+        parser.error("--layers and --picture look into a run, and write to its folder alone")
     cli.check_output_file(args.json, "--json")
     cli.check_output_file(args.save_features, "--save-features")
     return args
@@ -315,6 +329,11 @@ def figures_of(args):
         projector = None
     if not all(all_finite(net) for net in (encoder, projector) if net is not None):
         raise BadInput(f"{args.run or args.weights}: the networks' weights are not finite")
+
+    if args.layers:
+        cli.check_output_file(args.run / "layers.png", "--layers")
+    if args.picture:
+        cli.check_output_file(args.run / "picture.png", "--picture")
 
     name = args.dataset or facts["dataset"]
     print(f"loading {name} …", flush=True)
@@ -337,6 +356,9 @@ def figures_of(args):
         check_image_size(encoder, f"{args.run or args.weights}", data["image_size"])
     except ValueError as error:
         raise BadInput(error) from error
+    if args.layers or args.picture:
+        look_inside(args, data, encoder, projector, device, linear_probe)
+        return {}
     return {"dataset": name} | measure_images(data, encoder, projector, device, args.save_features)
 
 

@@ -36,7 +36,8 @@ from plumbing.cli import LARGEST_NUMBER, BadInput
 from plumbing.distributed import RANK, WORLD_SIZE
 
 LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "previous.pt", "backbone.pt", "encoder.json",
-               "dynamics.png", "evaluation.json", "events.out.*")
+               "dynamics.png", "evaluation.json", "layers.csv", "layers.png", "picture.png",
+               "events.out.*")
 NAMING_FLAGS = ("--method", "--alpha", "--beta", "--mi-scale", "--alpha-from")     # see results.py
 PATH_FLAGS = ("--out", "--data-dir", "--classes")       # may hold any characters
 

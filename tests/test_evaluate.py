@@ -2,6 +2,7 @@
 
     python -m pytest -q tests/test_evaluate.py
 """
+import csv
 import json
 import os
 import shutil
@@ -10,16 +11,19 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 import evaluate
 import train
 from evaluate import linear_probe, load_run, share_of_labels, train_layers
 from metrics import effective_rank, lidar
-from models import load_encoder
+from models import load_encoder, mlp, resnet
+from plumbing import inside
 from plumbing.cli import BadInput
+from plumbing.inside import layer_outputs
 from plumbing.run import last_value, read_log
 from plumbing.shapes import draw_shapes
-from tests.helpers import exit_status, run, save_images
+from tests.helpers import exit_status, random_images, run, save_images
 
 SCALES = torch.logspace(-1.5, 1.5, 6)       # of the features below, up to a thousandfold
 
@@ -154,11 +158,53 @@ def test_a_run_is_measured(place, tmp_path):
     assert 1 < found["lidar_r"] < 64 and 1 < found["lidar_z"] < 8       # of 64 and 8 features
     assert {"linear_1pct", "linear_10pct", "erank_r_over_mi"} <= found.keys()
 
+    # r and z are among the layers
+    flags = "--layers --picture --device cpu"
+    assert exit_status(evaluate.main, place / "run", *flags.split()) == 0
+    with open(place / "run" / "layers.csv", newline="") as file:
+        rows = {row.pop("layer"): row for row in csv.DictReader(file)}
+    assert list(rows) == ["layer1", "layer2", "layer3", "r", "projector 1", "z"]
+    assert [int(row["width"]) for row in rows.values()] == [8, 16, 32, 64, 16, 8]
+    for layer, column, name in (("r", "erank", "erank_r"), ("z", "erank", "erank_z"),
+                                ("r", "mi", "mi"), ("r", "linear_top1", "linear_top1")):
+        assert float(rows[layer][column]) == pytest.approx(found[name], rel=1e-3), name
+    for name in ("layers.png", "picture.png"):
+        assert Image.open(place / "run" / name).width > 500
+
     # the same images, named as another dataset
     transfer = figures(tmp_path, place / "run", "--dataset", "folder", "--data-dir", place)
     assert transfer.keys() == found.keys()
     for name in ("erank_r", "mi", "linear_top1", "alignment_z"):
         assert transfer[name] == pytest.approx(found[name], rel=1e-3), name
+
+
+def test_outputs_of_layers():
+    """Also where a projector's activations are one module, as DINO's are."""
+    net, p = resnet("resnet18", 2)
+    projector = mlp(p, "12-11-10", batch_norm=False, activation=torch.nn.GELU())
+    images = random_images(9, 16)
+    data = {"test_x": images, "size": 16, "image_size": 16, "mean": [0.5] * 3, "std": [0.2] * 3}
+    found = layer_outputs(data, "test_x", torch.arange(9), net.eval(), projector, "cpu")
+    with torch.no_grad():
+        x = net.layer1(net.relu(net.bn1(net.conv1((images / 255 - 0.5) / 0.2))))
+        assert torch.allclose(found["layer2"], net.layer2(x).mean((2, 3)), atol=1e-4)
+        assert torch.allclose(found["projector 2"], projector[:4](found["r"]), atol=1e-4)
+    widths = {name: x.shape[1] for name, x in found.items() if "layer" not in name}
+    assert widths == {"r": 16, "projector 1": 12, "projector 2": 11, "z": 10}
+
+
+def test_maps_and_neighbours():
+    x, y = clusters(40, 0.01, seed=0)
+    x = x / SCALES
+    queries = inside.choose_queries(y)
+    assert len(set(queries)) == 8 and set(y[queries[:4]].tolist()) == {0, 1, 2, 3}
+    nearest = inside.nearest_neighbours(x, queries, 9)      # all others of the class
+    assert (y[nearest] == y[queries][:, None]).all()
+    assert not (nearest == torch.tensor(queries)[:, None]).any()
+    line = torch.tensor([[1.0, value, 0] for value in torch.linspace(-1, 1, 9)])
+    points, shares = inside.principal_plane(line)
+    assert shares.sum() == pytest.approx(1) and shares[0] > 0.9     # unit rows: an arc in a plane
+    assert (points[:, 0].diff() > 0).all() or (points[:, 0].diff() < 0).all()
 
 
 def test_a_run_is_loaded(place):
@@ -324,6 +370,8 @@ def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
     ("--features {tmp}/good.npz --save-features {tmp}/x.npz", "nothing to add"),
     ("{run} --save-features {tmp}/no/where.npz", "cannot write"),
     ("--features {tmp}/good.npz --json {tmp}/good.npz", "--json would replace"),
+    ("{run} --layers --json {tmp}/x.json", "--layers and --picture look into a run"),
+    ("--features {tmp}/good.npz --picture", "--layers and --picture look into a run"),
 ])
 def test_bad_input(flags, words, place, tmp_path, capsys):
     (tmp_path / "text").write_text("hello")
