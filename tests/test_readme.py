@@ -8,10 +8,12 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
+from torchvision.transforms.functional import pil_to_tensor
 
 import data
 import evaluate
@@ -25,18 +27,19 @@ from models import resnet
 from plumbing.cli import BadInput
 from plumbing.datasets import DATASETS
 from plumbing.run import read_log, save_backbone
-from tests.helpers import ROOT
+from tests.helpers import ROOT, close, random_images, save_images
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+OTHER_CODE = (ROOT / "docs" / "IN_OTHER_CODE.md").read_text(encoding="utf-8")
 EXAMPLE = re.compile(r"```python\n(.*?)```", re.S)
 PROSE = EXAMPLE.sub("", README)
 LINES = re.findall(r"^    (\S.*)$", PROSE, re.M)                # indented: typed, or printed
 SPANS = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", PROSE)]
 
 
-def example(word):
-    """The README's one Python example with this word in it."""
-    found, = [code for code in EXAMPLE.findall(README) if word in code]
+def example(word, document=README):
+    """A document's one Python example with this word in it."""
+    found, = [code for code in EXAMPLE.findall(document) if word in code]
     return found
 
 
@@ -88,6 +91,99 @@ def test_a_method_of_ones_own_trains(tmp_path):
     assert log["loss"][1] < log["loss"][0] - 0.1
     assert all(math.isfinite(value) for value in log["repulsion"])
     assert json.loads((out / "config.json").read_text())["flags"]["--method"] == "spectral"
+
+
+# --- docs/IN_OTHER_CODE.md ------------------------------------------------------------------------
+
+class MinimalLightning(torch.nn.Module):
+    """Stands in for LightningModule, which the tests do not install: the names that we use."""
+    current_epoch = 0
+
+    def log_dict(self, values):
+        self.logged = {name: value.item() for name, value in values.items()}
+
+
+def fit(module, batches, epochs):
+    """Stands in for Lightning's Trainer."""
+    optimizer = module.configure_optimizers()
+    for module.current_epoch in range(epochs):
+        for index, batch in enumerate(batches):
+            def closure():
+                optimizer.zero_grad()
+                loss = module.training_step(batch, index)
+                loss.backward()
+                return loss
+            optimizer.step(closure)
+        module.on_train_epoch_end()
+
+
+class MinimalHead(torch.nn.Sequential):
+    """Stands in for lightly's VICRegProjectionHead."""
+
+    def __init__(self, input_dim, hidden_dim, output_dim):
+        super().__init__(torch.nn.Linear(input_dim, hidden_dim), torch.nn.ReLU(),
+                         torch.nn.Linear(hidden_dim, output_dim))
+
+
+class MinimalTransform:
+    """Stands in for lightly's VICRegTransform: a PIL image → a list of two views."""
+
+    def __init__(self, input_size):
+        self.input_size = input_size
+
+    def __call__(self, image):
+        x = pil_to_tensor(image.resize((self.input_size, self.input_size))) / 255
+        return [x, x + 0.1 * torch.rand_like(x)]
+
+
+def small_problem():
+    """Networks and three batches of two views and labels, the same at each call."""
+    torch.manual_seed(0)
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 24), torch.nn.ReLU())
+    projector = torch.nn.Linear(24, 12)
+    x = torch.rand(3, 16, 3, 8, 8)
+    batches = [((images, images + 0.1 * torch.rand_like(images)), None) for images in x]
+    return {"encoder": encoder, "projector": projector, "batches": batches, "epochs": 5}
+
+
+def soon(code):
+    """α after every second epoch instead of every twentieth."""
+    assert code.count("% 20 == 0") == 1
+    return code.replace("% 20 == 0", "% 2 == 0")
+
+
+def test_the_plain_loop_and_the_lightning_module_train_alike(monkeypatch):
+    """And α is the mean over the last epoch that measured it."""
+    scope = small_problem()
+    exec(soon(example("for epoch in", OTHER_CODE)), scope)
+    assert 0 < scope["alpha"] <= 1
+
+    lightning = types.ModuleType("lightning")
+    lightning.LightningModule = MinimalLightning
+    monkeypatch.setitem(sys.modules, "lightning", lightning)
+    problem = small_problem()
+    own = {}
+    exec(soon(example("LightningModule", OTHER_CODE)), own)
+    module = own["AdaDim"](problem["encoder"], problem["projector"])
+    fit(module, problem["batches"], problem["epochs"])
+    close(module.alpha, scope["alpha"], 1e-5)
+    close(module.logged["loss"], scope["loss"].item(), 1e-5)
+    assert "alpha" in module.state_dict() and not module.shares
+
+
+def test_lightlys_heads_give_what_the_loop_takes(tmp_path, monkeypatch):
+    save_images(tmp_path / "my_images" / "one_class", random_images(4, 16))
+    for name, attributes in {"lightly.models.modules.heads": {"VICRegProjectionHead": MinimalHead},
+                             "lightly.transforms": {"VICRegTransform": MinimalTransform}}.items():
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**attributes))
+    for name in ("lightly", "lightly.models", "lightly.models.modules"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.chdir(tmp_path)
+    scope = {"epochs": 1}
+    exec(example("VICRegTransform", OTHER_CODE).replace("batch_size=256", "batch_size=4"), scope)
+    exec(example("for epoch in", OTHER_CODE), scope)
+    assert scope["r1"].shape == (4, 512) and scope["z1"].shape == (4, 2048)
+    assert scope["loss"].isfinite()
 
 
 # --- commands -----------------------------------------------------------------------------------
