@@ -1,13 +1,12 @@
 """Tests of a GPU against the CPU: the same inputs give the same results, up to stated tolerances.
 
-    python -m pytest -q tests/test_gpu.py          skipped without CUDA
+    python -m pytest -q tests/test_gpu.py
 
 A GPU sums in another order, so float32 agrees to about 1e-5 in a formula and to 1e-3 in a network's
-gradient; each test states its tolerance. ADADIM_TEST_DEVICE=cpu compares the CPU with itself,
-which checks this file without a GPU.
+gradient; each test states its tolerance. Without CUDA most tests compare the CPU with itself,
+which checks this file, and the others are skipped.
 """
 import math
-import os
 import shutil
 
 import pytest
@@ -26,16 +25,18 @@ from plumbing.checkpoint import load_checkpoint
 from plumbing.run import read_log
 from tests.helpers import TINY, generator, random_images, run, run_until, whole_and_halves
 
-DEVICE = os.environ.get("ADADIM_TEST_DEVICE", "cuda")
 CPU = torch.device("cpu")
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(),
+                                                     reason="needs a GPU with CUDA"))
 
-pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(),
-                                reason="needs a GPU with CUDA")
+
+@pytest.fixture(params=["cpu", CUDA])
+def device(request):
+    return torch.device(request.param)
 
 
-@pytest.fixture
-def device():
-    return torch.device(DEVICE)
+# for tests that would tell nothing new on a CPU, and take long
+on_a_gpu = pytest.mark.parametrize("device", [CUDA], indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -223,6 +224,7 @@ def test_encoding(device):
         agree(found, expected, 1e-4)
 
 
+@on_a_gpu
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None,
                     reason="torch.compile needs a C++ compiler")
 def test_compiled_steps(device):
@@ -233,6 +235,7 @@ def test_compiled_steps(device):
         assert logs == pytest.approx(expected, rel=1e-2, abs=1e-3)
 
 
+@on_a_gpu
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_mixed_precision_learns_as_float32_does(device, precision):
     """The first loss to 5 %; after ten steps on one batch it has fallen."""
@@ -323,6 +326,7 @@ torch.save(found, f"{folder}/{WORLD_SIZE}-{RANK}.pt")
 """
 
 
+@on_a_gpu
 def test_two_processes_on_one_gpu(device, tmp_path):
     """Losses and every gradient equal those of one process to 1e-4."""
     whole, halves = whole_and_halves(HALVES, tmp_path, device.type)
