@@ -12,8 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import methods
 from exercises import check, few_labels, make_notebook, mistakes
-from tests.helpers import ROOT, TINY, exit_status, run
+from plumbing.run import read_log
+from tests.helpers import ROOT, TINY, assert_resumes_exactly, exit_status, run
 
 SOLUTIONS = {}
 SOLUTIONS[1] = '''
@@ -217,6 +219,22 @@ def test_few_labels(tmp_path, capsys, monkeypatch):
     y = torch.tensor([0, 1, 1, 2, 0, 2, 2, 1, 0])
     chosen = few_labels.labels_per_class(y, 2, seed=0)
     assert y[chosen].bincount().tolist() == [2, 2, 2] and len(chosen.unique()) == 6
+
+
+# --- exercise 10 ----------------------------------------------------------------------------------
+
+def test_halfway_resumes_exactly(tmp_path, monkeypatch):
+    """The answer in TEACHING.md: α goes half way, and survives a restart between two epochs."""
+    text = (ROOT / "docs" / "TEACHING.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", text, re.S)[1]
+    monkeypatch.setitem(methods.METHODS, "halfway", None)       # so that it is removed afterwards
+    exec(code, {"__name__": "halfway"})
+    flags = [*TINY, "--method", "halfway", "--alpha-every", 1]
+    assert_resumes_exactly(flags, tmp_path, step=8, saved_at=(2, 0))
+    adadim = tmp_path / "adadim"
+    assert run(*TINY, "--alpha-every", 1, "--epochs", 4, "--out", adadim) == 0
+    half, whole = (read_log(folder / "log.csv")["alpha"] for folder in (tmp_path / "whole", adadim))
+    assert half[1] == pytest.approx(whole[1] / 2, rel=1e-6) and whole[1] > 0
 
 
 # --- documents ------------------------------------------------------------------------------------
