@@ -1,7 +1,7 @@
 """Exercise 8: what a trained encoder is worth: accuracy against labels per class.
 
     python exercises/few_labels.py runs/mine                    any run of train.py
-    python exercises/few_labels.py FOLDER --dataset cifar100 --shrink 2     backbone.pt, config.json
+    python exercises/few_labels.py FOLDER --dataset cifar100 --shrink 2    backbone.pt, encoder.json
 
 A linear probe learns from 1, 10, 100 and all labels of each class, on the frozen trained encoder
 and on one with random weights (the floor). The ceiling is the same network trained on all labels.
@@ -22,12 +22,11 @@ from augment import normalise       # noqa: E402
 from data import load, pixels       # noqa: E402
 from evaluate import linear_probe   # noqa: E402
 from metrics import top_k_accuracy  # noqa: E402
-from models import resnet           # noqa: E402
+from models import make_encoder     # noqa: E402
 from plumbing import cli            # noqa: E402
 from plumbing.cli import BadInput   # noqa: E402
 from plumbing.datasets import DATASETS     # noqa: E402
 from plumbing.encoders import load_own_images, load_run, load_weights     # noqa: E402
-from plumbing.run import read_config        # noqa: E402
 from probe import encode_images     # noqa: E402
 
 PER_CLASS = (1, 10, 100)
@@ -35,20 +34,28 @@ CHOICES = 3         # of the labels
 
 
 def load_folder(folder, dataset, data_dir, shrink):
-    """(encoder, flags, data) of a run, or of a folder with only backbone.pt and config.json."""
-    if (folder / "last.pt").exists() and dataset is None:
+    """(trained encoder, untrained encoder, width p of their outputs, data) of a run's folder.
+
+    Without last.pt, backbone.pt and encoder.json are enough, if a dataset is named.
+    """
+    if dataset is None:
         encoder, _, facts = load_run(folder)
-        data = load_own_images(facts, data_dir) | {"mean": facts["mean"], "std": facts["std"]}
-        return encoder, facts["flags"], data
-    encoder = load_weights(folder / "backbone.pt")
-    flags = read_config(folder)["flags"]
-    data = load(dataset or flags["--dataset"], data_dir or flags["--data-dir"], resident="yes")
+        data = load_own_images(facts, data_dir)
+        facts |= {"arch": facts["flags"]["--arch"], "width": facts["flags"]["--width"]}
+    else:
+        encoder, facts = load_weights(folder / "backbone.pt")
+        if facts is None:
+            raise BadInput(f"there is no encoder.json in {folder}")
+        data = load(dataset, data_dir or "data", resident="yes")
+    data |= {"mean": facts["mean"], "std": facts["std"]}
     if shrink > 1:
         for split in ("train_x", "test_x"):
             means = F.avg_pool2d(data[split].float(), shrink)       # n × 3 × s/shrink × s/shrink
             data[split] = means.round().to(torch.uint8)
         data["size"] = data["image_size"] = data["train_x"].shape[-1]
-    return encoder, flags, data
+    torch.manual_seed(0)
+    untrained, p = make_encoder(facts["arch"], facts["width"], facts["stem"], facts["image_size"])
+    return encoder, untrained, p, data
 
 
 def labels_per_class(y, count, seed):
@@ -136,15 +143,13 @@ def main(argv=None):
         args = parser.parse_args(argv)
         cli.check_output_file(args.out, "--out")
         device = cli.open_device("auto")
-        encoder, flags, data = load_folder(args.run, args.dataset, args.data_dir,
-                                           args.shrink)
+        encoder, untrained, p, data = load_folder(args.run, args.dataset, args.data_dir,
+                                                  args.shrink)
         if not data["classes"]:
             raise BadInput("these images have no labels")
         if args.epochs and len(data["train_x"]) * 3 * data["image_size"] ** 2 > 8e9:
             raise BadInput("the supervised network needs all images in memory: give --epochs 0")
 
-        torch.manual_seed(0)        # of the floor's weights
-        untrained, p = resnet(flags["--arch"], flags["--width"], data["stem"])
         curves = {"trained": curve(encoder.to(device), data, device),
                   "untrained": curve(untrained.to(device), data, device)}
         print(f"{'labels per class':18}" + "".join(f"{name:>16}" for name in curves))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import methods
 from exercises import check, few_labels, make_notebook, mistakes
 from plumbing.run import read_log
-from tests.helpers import ROOT, TINY, assert_resumes_exactly, exit_status, run
+from tests.helpers import ROOT, SMALL, TINY, assert_resumes_exactly, exit_status, run
 
 SOLUTIONS = {}
 SOLUTIONS[1] = '''
@@ -202,16 +202,16 @@ def test_the_notebook_is_plain_json_and_never_replaced(tmp_path, monkeypatch):
 
 
 def test_few_labels(tmp_path, capsys, monkeypatch):
-    """Of a run; of its backbone.pt and config.json alone, whose mean and std are the dataset's."""
+    """Of a run, and of its backbone.pt and encoder.json alone."""
     assert run(*TINY, "--epochs", 1, "--eval-every", 1, "--limit-train", 640, "--out",
                tmp_path / "run") == 0
     (tmp_path / "bare").mkdir()
-    for name in ("backbone.pt", "config.json"):
+    for name in ("backbone.pt", "encoder.json"):
         shutil.copy(tmp_path / "run" / name, tmp_path / "bare")
     capsys.readouterr()
     tables = []
-    for folder in ("run", "bare"):
-        assert exit_status(few_labels.main, tmp_path / folder, "--epochs", 1, "--out",
+    for folder, flags in {"run": [], "bare": SMALL[:4]}.items():
+        assert exit_status(few_labels.main, tmp_path / folder, *flags, "--epochs", 1, "--out",
                            tmp_path / "few.png") == 0
         tables.append(capsys.readouterr().out)
     assert tables[0] == tables[1] and tables[0].count("±") == 6 and "all labels" in tables[0]
