@@ -7,7 +7,8 @@ effective rank and I(R;Z); accuracy.png, Figure 5d; entropy.png, Figure 8; setti
 for each value of the flags in which a method's runs differ, Figures 14, 17 and 18; summary.csv,
 .md and .tex, the last values of each method; correlations.csv, Table 3, with all other measures of
 metrics.py. evaluation.json in a run's folder, from evaluate.py, joins its log. Runs may still be in
-progress: they are marked, and left out of means and correlations.
+progress: they are marked, and left out of means and correlations. --choose prints another table:
+the accuracy that is lost if a measure without labels chooses the epoch, or the run.
 
     from figures import draw_dynamics, save
     from plumbing.results import read_runs
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import plumbing     # noqa: F401  (first: makes Ctrl-C quiet during the next imports)
 
+from plumbing.choosing import choices
 from plumbing.cli import Parser, checked, one_line_errors
 from plumbing.results import (SPREADS, by_name, correlation, correlation_cells, correlations,
                               differing_flags, is_finished, is_number, latex, markdown,
@@ -376,8 +378,15 @@ def main(argv=None):
                             "(ci) half of the mean's 95 %% interval")
         parser.add_argument("--unfinished", action="store_true",
                             help="count unfinished runs like finished ones")
+        parser.add_argument("--choose", action="store_true",
+                            help="instead, print what it costs to choose an epoch or a run by a "
+                            "measure without labels")
         args = parser.parse_args(argv)
         all_flags, logs = read_folders(args.runs, args.unfinished)
+        if args.choose:
+            print(markdown(choices(all_flags, logs)), "\n\nPoints of the online probe's test "
+                  "accuracy, with the mean's 95 % interval (t distribution).", sep="")
+            return
         everything = by_name(all_flags, logs)
         runs = {name: logs for name, logs in everything.items() if all(map(is_finished, logs))}
         settings = differing_flags(all_flags, logs)

@@ -337,6 +337,47 @@ def test_unfinished_folders_are_left_out(tmp_path, capsys):
     assert "failed holds no log.csv: left out" in out
 
 
+# --- choosing without labels ----------------------------------------------------------------------
+
+def test_points_lost_by_choosing_without_labels(tmp_path, capsys):
+    """Two seeds of two methods, of which seed 1 has a single run that can be compared."""
+    ranks = {"a": [1, 3, 2], "b": [2, 4, 6]}
+    accuracies = {"a": [10, 20, 50], "b": [10, 30, 20]}
+    alphas = {"a": [3, 1.25, 0.5], "b": [0.9, 1.2, 2]}
+    for name, flags in (("a", VICREG), ("b", SIMCLR)):
+        write_config(tmp_path / name, flags)
+        write_log(tmp_path / name, {"epoch": [1, 2, 3], "probe_top1": accuracies[name],
+                                    "erank_r": ranks[name], "mi": [0.5, 0.25, 0],
+                                    "alpha_req_z": alphas[name]})
+    write_config(tmp_path / "c", VICREG | {"--seed": 1})
+    write_log(tmp_path / "c", {"epoch": [1, 2], "probe_top1": [None, 40], "erank_r": [None, 1]})
+    assert run_figures(*(tmp_path / name for name in "abc"), "--choose") == 0
+    rows = {}
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("| "):
+            name, epoch, run = [cell.strip() for cell in line.strip("|").split("|")]
+            rows[name] = (epoch, run)
+    half = {half: 12.706 * half for half in (5, 10)}        # of the interval of two values
+    assert rows["labels: accuracy (%)"] == (f"40.0 (0.0 … {40 + half[10]:.1f}), 2 runs",
+                                            "50.0, 1 seed")
+    assert rows["being the last"] == (f"5.0 (0.0 … {5 + half[5]:.1f}), 2 runs", "–")
+    assert rows["highest effective rank of R"] == (f"20.0 (0.0 … {20 + half[10]:.1f}), 2 runs",
+                                                   "30.0, 1 seed")
+    assert rows["chance"][1] == "15.0, 1 seed"
+    assert rows["nearest 1 α-ReQ of Z"] == (f"25.0 (0.0 … {25 + half[5]:.1f}), 2 runs",
+                                            "0.0, 1 seed")
+    # the ratio is not known at the third epoch, whose I(R;Z) is 0
+    assert rows["highest effective rank of R / I(R;Z)"][0] == "0.0 (0.0 … 0.0), 2 runs"
+    assert "highest LiDAR of R" not in rows
+
+
+def test_nothing_to_choose_from(tmp_path, capsys):
+    write_config(tmp_path / "a")
+    write_log(tmp_path / "a", {"epoch": [1, 2], "probe_top1": [None, 40], "erank_r": [None, 1]})
+    assert run_figures(tmp_path / "a", "--choose") == 2
+    assert "--choose: no run has accuracies at two epochs" in capsys.readouterr().err
+
+
 # --- names and colours ----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("changes, expected", [
