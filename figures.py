@@ -57,6 +57,19 @@ PANELS = RUN_PANELS | {
     "Loss: I(R;Z) of a batch (nats)": {"": "mi_loss"},
 }
 
+# names of axes: {column: measure}; pairs of columns
+MEASURES = {
+    "erank_r": "effective rank of the representations R",
+    "erank_z": "effective rank of the embeddings Z",
+    "mi": "I(R;Z) (nats)",
+    "mi_features": "I(R;Z) on the features' kernels (nats)",
+    "h2_r": "H₂(R) (nats)",
+    "h2_z": "H₂(Z) (nats)",
+    "probe_top1": "probe accuracy (%)",
+}
+ENTROPY = (("erank_r", "h2_r"), ("erank_z", "h2_z"))                                # Figure 8
+ACCURACY = tuple((x, "probe_top1") for x in ("erank_r", "erank_z", "mi", "mi_features"))    # 5d
+
 # Okabe and Ito's colours for the paper's methods; Paul Tol's, without similar ones, for all others.
 # Both palettes are safe for the colour-blind. A method's settings are shades of its colour.
 COLOURS = {
@@ -81,6 +94,14 @@ def new_figure(width, height):
     matplotlib.rcParams["text.parse_math"] = False      # a name may hold a $
     matplotlib.rcParams["pdf.fonttype"] = 42            # TrueType, which journals ask for
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def grid(figure, count, across, **shared):
+    """The axes of `count` panels, in rows of `across`."""
+    axes = figure.subplots(max(1, math.ceil(count / across)), across, squeeze=False, **shared).flat
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return axes[:count]
 
 
 def add_legend(figure, colour):
@@ -115,7 +136,7 @@ def colours(names):
             colour = colormaps["viridis"](float(method[2:]))
         else:
             colour = COLOURS.get(method) or next(free)
-        for place, name in enumerate(members):
+        for place, name in enumerate(sorted(members, key=len)):
             white = 0.65 * place / len(members)
             found[name] = tuple(white + (1 - white) * part for part in to_rgb(colour))
     return found
@@ -142,20 +163,17 @@ def draw_dynamics(runs, panels=PANELS, kind="std"):
              for title, lines in panels.items()}
     drawn = {title: lines for title, lines in drawn.items() if lines}
     across = 2 if len(drawn) <= 4 else 3
-    down = max(1, math.ceil(len(drawn) / across))
-    figure = new_figure(4.4 * across, 3 * down)
-    axes = figure.subplots(down, across, sharex=True, squeeze=False).flat
+    figure = new_figure(4.4 * across, 3 * math.ceil(len(drawn) / across) or 1)
+    axes = grid(figure, len(drawn), across, sharex=True)
     colour = colours(runs)
     for axis, (title, lines) in zip(axes, drawn.items()):
         axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)
         draw_panel(axis, runs, lines, colour, kind)
-    for axis in axes[max(0, len(drawn) - across):len(drawn)]:       # the lowest of each column
+    for axis in axes[-across:]:         # the lowest of each column
         axis.set_xlabel("epoch")
         axis.tick_params(labelbottom=True)
         axis.xaxis.get_major_locator().set_params(integer=True)
-    for axis in axes[len(drawn):]:
-        axis.set_visible(False)
     if len(runs) > 1:
         add_legend(figure, colour)
     return figure
@@ -207,59 +225,43 @@ def draw_plane(runs):
     because smaller differences are mostly noise.
     """
     figure = new_figure(11, 5)
-    left, right = figure.subplots(1, 2, sharey=True)
+    axes = figure.subplots(1, 2, sharey=True)
     accuracies = [last_value(log, "probe_top1") for logs in runs.values() for log in logs]
     known = [accuracy for accuracy in accuracies if math.isfinite(accuracy)] or [0.0]
     margin = max(0, 5 - (max(known) - min(known))) / 2
     scale = dict(vmin=min(known) - margin, vmax=max(known) + margin, cmap="cividis")
-    for axis, letter in ((left, "r"), (right, "z")):
-        points = draw_ends(axis, runs, f"erank_{letter}", "mi", scale)
-    left.set(xlabel="effective rank of the representations R", ylabel="I(R;Z) (nats)")
-    right.set_xlabel("effective rank of the embeddings Z")
+    for axis, rank in zip(axes, ("erank_r", "erank_z")):
+        points = draw_ends(axis, runs, rank, "mi", scale)
+    axis.set_ylabel("")                 # the left one is enough
     if points is not None:
-        figure.colorbar(points, ax=[left, right], label="probe accuracy (%)")
+        figure.colorbar(points, ax=axes, label=MEASURES["probe_top1"])
     return add_names(figure)
 
 
-def draw_entropy(runs):
-    """H_2 against effective rank at the runs' ends, with Pearson's r [Figure 8]."""
-    figure = new_figure(9.5, 4.2)
-    for axis, letter in zip(figure.subplots(1, 2), "rz"):
-        draw_relation(axis, runs, f"erank_{letter}", f"h2_{letter}")
-        axis.set(xlabel=f"effective rank of {letter.upper()}", ylabel="H₂ (nats)")
+def draw_relations(runs, pairs):
+    """A panel for each pair of columns: the runs' ends, and Pearson's r with its interval; None if
+    no run has both."""
+    ends = {pair: [end for logs in runs.values() for end in ends_of(logs, *pair)]
+            for pair in pairs}
+    drawn = {pair: values for pair, values in ends.items() if values}
+    if not drawn:
+        return None
+    figure = new_figure(9.5, 4.2 * math.ceil(len(drawn) / 2))
+    for axis, (pair, values) in zip(grid(figure, len(drawn), 2), drawn.items()):
+        draw_ends(axis, runs, *pair)
+        r, low, high = correlation([x for x, *_ in values], [y for _, y, _ in values])
+        words = "" if math.isnan(r) else f"Pearson's r {r:.2f}"
+        words += "" if math.isnan(low) else f" ({low:.2f} … {high:.2f})"
+        words += f", {len(values)} runs"
+        axis.set_title(words.removeprefix(", ").replace("-", "−"), fontsize=11)
     return add_names(figure)
 
 
-def draw_accuracy(runs):
-    """Accuracy against effective rank and I(R;Z) at the runs' ends [Figure 5d]."""
-    figure = new_figure(9.5, 8)
-    measures = {
-        "erank_r": "effective rank of R",
-        "erank_z": "effective rank of Z",
-        "mi": "I(R;Z) (nats)",
-        "mi_features": "I(R;Z) on the features' kernels (nats)",
-    }
-    for axis, (column, name) in zip(figure.subplots(2, 2, sharey=True).flat, measures.items()):
-        draw_relation(axis, runs, column, "probe_top1")
-        axis.set(xlabel=name, ylabel="probe accuracy (%)")
-        if not axis.collections:        # I(R;Z) of the features is only logged if p = d
-            axis.set_visible(False)
-    return add_names(figure)
-
-
-def draw_relation(axis, runs, x_column, y_column):
-    """Draws the runs' ends; Pearson's r of the runs and its interval are the title."""
-    draw_ends(axis, runs, x_column, y_column)
-    ends = [(last_value(log, x_column), last_value(log, y_column))
-            for logs in runs.values() for log in logs]
-    ends = [end for end in ends if all(map(math.isfinite, end))]
-    r, low, high = correlation([x for x, _ in ends], [y for _, y in ends])
-    words = [f"{len(ends)} runs"]
-    if not math.isnan(r):
-        words.insert(0, f"Pearson's r {r:.2f}")
-    if not math.isnan(low):
-        words[0] += f" ({low:.2f} … {high:.2f})"
-    axis.set_title(", ".join(words).replace("-", "−"), fontsize=11)
+def ends_of(logs, x_column, y_column):
+    """[[last x, last y, last accuracy], …] of the runs that have x and y."""
+    ends = [[last_value(log, column) for column in (x_column, y_column, "probe_top1")]
+            for log in logs]
+    return [end for end in ends if all(map(math.isfinite, end[:2]))]
 
 
 def draw_ends(axis, runs, x_column, y_column, scale=None):
@@ -271,9 +273,7 @@ def draw_ends(axis, runs, x_column, y_column, scale=None):
     points = None
     axis.names = {}                     # {method: (x, y)}, for add_names()
     for name, logs in runs.items():
-        ends = [[last_value(log, column) for column in (x_column, y_column, "probe_top1")]
-                for log in logs]
-        ends = [end for end in ends if all(map(math.isfinite, end[:2]))]
+        ends = ends_of(logs, x_column, y_column)
         if not ends:
             continue
         mean = [sum(values) / len(values) for values in zip(*ends)]
@@ -284,6 +284,7 @@ def draw_ends(axis, runs, x_column, y_column, scale=None):
             if scale:
                 look = dict(c=accuracy, edgecolor=colour[name], linewidth=size / 40, **scale)
             points = axis.scatter(x, y, s=size, alpha=alpha, **look)
+    axis.set(xlabel=MEASURES[x_column], ylabel=MEASURES[y_column])
     axis.margins(0.12)
     axis.grid(alpha=0.3)
     axis.set_axisbelow(True)
@@ -394,16 +395,16 @@ def main(argv=None):
         try:
             drawn = {"dynamics": draw_dynamics(everything, kind=args.spread)}
             if runs:
-                drawn |= {"plane": draw_plane(runs), "entropy": draw_entropy(runs),
-                          "accuracy": draw_accuracy(runs)}
+                drawn |= {"plane": draw_plane(runs), "entropy": draw_relations(runs, ENTROPY),
+                          "accuracy": draw_relations(runs, ACCURACY)}
             if settings:
                 drawn["settings"] = draw_settings(settings, args.spread)
         except ImportError:
             print("the figures were left out: they need matplotlib (pip install matplotlib)")
             return
-        for name, figure in drawn.items():
-            for suffix in args.format:
-                save(figure, args.out / f"{name}.{suffix}")
+        for name, suffix in itertools.product(drawn, args.format):
+            if drawn[name] is not None:
+                save(drawn[name], args.out / f"{name}.{suffix}")
 
 
 def write_tables(out, summary_rows, correlation_rows, kind):

@@ -69,7 +69,7 @@ def read_table(path, key):
 @pytest.fixture
 def tables_alone(monkeypatch):
     """Skips drawing, which takes seconds."""
-    for name in ("draw_dynamics", "draw_plane", "draw_entropy", "draw_accuracy", "draw_settings"):
+    for name in ("draw_dynamics", "draw_plane", "draw_relations", "draw_settings"):
         monkeypatch.setattr(figures, name, lambda *runs, **kind: None)
     monkeypatch.setattr(figures, "save", lambda figure, path: None)
 
@@ -212,7 +212,8 @@ def test_figures_show_something(four_runs, tmp_path):
     assert run_figures(*four_runs, "--out", tmp_path, "--format", "png,pdf") == 0
     figures.draw_run(four_runs[0])
     assert (tmp_path / "plane.pdf").read_bytes().startswith(b"%PDF")
-    drawn = [tmp_path / f"{name}.png" for name in ("dynamics", "plane", "entropy", "accuracy")]
+    drawn = [tmp_path / f"{name}.png" for name in ("dynamics", "plane", "accuracy")]
+    assert not (tmp_path / "entropy.png").exists()      # no run has H₂
     for path in (*drawn, four_runs[0] / "dynamics.png"):
         with Image.open(path) as image:
             assert image.width > 500
@@ -223,8 +224,8 @@ def test_a_relation_says_its_correlation(four_runs):
     """Accuracy is 10 + 2·rank in the made runs; one without the column is left out."""
     runs = results.read_runs(four_runs)
     del runs["SimCLR"][0]["erank_r"]
-    axis = Figure().subplots()
-    figures.draw_relation(axis, runs, "erank_r", "probe_top1")
+    axis, hidden = figures.draw_relations(runs, [("erank_r", "probe_top1"), ("nothing", "mi")]).axes
+    assert not hidden.get_visible()
     assert axis.get_title() == "Pearson's r 1.00, 3 runs"       # no interval of so few
     assert axis.names == {"VICReg": [15, 40], "α 0.5": [40, 90]}
 
