@@ -62,8 +62,9 @@ def make_encoder(arch="resnet50", width=PUBLISHED_WIDTH, stem="small", image_siz
 def load_encoder(folder):
     """(encoder, facts) from backbone.pt and encoder.json of a run, on the CPU, in evaluation mode.
 
-    facts: a dict of arch, width, stem, image_size, the mean and std that normalise its input, and
-    the command that trained it. Raises OSError, or other errors if the files are damaged.
+    facts: a dict of arch, width, stem, image_size and size (of the network's input, and of the
+    images of which it is the centre), the mean and std that normalise its input, and the command
+    that trained it. Raises OSError, or other errors if the files are damaged.
     """
     facts = json.loads((Path(folder) / "encoder.json").read_text(encoding="utf-8"))
     encoder, _ = make_encoder(facts["arch"], facts["width"], facts["stem"], facts["image_size"])

@@ -42,14 +42,15 @@ def load_run(folder):
 
 def check_facts(facts):
     """Raises some exception if a checkpoint's facts about the images cannot be right."""
-    check_statistics(facts)
+    check_input(facts)
     Path(facts["data_dir"])
+
+
+def check_input(facts):
+    """Raises some exception unless mean and std are three finite numbers, std's positive, and the
+    images have a size."""
     if facts["image_size"] not in range(1, min(facts["size"], LARGEST_SIZE) + 1):
         raise ValueError("its images have no size")
-
-
-def check_statistics(facts):
-    """Raises some exception unless mean and std are three finite numbers, std's positive."""
     mean, std = torch.tensor([facts["mean"], facts["std"]]).view(2, 3)
     if not torch.cat([mean, std.log()]).isfinite().all():
         raise ValueError("its images have no mean or std")
@@ -73,7 +74,7 @@ def load_weights(path):
         check_whole_file(path)
         if carries_facts:
             encoder, facts = load_encoder(path.parent)
-            check_statistics(facts)
+            check_input(facts)
             return encoder, facts
         with without_warnings():
             state = torch.load(path, map_location="cpu", weights_only=True)

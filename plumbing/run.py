@@ -321,7 +321,7 @@ def save_backbone(out, encoder, args, data, command):
     args: train.py's flags, from the words in `command`. data: see data.load.
     """
     facts = {"arch": args.arch, "width": args.width,
-             **{name: data[name] for name in ("stem", "image_size", "mean", "std")},
+             **{name: data[name] for name in ("stem", "size", "image_size", "mean", "std")},
              "command": shlex.join(["train.py", *command])}
     text = json.dumps(facts, indent=1) + "\n"
     write_whole(out / "encoder.json", lambda file: file.write(text.encode()))
