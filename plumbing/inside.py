@@ -14,7 +14,6 @@ from torch import nn
 from data import pixels
 from losses import normalize_rows
 from metrics import effective_rank, mutual_information
-from plumbing.cli import show_progress
 from plumbing.images import random_subset
 from plumbing.panels import COLOURS, picture
 from plumbing.results import write_table
@@ -42,8 +41,10 @@ def look_inside(args, data, encoder, projector, device, linear_probe):
         found = {"r": r, "y": data["test_y"][test], "index": test, "data": data}
         print(*picture(args.run / "picture.png", draw_picture, found))
     if args.layers:
-        rows = measure_layers(data, test, nets, device, linear_probe)
-        print_layers(rows)
+        rows = []
+        for row in measure_layers(data, test, nets, device, linear_probe):
+            print_layer(row, heading=not rows)
+            rows.append(row)
         write_table(args.run / "layers.csv", rows)
         print("layers.csv", *picture(args.run / "layers.png", draw_layers, rows))
 
@@ -120,8 +121,8 @@ def layer_outputs(data, split, index, encoder, projector, device):
 
 
 def measure_layers(data, test, nets, device, linear_probe):
-    """A dict for each layer, first to last: its name, width, effective rank, I(layer; Z) and, if
-    there are labels, the accuracy of a linear probe.
+    """Yields a dict for each layer, first to last: its name, width, effective rank, I(layer; Z)
+    and, if there are labels, the accuracy of a linear probe.
 
     test: places of the images to measure. The probe learns from METRIC_IMAGES training images at
     most. nets: encoder and projector. In z's row, I is that of Z with itself.
@@ -134,27 +135,24 @@ def measure_layers(data, test, nets, device, linear_probe):
         train = labelled[random_subset(len(labelled), METRIC_IMAGES, seed=0)]
         train_y = data["train_y"][train].to(device)
         learnt_from = layer_outputs(data, "train_x", train, *nets, device)
-    rows = []
     for name, x in tested.items():
-        show_progress(f"measuring {name}")
         row = {"layer": name, "width": x.shape[1], "erank": effective_rank(x).item(),
                "mi": mutual_information(x, tested["z"]).item()}
         if learnt_from:
             row["linear_top1"] = linear_probe(learnt_from[name], train_y, x, test_y)["top1"]
-        rows.append(row)
-    show_progress("")
-    return rows
+        yield row
 
 
 # --- layers.png ---------------------------------------------------------------------------------
 
-def print_layers(rows):
-    print(f"{'layer':24}{'width':>7}{'rank':>9}{'share':>8}{'I(·;Z)':>9}{'probe':>9}")
-    for row in rows:
-        accuracy = f"{row['linear_top1']:7.2f} %" if "linear_top1" in row else ""
-        share = f"{100 * row['erank'] / row['width']:.1f} %"
-        print(f"{row['layer']:24}{row['width']:7}{row['erank']:9.2f}{share:>8}{row['mi']:9.3f}"
-              f"{accuracy}")
+def print_layer(row, heading):
+    """Prints a row, as soon as it is measured: the probes take minutes on a CPU."""
+    if heading:
+        print(f"{'layer':24}{'width':>7}{'rank':>9}{'share':>8}{'I(·;Z)':>9}{'probe':>9}")
+    accuracy = f"{row['linear_top1']:7.2f} %" if "linear_top1" in row else ""
+    share = f"{100 * row['erank'] / row['width']:.1f} %"
+    print(f"{row['layer']:24}{row['width']:7}{row['erank']:9.2f}{share:>8}{row['mi']:9.3f}"
+          f"{accuracy}", flush=True)
 
 
 def draw_layers(path, rows):
