@@ -61,7 +61,8 @@ def test_the_loss_and_the_backbone_example_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder.mkdir(parents=True)
     net, p = resnet(demo.arch, demo.width, "small")
-    about_images = {"stem": "small", "size": 32, "image_size": 32, "mean": [0.5] * 3, "std": [0.2] * 3}
+    about_images = {"stem": "small", "size": 32, "image_size": 32, "mean": [0.5] * 3,
+                    "std": [0.2] * 3}
     save_backbone(folder, net, demo, about_images, command)
 
     scope = {}
