@@ -94,10 +94,11 @@ def supervised_accuracy(net, p, data, epochs, device):
     net.to(device).train()
     optimizer = torch.optim.SGD([*net.parameters(), *head.parameters()], lr=0.1, momentum=0.9,
                                 weight_decay=5e-4, nesterov=True)
-    steps = -(-len(y) // 128)
+    batch_size = min(128, len(y))
+    steps = len(y) // batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=epochs * steps)
     for _ in range(epochs):
-        for batch in torch.randperm(len(y)).split(128):
+        for batch in torch.randperm(len(y))[:steps * batch_size].split(batch_size):
             x = normalise(images[batch].to(device), data["mean"], data["std"])
             top, left = torch.randint(5, (2,)).tolist()     # a shift of up to two pixels
             x = F.pad(x, (2, 2, 2, 2))[:, :, top:top + size, left:left + size]
