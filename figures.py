@@ -128,8 +128,9 @@ def colours(names):
     free = itertools.cycle(FREE_COLOURS)
     families = {}               # {method: [its names]}
     for name in names:
-        known = [method for method in COLOURS if f"{name},".startswith(f"{method},")]
-        families.setdefault(max(known, key=len, default=name.partition(",")[0]), []).append(name)
+        words = name.partition(" (seed ")[0] + ","          # without "(seed 0: epoch 9 of 20)"
+        known = [method for method in COLOURS if words.startswith(f"{method},")]
+        families.setdefault(max(known, key=len, default=words.partition(",")[0]), []).append(name)
     found = {}
     for method, members in families.items():
         if method.startswith("α ") and is_number(method[2:]):

@@ -93,7 +93,9 @@ def read_folders(folders, unfinished=False):
     A folder without a log, a configuration or an epoch is left out, and named on stdout.
     Raises BadInput if a file is damaged or no run is left, OSError if a folder does not exist.
     """
-    counted = "counted like a finished run" if unfinished else "left out of means and correlations"
+    counted = "left out of means and correlations (--unfinished counts it)"
+    if unfinished:
+        counted = "counted like a finished run"
     all_flags = []
     logs = []
     for folder in folders:

@@ -437,7 +437,8 @@ def test_colours_tell_methods_apart():
     """The paper's methods keep theirs, whatever else is drawn."""
     few = figures.colours(["VICReg", "AdaDim, β 0", "α 0.4"])
     others = [f"method {i}" for i in range(len(figures.FREE_COLOURS))]
-    settings = ["AdaDim", "AdaDim, width 8", "AdaDim, β 0, width 8", "method 1, width 8"]
+    settings = ["AdaDim", "AdaDim, width 8", "AdaDim, β 0, width 8", "method 1, width 8",
+                "AdaDim (seed 1: epoch 3 of 9)"]
     many = figures.colours([*others, "VICReg", "SimCLR", "α 0.4", "α 0.6", "AdaDim, β 0",
                             *settings])
     assert all(few[name] == many[name] for name in few)
