@@ -174,15 +174,17 @@ def end_workers(parts):
         if is_running:
             parts._mark_worker_as_unavailable(number, shutdown=True)
     deadline = time.monotonic() + 3
-    for worker in parts._workers:
-        worker.join(max(0, deadline - time.monotonic()))
-    stalled = [worker for worker in parts._workers if worker.is_alive()]
-    if stalled:
-        signal_handling._remove_worker_pids(id(parts))      # their death is no error
-        parts._worker_pids_set = False
-    for worker in stalled:
-        worker.kill()
-    parts._shutdown_workers()
+    try:
+        for worker in parts._workers:
+            worker.join(max(0, deadline - time.monotonic()))
+    finally:        # another Ctrl-C ends the wait
+        stalled = [worker for worker in parts._workers if worker.is_alive()]
+        if stalled:
+            signal_handling._remove_worker_pids(id(parts))      # their death is no error
+            parts._worker_pids_set = False
+        for worker in stalled:
+            worker.kill()
+        parts._shutdown_workers()
 
 
 def start_worker(number):
