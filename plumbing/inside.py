@@ -170,9 +170,11 @@ def draw_layers(path, rows):
             axis.set_yscale("log")
             axis.legend(frameon=False)
         axis.axvspan(names.index("r"), len(names) - 1, color=COLOURS[4], alpha=0.12, linewidth=0)
-        axis.set_title(f"{title}; shaded: the projector", fontsize=10)
+        axis.set_title(title, fontsize=10)
         axis.tick_params(axis="x", rotation=90 if len(names) > 8 else 45)
         axis.grid(alpha=0.3)
+    figure.suptitle("after each layer of the encoder, up to r, and of the projector (shaded)",
+                    fontsize=11)
     save(figure, path)
 
 
