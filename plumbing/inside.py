@@ -237,7 +237,7 @@ def draw_map(axis, r, y, classes):
     if classes:
         coloured = torch.bincount(y[y >= 0], minlength=len(classes)).argsort(descending=True)[:10]
     rest = ~torch.isin(y, torch.as_tensor(coloured))
-    axis.scatter(*points[rest].T, s=6, color="lightgrey", linewidths=0,
+    axis.scatter(*points[rest].T, s=6, color="lightgrey" if classes else COLOURS[0], linewidths=0,
                  label="other classes" if classes and rest.any() else None)
     for label in sorted(int(label) for label in coloured):
         axis.scatter(*points[y == label].T, s=9, linewidths=0, label=classes[label])
