@@ -34,7 +34,7 @@ from optim import LEARNING_RATES, clip_gradient, make_optimizer
 from plumbing import distributed, run
 from plumbing.checkpoint import facts_of, load_optimizer, restoring
 from plumbing.cli import (BadInput, Parser, device_name, fast_precision, layer_sizes, number,
-                          open_device, whole_number)
+                          open_device, set_determinism, whole_number)
 from plumbing.compiling import compile_networks
 from plumbing.datasets import DATASETS
 from plumbing.distributed import RANK, WORLD_SIZE
@@ -144,6 +144,12 @@ def parse_args(argv):
         "if the device is fast at it, else fp32")
     add("--compile", default="no", choices=("yes", "no"),
         help="use torch.compile: slow to start, then faster on some machines")
+    add("--deterministic", default="no", choices=("yes", "no"),
+        help="use only GPU kernels that round alike each time, so that a run can be resumed bit "
+        "for bit; slower")
+    add("--sync-batch-norm", choices=("yes", "no"),
+        help="with several GPUs: batch norms see the whole batch (default: yes) or only their "
+        "GPU's part, which spares waits")
     add("--device", default="auto", type=device_name,
         help="auto (a GPU if there is one), cpu, cuda, cuda:1 …")
     add("--seed", default=0, type=whole_number(0, 2 ** 31 - 1),
@@ -311,7 +317,7 @@ def train(args, session):
     warmup = warmup_steps(args, steps)
 
     # networks and optimiser
-    torch.backends.cudnn.benchmark = True
+    set_determinism(args.deterministic == "yes")
     learner = make_learner(args, data, device)
     method, online_probe = learner.method, learner.probe
     optimizer = make_optimizer(args.optimizer, learner.param_groups(args))
@@ -339,7 +345,7 @@ def train(args, session):
             scaler.load_state_dict(session.saved["scaler"])
 
     # several processes, torch.compile
-    model = distributed.parallel(learner, device)
+    model = distributed.parallel(learner, device, args.sync_batch_norm != "no")
     announce(args, data, method, device)
     view_of = augment_with
     if args.compile == "yes":

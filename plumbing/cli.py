@@ -126,6 +126,14 @@ def open_device(name):
     return device
 
 
+def set_determinism(exact):
+    """exact: only GPU kernels that give the same bits each time. Otherwise the fastest ones."""
+    if exact:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")     # cuBLAS asks for it
+    torch.use_deterministic_algorithms(exact)
+    torch.backends.cudnn.benchmark = not exact
+
+
 def synchronise(device):
     """Waits until the device has finished all its work."""
     if device.type == "cuda":

@@ -46,16 +46,17 @@ def finish():
         dist.destroy_process_group()
 
 
-def parallel(module, device):
+def parallel(module, device, sync_batch_norm=True):
     """Wraps a module for several processes: gradients are averaged over them and, on GPUs, batch
     norms see the whole batch. With a single process, returns the module itself.
 
-    torch's SyncBatchNorm synchronises with the GPU in every layer at every step, in case some
-    process has no rows. This slows down a small network on many GPUs.
+    torch's SyncBatchNorm waits for the GPU three times per layer and step, in case some process
+    has no rows. This slows down a small network on many GPUs: sync_batch_norm=False leaves each
+    process's batch norms its own part of the batch.
     """
     if WORLD_SIZE == 1:
         return module
-    if device.type == "cuda":
+    if device.type == "cuda" and sync_batch_norm:
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
     # buffers need no synchronising: queues, α and running statistics follow from gathered
     # tensors and so are equal everywhere (on CPUs running statistics differ: rank 0's are used)

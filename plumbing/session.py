@@ -25,8 +25,8 @@ from plumbing.status import StatusLine, epoch_line, note_of_machine
 
 # flags that do not change the result
 MAY_DIFFER_ON_RESUME = ("--out", "--data-dir", "--classes", "--resident", "--device", "--compile",
-                        "--save-minutes", "--tensorboard", "--resume", "--overwrite",
-                        "--skip-unreadable")
+                        "--deterministic", "--save-minutes", "--tensorboard", "--resume",
+                        "--overwrite", "--skip-unreadable")
 
 
 class Session(contextlib.ExitStack):

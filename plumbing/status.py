@@ -95,7 +95,11 @@ def announce(args, data, method, device):
 
 
 def note_of_precision(precision, device):
-    if device.type == "cpu" and not is_fast(precision, device):
+    if is_fast(precision, device):
+        return
+    if device.type == "cuda":
+        print(f"note: this GPU only emulates {precision}, slowly: use --precision fp16 or fp32")
+    else:
         print(f"note: this CPU computes in {precision} ten times slower than in fp32, or worse: "
               "use --precision fp32")
 

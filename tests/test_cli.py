@@ -108,6 +108,8 @@ TRAINED = {
     "--warmup-epochs": ("0", "0.5", "1", "1e30"),
     "--clip": ("0", "2", "1e-30", "1e30"),
     "--precision": ("fp32", "bf16"),
+    "--deterministic": ("yes", "no"),
+    "--sync-batch-norm": ("yes", "no"),
     "--seed": ("0", str(2 ** 31 - 1)),
     "--eval-every": ("1", "1000"),
     "--save-minutes": ("0", "1e30"),

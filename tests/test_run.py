@@ -257,6 +257,9 @@ def test_a_slow_precision_is_said(capsys, monkeypatch):
         monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda: False)
         status.note_of_precision(name, cpu)
         assert f"computes in {name} ten times slower" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    status.note_of_precision("bf16", torch.device("cuda"))
+    assert "this GPU only emulates bf16" in capsys.readouterr().out
 
 
 def test_another_number_of_threads_or_processes_is_said(capsys):
