@@ -151,8 +151,10 @@ def main(argv=None):
         if args.epochs and len(data["train_x"]) * 3 * data["image_size"] ** 2 > 8e9:
             raise BadInput("the supervised network needs all images in memory: give --epochs 0")
 
-        curves = {"trained": curve(encoder.to(device), data, device),
-                  "untrained": curve(untrained.to(device), data, device)}
+        curves = {}
+        for name, net in {"trained": encoder, "untrained": untrained}.items():
+            print(f"the {name} encoder …", flush=True)
+            curves[name] = curve(net.to(device), data, device)
         print(f"{'labels per class':18}" + "".join(f"{name:>16}" for name in curves))
         for count in curves["trained"]:
             accuracies = [found[count] for found in curves.values()]
