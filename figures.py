@@ -303,7 +303,7 @@ def add_names(figure):
         places = {name: axis.transData.transform(place) for name, place in names.items()}
         taken = [Bbox.from_extents(x - 7, y - 7, x + 7, y + 7) for x, y in places.values()]
         for name, (x, y) in places.items():
-            width, height = 4.7 * points * len(name), 10 * points
+            width, height = 5 * points * len(name), 10 * points
             boxes = []                  # around the point, the nearest first
             for distance, angle in itertools.product((9, 18, 30, 45, 60, 80), range(0, 360, 30)):
                 left = x + math.cos(math.radians(angle)) * (distance + width / 2) - width / 2
@@ -316,7 +316,8 @@ def add_names(figure):
             taken.append(box)
             near = box.padded(14).contains(x, y)
             axis.annotate(name, names[name], ((box.x0 - x) / points, (box.y0 - y) / points),
-                          textcoords="offset points", fontsize=8, annotation_clip=False,
+                          textcoords="offset points", va="bottom", fontsize=8,
+                          annotation_clip=False,
                           arrowprops=None if near else dict(arrowstyle="-", linewidth=0.4))
     return figure
 
