@@ -40,11 +40,11 @@ from data import load, notes
 from losses import matrices
 from metrics import (alignment, knn_accuracy, lidar, representation_metrics, standard_error,
                      top_k_accuracy)
-from models import all_finite, check_image_size
+from models import all_finite
 from plumbing import cli, run
 from plumbing.cli import BadInput
 from plumbing.datasets import DATASETS
-from plumbing.encoders import load_own_images, load_run, load_weights
+from plumbing.encoders import check_image_size, load_own_images, load_run, load_weights
 from plumbing.features import load_features, save_features
 from plumbing.images import random_subset
 from plumbing.inside import look_inside
@@ -352,10 +352,7 @@ def figures_of(args):
     # other people's normalisation is unknown: it stays the dataset's own
     if facts:
         data |= {"mean": facts["mean"], "std": facts["std"]}
-    try:
-        check_image_size(encoder, f"{args.run or args.weights}", data["image_size"])
-    except ValueError as error:
-        raise BadInput(error) from error
+    check_image_size(encoder, args.run or args.weights, data["image_size"])
     if args.layers or args.picture:
         look_inside(args, data, encoder, projector, device, linear_probe)
         return {}

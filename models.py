@@ -44,19 +44,22 @@ def make_encoder(arch="resnet50", width=PUBLISHED_WIDTH, stem="small", image_siz
     settings = {"image_size": image_size} if arch.startswith("vit_") else {}
     try:
         net = torchvision.models.get_model(arch, **settings)
-    except AssertionError as error:         # a ViT's patches do not tile the images
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:150]
         raise ValueError(f"{arch} does not take images of {image_size} pixels "
-                         f"({error})") from error
-    linears = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Linear)]
-    name, classifier = linears[-1]
+                         f"({reason})") from error
+
+    *_, name = [name for name, layer in net.named_modules() if isinstance(layer, nn.Linear)]
     parent_name, _, own_name = name.rpartition(".")
     parent = net.get_submodule(parent_name)
+    p = getattr(parent, own_name).in_features
     setattr(parent, own_name, nn.Identity())
     for layer in parent.children():
         if isinstance(layer, nn.Dropout):   # it regularises the classifier, and would disturb r
             layer.p = 0.0
-    check_image_size(net, arch, image_size)
-    return net, classifier.in_features
+    return net.train(), p
 
 
 def load_encoder(folder):
@@ -71,20 +74,6 @@ def load_encoder(folder):
     weights = torch.load(Path(folder) / "backbone.pt", map_location="cpu", weights_only=True)
     encoder.load_state_dict(weights)
     return encoder.eval(), facts
-
-
-@torch.no_grad()
-def check_image_size(encoder, arch, image_size):
-    """Raises ValueError if an encoder on the CPU does not take images of image_size pixels."""
-    was_training = encoder.training
-    try:
-        encoder.eval()(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise ValueError(f"{arch} does not take images of {image_size} pixels "
-                         f"({reason})") from error
-    finally:
-        encoder.train(was_training)
 
 
 def resnet(arch="resnet50", width=PUBLISHED_WIDTH, stem="small"):

@@ -98,6 +98,17 @@ def load_weights(path):
     return encoder, None
 
 
+@torch.no_grad()
+def check_image_size(encoder, path, image_size):
+    """Raises BadInput if an encoder, from a path, does not take images of this many pixels."""
+    try:
+        encoder.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise BadInput(f"{path}: the encoder does not take images of {image_size} pixels "
+                       f"({reason})") from error
+
+
 def load_own_images(facts, data_dir=None, classes=None, skip_unreadable=False):
     """Loads the images that a run was trained on. data_dir, classes: instead of the run's own.
 
