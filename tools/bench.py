@@ -7,7 +7,10 @@ step         train.py's step and its parts, beside the bare networks' step: rand
              on the device already, the outputs' mean as the loss, torch's SGD. MFU: the bare
              step's FLOPs per second of the whole step, over the speed of a matrix product
 evaluation   an α update and an evaluation, beside an epoch of 50,000 images
-methods      every method's step, never compiled
+methods      every method's step, never compiled: time, operations, bytes that these read and write
+             as if nothing stayed in a cache; on a GPU also launched kernels, waits and copies. An
+             operation is a call of PyTorch's own that computes, such as a product: on a CPU their
+             number stands in for that of launches, which is somewhat larger
 images       augmentation; decoding JPEGs, with two crops of 224 pixels of each; on one core
 
 Times are medians after warming up. Functions that are compared take turns, so that a machine
@@ -21,6 +24,8 @@ from functools import partial
 
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import probe
@@ -243,8 +248,45 @@ def measure_evaluation(training, args, device, data, step):
 def measure_methods(args, device, data, budget):
     steps = {name: Training(args, device, data, name).step for name in METHODS}
     times = timed(steps, device, budget)
-    return {name: {"ms": 1e3 * seconds, "% of AdaDim's": 100 * seconds / times["adadim"]}
+    return {name: {"ms": 1e3 * seconds, "% of AdaDim's": 100 * seconds / times["adadim"],
+                   **count_operations(steps[name], device)}
             for name, seconds in times.items()}
+
+
+class Operations(TorchDispatchMode):
+    """In its block: the number of operations that compute, and the bytes of their tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = self.bytes = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        if not operation.is_view and "empty" not in operation.__name__:
+            tensors = filter(torch.is_tensor, tree_leaves((args, kwargs, result)))
+            self.count += 1
+            self.bytes += sum(tensor.nbytes for tensor in tensors)
+        return result
+
+
+def count_operations(step, device):
+    """{unit: number} of one step."""
+    with Operations() as operations:
+        step()
+    found = {"operations": operations.count, "GB": operations.bytes / 1e9}
+    if device.type == "cuda":
+        found |= count_calls(step)
+    return found
+
+
+def count_calls(step):
+    """{unit: number} of one step's calls to CUDA."""
+    with torch.profiler.profile() as profiler:
+        step()
+    calls = {event.key: event.count for event in profiler.key_averages()}
+    kinds = {"launches": "LaunchKernel", "waits": "StreamSynchronize", "copies": "MemcpyAsync"}
+    return {unit: sum(count for name, count in calls.items() if part in name)
+            for unit, part in kinds.items()}
 
 
 def measure_images(data):
