@@ -27,11 +27,11 @@ from tests.helpers import (ROOT, SMALL, TINY, assert_same_run, close, equal, row
 def test_training_learns(tmp_path, capsys):
     """AdaDim in full, with two classes: it beats the same probe on the untrained encoder.
 
-    Seeds 0 and 1 gained 21 and 18 points.
+    Seeds 0 to 3 gained 10 to 17 points.
     """
     out, images = tmp_path / "run", tmp_path / "images"
     shapes_folder(images, ("disc", "bar"), 1600, 1000, 16)
-    flags = ("--arch resnet18 --width 4 --projector 128-128 --batch-size 64 --epochs 8 --lr 0.8 "
+    flags = ("--arch resnet18 --width 4 --projector 128-128 --batch-size 64 --epochs 8 --lr 0.4 "
              "--warmup-epochs 1 --alpha-every 2 --eval-every 8 --baseline").split()
     assert run(*SMALL, "--data-dir", images, *flags, "--out", out, figure=True) == 0
 
