@@ -132,7 +132,7 @@ def check_part(part, functions, seed):
     finite = {case: all(x.isfinite().all() for x in results) for case, results in found.items()}
     if not all(finite.values()):
         cases = ", ".join(case for case in finite if not finite[case])
-        hint = part.get("not_finite", "") if any(finite.values()) else ""
+        hint = part.get("not_finite" if any(finite.values()) else "never_finite", "")
         raise NotYet(f"{name}: NaN or infinity for {cases}. {hint}".strip())
     if "gradient" in part:
         check_gradient(part, functions[name])

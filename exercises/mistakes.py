@@ -96,18 +96,21 @@ def wrong_covariance(z, axis=0, divisor=1, power=2, drop="features", over="d", s
     n, d = z.shape
     z = z if axis is None else z - z.mean(axis, keepdim=True)
     c = z.T @ z
+    dropped = {"features": torch.diag(c.diagonal()), "a row": c.diagonal()}.get(drop, 0)
+    kept = (c - dropped).square().sum() if squares else (c - dropped).sum()
     if drop == "samples":
-        kept = (z @ z.T).square().sum() - (z @ z.T).diagonal().square().sum()
-    else:
-        c = c - torch.diag(c.diagonal()) if drop == "features" else c
-        kept = c.square().sum() if squares else c.sum()
+        kept = kept - (z @ z.T).diagonal().square().sum()       # as ‖z zᵀ‖² is ‖zᵀz‖²
+    elif drop == "variances":
+        kept = kept - (n - divisor) * c.trace()
     return kept / (n - divisor) ** power / {"d": d, "n": n, "1": 1, "pairs": d * (d - 1)}[over]
 
 
+ONE_MEAN = "You subtract one mean of all entries: each column has its own."
 COVARIANCE = [
     ("Add 5 to one column: c(z) should not change. What has to be subtracted first?",
      dict(axis=None)),
     ("You centre the rows. Whose mean does a covariance of features subtract?", dict(axis=1)),
+    (ONE_MEAN, dict(axis=(0, 1))),
     ("C compares columns, yours compares rows: torch.cov, for one, expects variables as rows.",
      dict(transposed=True)),
     ("C has the divisor n − 1, not n.", dict(divisor=0)),
@@ -115,6 +118,9 @@ COVARIANCE = [
      dict(drop="nothing")),
     ("The diagonal of z zᵀ has a sample's length on it. Whose diagonal is to be left out?",
      dict(drop="samples")),
+    ("torch.diag(C) is a vector: subtracted from C, it changes every row.", dict(drop="a row")),
+    ("You subtract Σ_i C_ii. What is the diagonal's part of Σ_ij C_ij²?",
+     dict(drop="variances")),
     ("C_ij is squared, and its divisor with it.", dict(power=1)),
     ("Entries of opposite sign cancel in your sum: what does the formula do to each C_ij?",
      dict(squares=False, power=1)),
@@ -138,14 +144,13 @@ def rank_cases(generator):
     }
 
 
-def wrong_rank(x, eps=0.0, centred=False, squared=False, axis=None, norm=1, base="e", end="exp",
-               added="p", power=1):
-    x = x - x.mean(0) if centred else x
+def wrong_rank(x, eps=0.0, squared=False, axis=None, norm=1, base="e", end="exp", added="p",
+               power=1):
     x = x if axis is None else x - x.mean(axis, keepdim=True)
     s = torch.linalg.svdvals(F.normalize(x, dim=1) if norm == "rows" else x)
     s = s ** (2 if squared else power)
-    p = s / (s.norm() if norm == 2 else s.sum())
-    q = p + eps                                             # as the formula has it, in both places
+    p = s / (s.norm() if norm == 2 else s.sum() + eps * (added == "sum"))
+    q = p + eps * (added != "sum")                          # as the formula has it, in both places
     q = q / q.sum() if added == "rescaled" else q
     weight = p if added == "logarithm" else q
     entropy = -(torch.special.xlogy(weight, q)).sum()
@@ -186,26 +191,28 @@ def rankme(x, eps, centred, squared):
 
 
 def wrong_rankme(x, eps, centred, squared, use=("eps", "centred", "squared"), late=False,
-                 rows=False, **options):
+                 axis=0, **options):
     if late and squared:                                    # p² instead of a p of squares
         p = torch.linalg.svdvals(x - x.mean(0) if centred else x)
         p = (p / p.sum()) ** 2 + eps
         return (-(p * p.log()).sum()).exp()
-    axis = 1 if rows and centred else None
-    return wrong_rank(x, eps if "eps" in use else 0, centred and "centred" in use and not rows,
-                      squared and "squared" in use, axis, **options)
+    axis = axis if centred and "centred" in use else None
+    return wrong_rank(x, eps if "eps" in use else 0, squared=squared and "squared" in use,
+                      axis=axis, **options)
 
 
 RANKME = [
     ("eps makes no difference in your function.", dict(use=("centred", "squared"))),
     ("You scale p to sum 1 again after adding eps: the formula does not.",
      dict(added="rescaled")),
+    ("You add eps to Σs: in the formula it is added to each p.", dict(added="sum")),
     ("You add eps inside the logarithm only: in the formula it is part of p.",
      dict(added="logarithm")),
     ("centred makes no difference in your function.", dict(use=("eps", "squared"))),
     ("squared makes no difference in your function.", dict(use=("eps", "centred"))),
     ("With squared, s itself is squared: then p sums to 1 before eps is added.", dict(late=True)),
-    (CENTRED_ROWS, dict(rows=True)),
+    (CENTRED_ROWS, dict(axis=1)),
+    (ONE_MEAN, dict(axis=(0, 1))),
     ("That is the entropy: exp is missing.", dict(end="entropy")),
 ]
 
@@ -322,13 +329,14 @@ WASSERSTEIN = [
 # --- what check.py reads --------------------------------------------------------------------------
 
 OVERFLOW = "exp() of a large number overflows: is there a way that never forms it?"
+PARTNER = "Is a row its own partner, whose logit you mask? The other view is n rows away."
 ZERO_P = "0·log 0 is NaN in floating point, and 0 in the formula."
 ROUNDING = "Rounding leaves an eigenvalue of 0 slightly negative: what is its root?"
 GRADIENT = "The value is right, the gradient is not finite or missing: what is the slope of √ at 0?"
 
 PARTS = {
     1: [dict(name="info_nce", cases=info_nce_cases, right=losses.info_nce, wrong=wrong_info_nce,
-             mistakes=INFO_NCE, not_finite=OVERFLOW,
+             mistakes=INFO_NCE, not_finite=OVERFLOW, never_finite=PARTNER,
              gradient="The value is right, but no finite gradient reaches z1.")],
     2: [dict(name=name, cases=covariance_cases, right=covariance, wrong=wrong_covariance,
              mistakes=COVARIANCE, avoids=avoids)

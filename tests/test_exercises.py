@@ -122,7 +122,7 @@ def info_nce(z1, z2, temperature):
     p = torch.arange(len(z)).roll(len(z1))
     return -(e[torch.arange(len(z)), p] / (e.sum(1) - e.diagonal())).log().mean()""",
      mistakes.OVERFLOW),
-    (1, SOLUTIONS[1].replace(".roll(len(z1))", ""), "NaN or infinity for unrelated views, "),
+    (1, SOLUTIONS[1].replace(".roll(len(z1))", ""), mistakes.PARTNER),
     (1, SOLUTIONS[1].replace("z @ z.T", "z.detach() @ z.detach().T"), "no finite gradient"),
     (2, SOLUTIONS[2].replace("by_samples", "_").replace("by_features", "by_samples")
      + "\nby_features = by_samples", "by_samples is right, but makes d × d"),
