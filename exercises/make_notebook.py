@@ -1,6 +1,6 @@
 """Writes the first tier as a notebook, from the stubs: nothing is in it alone.
 
-    python exercises/make_notebook.py            writes exercises/first_hour.ipynb
+    python exercises/make_notebook.py            writes exercises/first_tier.ipynb
 """
 import ast
 import json
@@ -11,7 +11,7 @@ HERE = Path(__file__).absolute().parent
 STUBS = ("ex1_info_nce.py", "ex2_covariance.py", "ex3_effective_rank.py", "ex4_lars.py")
 
 FIRST = """\
-# The first hour
+# The first tier
 
 Write each function in its cell, run the cell, then the check below it. The questions, and what
 to hand in, are in docs/EXERCISES.md. Start Jupyter in the folder exercises/."""
@@ -44,7 +44,7 @@ def notebook():
 
 
 def main(argv=None):
-    path = HERE / "first_hour.ipynb"
+    path = HERE / "first_tier.ipynb"
     if path.exists():
         print(f"make_notebook.py: {path} may hold your work: move it away first", file=sys.stderr)
         sys.exit(2)

@@ -196,7 +196,7 @@ def test_the_notebook_is_plain_json_and_never_replaced(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes((ROOT / "exercises" / name).read_bytes())
     monkeypatch.setattr(make_notebook, "HERE", tmp_path)
     assert exit_status(make_notebook.main) == 0
-    written = json.loads((tmp_path / "first_hour.ipynb").read_text(encoding="utf-8"))
+    written = json.loads((tmp_path / "first_tier.ipynb").read_text(encoding="utf-8"))
     assert written["nbformat"] == 4 and "Σ_{k≠i}" in "".join(written["cells"][2]["source"])
     assert exit_status(make_notebook.main) == 2
 
