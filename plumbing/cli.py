@@ -30,10 +30,10 @@ class BadInput(ValueError):
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps a docstring's line breaks; shows all defaults except None and False."""
+    """Keeps a docstring's line breaks; shows all defaults except None, False and empty lists."""
 
     def _get_help_string(self, action):
-        if action.default in (None, False, argparse.SUPPRESS) or "(default:" in action.help:
+        if action.default in (None, False, (), [], argparse.SUPPRESS) or "(default:" in action.help:
             return action.help
         return f"{action.help} (default: %(default)s)"
 
