@@ -250,7 +250,7 @@ def make_learner(args, data, device):
     try:
         encoder, p = make_encoder(args.arch, args.width, data["stem"], data["image_size"])
     except ValueError as error:     # it does not take these images, or not this --width
-        raise BadInput(f"--arch: {error}") from error
+        raise BadInput(f"--arch, --width or --image-size: {error}") from error
     method = METHODS[args.method](args, encoder, p, len(data["train_x"]))
     online_probe = None
     if data["classes"]:

@@ -91,7 +91,7 @@ def read_folders(folders, unfinished=False):
     The log of an unfinished run has another column, of_epochs; not with unfinished=True, which
     takes it for a finished one. Both are named on stdout.
     A folder without a log, a configuration or an epoch is left out, and named on stdout.
-    Raises BadInput if a file is damaged or no run is left, OSError if a folder does not exist.
+    Raises BadInput if a folder does not exist, a file is damaged or no run is left.
     """
     counted = "left out of means and correlations (--unfinished counts it)"
     if unfinished:
@@ -137,7 +137,9 @@ def read_evaluation(folder):
 
 
 def what_is_missing(folder):
-    """The reason why a folder cannot be drawn yet, or None."""
+    """The reason why a folder cannot be drawn yet, or None. Raises BadInput if there is none."""
+    if not folder.exists():
+        raise BadInput(f"there is no folder {folder}")
     if folder.is_dir() and not (folder / "log.csv").exists():       # a run that failed at once
         return "holds no log.csv"
     if not read_log(folder / "log.csv")["epoch"]:

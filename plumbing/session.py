@@ -242,4 +242,5 @@ def check_evaluation(row, rows, holding):
                        f"try a lower --lr; {holding}")
     was_collapsed = any(earlier.get("erank_z", 2) < 2 for earlier in rows)
     if row.get("erank_z", 2) < 2 and not was_collapsed:
-        print(f"note: the embeddings have collapsed: their effective rank is {row['erank_z']:.2f}")
+        print(f"note: the embeddings' effective rank is only {row['erank_z']:.2f}: unless training "
+              "has hardly begun, they have collapsed")

@@ -46,6 +46,8 @@ class Signals:
         self.received = number
         if is_second or not self.held:
             raise KeyboardInterrupt(number)
+        if RANK == 0 and sys.stderr.isatty():       # a step can take minutes; print() might be busy
+            os.write(sys.stderr.fileno(), b"\nstopping after this step; again: at once\n")
 
     def hold(self):
         self.held = True
