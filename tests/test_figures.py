@@ -522,7 +522,7 @@ def log_with_a_gap(folder):
 
 
 @pytest.mark.parametrize("make, words", [
-    (no_folder, "log.csv"),
+    (no_folder, "there is no folder"),
     (log_without_epochs, "not the log of a run"),
     (log_with_words, "not the log of a run"),
     (log_of_nothing, "not the log of a run"),

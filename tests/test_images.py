@@ -433,7 +433,7 @@ def test_a_stalled_disk_does_not_delay_the_end(small_photos, tmp_path):
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(2)       # by then it waits for a batch
+    time.sleep(5)       # by then it waits for a batch
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 143 and err.startswith("train.py: stopped; go on with: ")
