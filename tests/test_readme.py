@@ -75,6 +75,17 @@ def test_the_loss_and_the_backbone_example_run(tmp_path, monkeypatch):
     assert torch.allclose(scope["r"], r, rtol=1e-3, atol=1e-3)
 
 
+def test_the_encoder_that_comes_with_it_classifies(monkeypatch):
+    """Its card's code, on noise: a name of CIFAR-100's classes for each image."""
+    monkeypatch.chdir(ROOT)
+    card = (ROOT / "docs" / "assets" / "encoder" / "README.md").read_text(encoding="utf-8")
+    images = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8)
+    scope = {"images": images}
+    exec(example("probe.pt", card), scope)
+    assert len(scope["names"]) == 3 and len(set(scope["classes"])) == 100
+    assert 0 < scope["r"].std() < 10
+
+
 def test_a_method_of_ones_own_trains(tmp_path):
     """In a file of its own, started as the README shows, at the demo's size and with the default
     optimiser; its columns are logged. A loss that explodes does so within four steps there."""
