@@ -55,7 +55,7 @@ FOR_METHODS = 2     # seeds the methods' random numbers apart from those of view
 def parse_args(argv):
     """Parses the flags; --method determines the defaults of some. Raises BadInput."""
     name = chosen_method(argv, METHODS)
-    method = METHODS.get(name, METHODS["adadim"])       # which vicreg and simclr are members of
+    method = METHODS.get(name, METHODS["adadim"])       # vicreg and simclr are AdaDim with fixed α
     parser = Parser("train.py", __doc__)
     # argparse's action "version" prints a text and exits with status 0
     parser.add_argument("--methods", action="version",
@@ -68,7 +68,7 @@ def parse_args(argv):
         "(or val/), or without classes. imagenet, imagenet100, inat21: your own copy, in "
         "--data-dir. All others are downloaded, unless they are in --data-dir")
     add("--data-dir", default="./data", metavar="DIR",
-        help="folder of the dataset's files, and of downloads")
+        help="folder for the dataset's files and for downloads")
     add("--augment", default="vicreg", choices=tuple(AUGMENTATIONS), help="augmentation scheme")
     add("--classes", type=Path, metavar="FILE",
         help="a file that lists the class folders to use, one per line")
@@ -89,7 +89,7 @@ def parse_args(argv):
     add = parser.add_argument_group("networks").add_argument
     add("--arch", default="resnet50", metavar="NAME",
         help="encoder: a classification network of torchvision, such as resnet18, convnext_tiny "
-        "or vit_b_16. ResNets have a stem for small images")
+        "or vit_b_16. For small images, ResNets get a smaller stem")
     add("--width", default=64, type=whole_number(1), metavar="N",
         help="channels of a ResNet's first stage; use fewer on a CPU")
     add("--projector", default="2048-2048-2048", type=layer_sizes, metavar="SIZES",
@@ -145,11 +145,11 @@ def parse_args(argv):
     add("--compile", default="no", choices=("yes", "no"),
         help="use torch.compile: slow to start, then faster on some machines")
     add("--deterministic", default="no", choices=("yes", "no"),
-        help="use only GPU kernels that round alike each time, so that a run can be resumed bit "
-        "for bit; slower")
+        help="use only deterministic GPU kernels, so that a run can be resumed bit for bit; "
+        "slower")
     add("--sync-batch-norm", choices=("yes", "no"),
         help="with several GPUs: batch norms see the whole batch (default: yes) or only their "
-        "GPU's part, which spares waits")
+        "GPU's part, which saves synchronisation")
     add("--device", default="auto", type=device_name,
         help="auto (a GPU if there is one), cpu, cuda, cuda:1 …")
     add("--seed", default=0, type=whole_number(0, 2 ** 31 - 1),
@@ -183,7 +183,7 @@ def parse_args(argv):
         parser.error(f"--arch must be a classification network of torchvision with one linear "
                      f"classifier, such as resnet18 or convnext_tiny, not {args.arch!r}")
     if "--width" in given and args.arch not in RESNETS:
-        print(f"note: {args.arch} has no use for --width, which is of ResNets alone")
+        print(f"note: {args.arch} has no use for --width, which is for ResNets only")
     args.set = read_settings(args.method, args.set, METHODS) or None
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite exclude each other")
@@ -199,15 +199,15 @@ def parse_args(argv):
         settings = f"alpha_{args.alpha}-beta_{args.beta:g}" if name == "adadim" else name
         args.out = Path("runs") / f"{args.dataset}-{settings}-seed{args.seed}"
     if args.out.resolve() == Path(args.data_dir).resolve():
-        parser.error(f"--out {args.out} is --data-dir: the run's files would join the images")
+        parser.error(f"--out {args.out} is --data-dir: this would mix the run's files with images")
     return args
 
 
 def settle(args, saved, device):
     """Replaces "auto" in --precision and, on resuming, sets --resident. saved: see Session.
 
-    A resumed run keeps its first precision, and keeps its images on the device or streams them
-    as before: otherwise its results would change, because the two ways crop differently.
+    A resumed run keeps its precision, and keeps its images on the device or streams them as
+    before: the two ways crop differently, so its results would change.
     """
     if saved and args.precision == "auto":
         args.precision = saved["config"].get("--precision")
@@ -249,7 +249,7 @@ def make_learner(args, data, device):
     torch.manual_seed(args.seed)
     try:
         encoder, p = make_encoder(args.arch, args.width, data["stem"], data["image_size"])
-    except ValueError as error:     # it does not take these images, or not this --width
+    except ValueError as error:     # it does not accept these images, or this --width
         raise BadInput(f"--arch, --width or --image-size: {error}") from error
     method = METHODS[args.method](args, encoder, p, len(data["train_x"]))
     online_probe = None
