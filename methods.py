@@ -37,7 +37,7 @@ class MeasuredAlpha(nn.Module):
         self.steps = []             # steps of this epoch at which to measure
 
     def before_epoch(self, epoch, steps, generator):
-        """Draws the steps at which to measure, on the batches of training: no pass is extra."""
+        """Draws the steps at which to measure: on training batches, so without extra passes."""
         self.steps = []
         if epoch % self.every == 0:
             order = torch.randperm(steps, generator=generator, device=generator.device)
@@ -90,7 +90,7 @@ class StepResult(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """A setting that a single method has, changed by --set NAME=VALUE."""
+    """A setting of a single method, changed by --set NAME=VALUE."""
     default: Any
     kind: Any               # an argparse type
     meaning: str = ""       # in a few words, for train.py --methods
@@ -118,7 +118,7 @@ class Method(nn.Module):
     → r (n × p). n_images: size of the training set.
     """
     columns = ()            # its own columns of log.csv, from `logs` and `schedule`
-    details = ()            # more of them, which the line printed for each epoch leaves out
+    details = ()            # more columns, not in the line that is printed for each epoch
     defaults = {"--beta": 0.0, "--mi-scale": "1"}   # those that differ from train.py's
     settings = {}           # {name: Setting}
     uses = ()               # flags that only this method and a few others read
@@ -133,16 +133,16 @@ class Method(nn.Module):
 
     @staticmethod
     def make_projector(p, sizes, settings):
-        """The network r (n × p) → z (n × d). sizes: of its layers, from --projector."""
+        """The network r (n × p) → z (n × d). sizes: the layers' sizes, from --projector."""
         return mlp(p, sizes)
 
     def forward(self, views, index, progress):
         """Returns a StepResult; runs under autocast.
 
-        views: 2n × 3 × s × s, all first views, then all second views. Passed through a network at
-        once, its batch norms see all 2n; solo-learn passes each view by itself. index: n, the
-        images' places in the training set. progress: 0-dim float64, from 0 at the first step of
-        training to 1 at the last.
+        views: 2n × 3 × s × s, all first views, then all second views. If you pass them through a
+        network at once, its batch norms see all 2n; solo-learn passes one view at a time. index:
+        n, the images' indices in the training set. progress: 0-dim float64, from 0 at the first
+        step of training to 1 at the last.
 
         With several processes, n is this process's share of the batch: a loss over the whole batch
         gathers first. Set no attributes or buffers here, except batch norms' own: torch.compile
