@@ -201,10 +201,10 @@ def matrix_mutual_information(r, z, order=2):
 
     r: n × p, z: n × d. The kernels compare samples, so p and d may differ. order: see
     renyi_entropy; order 2 keeps only BLOCK rows of the kernels in memory.
-    H asks for positive semi-definite kernels. K_R and K_Z are, as products x̂ x̂ᵀ, and so is
-    K_R ∘ K_Z, whatever the signs of the entries. A non-negative r, from a last ReLU, has cosines
-    from 0; other networks' r, like z, has opposite samples too. Order 2, which squares cosines,
-    counts those as equal.
+    H needs positive semi-definite kernels. K_R and K_Z are, as products x̂ x̂ᵀ, and so is
+    K_R ∘ K_Z, whatever the signs of the entries. If r ends in a ReLU, its cosines are ≥ 0. Other
+    networks' r, like z, can have opposite samples; order 2, which squares cosines, counts those
+    as equal.
     """
     r, z = matrices(r, z)
     if order != 2:
