@@ -51,7 +51,7 @@ def covariance_eigenvalues(x):
     x, = matrices(x)
     n, d = x.shape
     centred = x.double() - x.double().mean(0)
-    # centring a constant x leaves rounding errors, which are no variance
+    # centring a constant x leaves rounding errors, which are not variance
     rounding = torch.finfo(x.dtype).eps * x.double().norm()
     eigenvalues = gram_eigenvalues(centred * (centred.norm() > rounding)) / n
     return torch.cat([eigenvalues, eigenvalues.new_zeros(d - len(eigenvalues))])
@@ -78,8 +78,8 @@ def over_squares(values):
 
 # --- how many directions a representation fills -------------------------------------------------
 
-# The ranks are from 1 (a single direction, or none) to min(n, d), or, if they are computed from
-# the covariance, to min(n − 1, d).
+# Ranks range from 1 (a single direction, or none) to min(n, d), or to min(n − 1, d) if they are
+# computed from the covariance.
 
 def effective_rank(x):
     """How many directions the rows of x fill (Roy & Vetterli, the paper's [35]).
@@ -124,7 +124,7 @@ def alpha_req(x, first=11, last=50):
 
         λ_j ∝ j^(−α):  α is minus the slope of log λ_j against log j, by least squares
 
-    over j = first … last, counted from 1, both included. 0 is a flat spectrum, and the larger α,
+    over j = first … last, counted from 1, both included. 0 is a flat spectrum; the larger α is,
     the fewer directions count; that paper finds 1 best. Zero eigenvalues count as 1e-16 of the
     largest. Raises ValueError unless x has more than `last` rows and at least `last` columns.
     """
@@ -175,8 +175,8 @@ def lidar(x, delta=1e-4):
 
     x: images × views × d, several augmented views of each of n images. Σ_b: covariance of the
     images' means (division by n − 1). Σ_w: covariance of views around their image's mean (division
-    by n·(views − 1)), plus delta on the diagonal. From 1 to min(n − 1, d): a direction counts the
-    more, the more images differ in it compared with views of one image.
+    by n·(views − 1)), plus delta on the diagonal. From 1 to min(n − 1, d): a direction counts by
+    how much images differ in it, relative to views of one image.
     Raises ValueError if x has fewer than two images or two views.
     """
     x = torch.as_tensor(x)
