@@ -7,9 +7,9 @@
     z = projector(r)           # n × d
 
 The encoders are torchvision's, so weights trained here load there. A ResNet's r is non-negative,
-a mean over the last ReLU's outputs. That of networks which end otherwise (ConvNeXt, ViT, Swin,
-EfficientNet …) is not: losses.matrix_mutual_information and metrics.effective_rank say what that
-means.
+a mean over the last ReLU's outputs. Networks that end differently (ConvNeXt, ViT, Swin,
+EfficientNet …) give r of both signs: see losses.matrix_mutual_information and
+metrics.effective_rank for what that changes.
 
     encoder, facts = load_encoder("runs/demo")          # a trained one
 """
@@ -22,7 +22,7 @@ from torch import nn
 
 from augment import normalise
 
-# torchvision's classification networks, but for those with several heads, or none that is linear
+# torchvision's classification networks, except those with several heads or no linear one
 ARCHITECTURES = tuple(name for name in torchvision.models.list_models(module=torchvision.models)
                       if not name.startswith(("googlenet", "inception", "squeezenet")))
 RESNETS = tuple(name for name in ARCHITECTURES if "resnet" in name or "resnext" in name)
@@ -57,7 +57,7 @@ def make_encoder(arch="resnet50", width=PUBLISHED_WIDTH, stem="small", image_siz
     p = getattr(parent, own_name).in_features
     setattr(parent, own_name, nn.Identity())
     for layer in parent.children():
-        if isinstance(layer, nn.Dropout):   # it regularises the classifier, and would disturb r
+        if isinstance(layer, nn.Dropout):   # meant for the classifier; it would disturb r
             layer.p = 0.0
     return net.train(), p
 
@@ -65,9 +65,9 @@ def make_encoder(arch="resnet50", width=PUBLISHED_WIDTH, stem="small", image_siz
 def load_encoder(folder):
     """(encoder, facts) from backbone.pt and encoder.json of a run, on the CPU, in evaluation mode.
 
-    facts: a dict of arch, width, stem, image_size and size (of the network's input, and of the
-    images of which it is the centre), the mean and std that normalise its input, and the command
-    that trained it. Raises OSError, or other errors if the files are damaged.
+    facts: a dict of arch, width, stem, image_size (of the network's input) and size (of the images
+    from whose centre it is cut), the mean and std that normalise the input, and the command that
+    trained the network. Raises OSError, or other errors if the files are damaged.
     """
     facts = json.loads((Path(folder) / "encoder.json").read_text(encoding="utf-8"))
     encoder, _ = make_encoder(facts["arch"], facts["width"], facts["stem"], facts["image_size"])
