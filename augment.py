@@ -102,7 +102,7 @@ def augment_with(draws, x, recipe, view=None, size=None, cropped=False):
     """augment() with the given random numbers (n × DRAWS, in [0, 1)).
 
     view: None takes both at once, which on a GPU halves the number of launches: x and draws then
-    hold 2n images, the first views and then the second. What a recipe switches off costs nothing.
+    hold 2n images, the first views and then the second. Steps that a recipe omits cost nothing.
     No branch depends on a tensor's values, so torch.compile can compile it as a whole.
     """
     settings = AUGMENTATIONS[recipe]
@@ -237,7 +237,7 @@ def colour_jitter(x, strengths, rand):
 
     x: n × 3 × h × w in [0, 1]. strengths: a Jitter, or four numbers in its order. A factor is
     uniform in 1 ± its strength, the hue's shift in ± its strength, in turns. rand: as torch.rand.
-    Hue comes last because it commutes with the others but for clipping.
+    Hue comes last because it commutes with the others, except for clipping.
     """
     n = len(x)
     brightness, contrast, saturation, hue = strengths
