@@ -33,7 +33,7 @@ from plumbing.resize import check_resize, resize
 
 STATISTICS_IMAGES = 2048        # files sampled for mean and standard deviation
 HEAD = 4096                     # bytes of a file that its fingerprint covers
-MOST_HEADS = 100_000            # files
+MOST_HEADS = 100_000            # files whose head it covers
 
 
 def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident="auto",
@@ -61,10 +61,10 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
     "no" for lists, if the dataset consists of files; "auto" for tensors if they take up to `room`
     bytes (None: half of the machine's memory). min_size, image_size: see folders.fit. like: a
     run's size, image_size, stem and perhaps min_size, for a folder's images instead of their own.
-    skip_unreadable: leave out files that cannot be decoded, which decodes all of them once more.
+    skip_unreadable: leave out files that cannot be decoded; finding them decodes all files once.
     Tensors hold the central square of each image, from which views are cropped; views of files
     are cropped from the whole image.
-    Raises BadInput, or OSError for unreadable files; the message tells what to do.
+    Raises BadInput, or OSError for unreadable files; the message says what to do.
     """
     facts = DATASETS[name]
     if classes is not None and facts["layout"] not in ("classes", "folder"):
@@ -154,8 +154,8 @@ def pixels(data, split, index):
 def fingerprint(data):
     """A checksum of classes, labels and images, so that a run is resumed on the same data.
 
-    For files, of their names, sizes and first 4 KiB; of the latter in 100,000 random files, if
-    there are more. It does not see a change further back in a file of the same size.
+    For image files it covers names, sizes and the first 4 KiB of each, or of 100,000 random ones
+    if there are more. It misses a change further back in a file that keeps its size.
     """
     total = zlib.crc32("/".join(data["classes"]).encode(errors="surrogateescape"))
     for key in ("train_x", "train_y", "test_x", "test_y"):
