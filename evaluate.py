@@ -51,7 +51,7 @@ from plumbing.inside import look_inside
 from probe import METRIC_IMAGES, VIEW_IMAGES, encode_images, encode_views   # as in training
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)     # learning rates that the probe tries
-LIDAR_IMAGES = 1000         # an upper limit of LiDAR, as p is
+LIDAR_IMAGES = 1000         # LiDAR cannot exceed this, nor p
 LIDAR_VIEWS = 10
 
 

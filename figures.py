@@ -425,7 +425,7 @@ def write_tables(out, summary_rows, correlation_rows, kind):
         print(markdown(correlated), "\n\nPearson's r of the runs' last values, with its 95 % "
               "interval; for fewer than eight runs it is only indicative.", sep="")
     else:
-        print("No correlations: they take three finished runs with an accuracy.")
+        print("No correlations: they need three finished runs with an accuracy.")
 
 
 if __name__ == "__main__":
