@@ -452,96 +452,38 @@ def test_colours_tell_methods_apart():
 
 # --- bad input ------------------------------------------------------------------------------------
 
-def no_folder(folder):
-    pass
+ONE_EPOCH = "epoch\n1\n"
+NO_LOG, NO_CONFIG = "not the log of a run", "not the configuration of a run"
 
 
-def log_without_epochs(folder):
-    write_log(folder, {"loss": [1, 2]})
-
-
-def log_with_words(folder):
-    write_log(folder, {"epoch": ["one"]})
-
-
-def log_of_nothing(folder):
-    folder.mkdir()
-    (folder / "log.csv").write_text("")
-
-
-def only_begun(folder):
-    write_config(folder)
-    write_log(folder, {"epoch": []})
-
-
-def no_config(folder):
-    write_log(folder, {"epoch": [1]})
-
-
-def damaged_config(folder):
-    made_run(folder, FLAGS)
-    (folder / "config.json").write_text("{")
-
-
-def config_without_method(folder):
-    made_run(folder, {"--alpha": 0.5})
-
-
-def config_of_lists(folder):
-    made_run(folder, FLAGS | {"--alpha": [0.5]})
-
-
-def config_of_huge_numbers(folder):
-    made_run(folder, FLAGS | {"--beta": 10 ** 400})
-
-
-def config_without_a_methods_name(folder):
-    made_run(folder, FLAGS | {"--method": 7})
-
-
-def config_of_half_a_character(folder):
-    made_run(folder, FLAGS | {"--alpha": "\ud800"})
-
-
-def deep_config(folder):
-    made_run(folder, FLAGS)
-    (folder / "config.json").write_text("[" * 10 ** 5)
-
-
-def log_of_latin_1(folder):
-    made_run(folder, FLAGS)
-    (folder / "log.csv").write_bytes("epoch,größe\n1,2\n".encode("latin-1"))
-
-
-def log_of_huge_numbers(folder):
-    made_run(folder, FLAGS, rank=1e308)
-
-
-def log_with_a_gap(folder):
-    write_log(folder, {"epoch": [1, 3]})
-
-
-@pytest.mark.parametrize("make, words", [
-    (no_folder, "there is no folder"),
-    (log_without_epochs, "not the log of a run"),
-    (log_with_words, "not the log of a run"),
-    (log_of_nothing, "not the log of a run"),
-    (only_begun, "nothing to draw"),
-    (no_config, "nothing to draw"),
-    (damaged_config, "not the configuration of a run"),
-    (config_without_method, "not the configuration of a run"),
-    (config_of_lists, "not the configuration of a run"),
-    (config_of_huge_numbers, "not the configuration of a run"),
-    (config_without_a_methods_name, "not the configuration of a run"),
-    (config_of_half_a_character, "not the configuration of a run"),
-    (deep_config, "not the configuration of a run"),
-    (log_of_latin_1, "not the log of a run"),
-    (log_of_huge_numbers, "a value beyond 1e+30"),
-    (log_with_a_gap, "its epochs are not 1, 2, 3"),
+@pytest.mark.parametrize("log, config, words", [        # flags, or the file's text
+    (None, None, "there is no folder"),
+    ("loss\n1\n2\n", None, NO_LOG),
+    ("epoch\none\n", None, NO_LOG),
+    ("", None, NO_LOG),
+    ("epoch,größe\n1,2\n".encode("latin-1"), FLAGS, NO_LOG),
+    ("epoch,mi\n1,1e308\n", FLAGS, "a value beyond 1e+30"),
+    ("epoch\n1\n3\n", None, "its epochs are not 1, 2, 3"),
+    ("epoch\n", FLAGS, "nothing to draw"),
+    (ONE_EPOCH, None, "nothing to draw"),
+    (ONE_EPOCH, "{", NO_CONFIG),
+    pytest.param(ONE_EPOCH, "[" * 10 ** 5, NO_CONFIG, id="deep"),
+    (ONE_EPOCH, {"--alpha": 0.5}, NO_CONFIG),
+    (ONE_EPOCH, FLAGS | {"--alpha": [0.5]}, NO_CONFIG),
+    (ONE_EPOCH, FLAGS | {"--beta": 10 ** 400}, NO_CONFIG),
+    (ONE_EPOCH, FLAGS | {"--method": 7}, NO_CONFIG),
+    (ONE_EPOCH, FLAGS | {"--alpha": "\ud800"}, NO_CONFIG),
 ])
-def test_bad_runs(make, words, tmp_path, capsys):
-    make(tmp_path / "run")
-    assert run_figures(tmp_path / "run", "--out", tmp_path / "out") == 2
+def test_bad_runs(log, config, words, tmp_path, capsys):
+    run = tmp_path / "run"
+    if log is not None:
+        run.mkdir()
+        (run / "log.csv").write_bytes(log if isinstance(log, bytes) else log.encode())
+    if isinstance(config, dict):
+        write_config(run, config)
+    elif config is not None:
+        (run / "config.json").write_text(config)
+    assert run_figures(run, "--out", tmp_path / "out") == 2
     err = capsys.readouterr().err
     assert words in err
     assert err.count("\n") == 1
