@@ -167,21 +167,3 @@ def test_without_lightly(monkeypatch, capsys):
         peer.main(TINY_PEER.split())
     assert stop.value.code == 2
     assert capsys.readouterr().err == "peer.py: peer.py needs lightly: pip install lightly\n"
-
-
-# --- bad input --------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("flags, words", [
-    ("--batch-size 5000", "2 to 4096"),
-    ("--projector 0-1", "layer sizes"),
-    ("--device cuda:77", "cuda"),
-    ("--arch vit", "invalid choice"),
-    ("--precision int8", "invalid choice"),
-])
-def test_bad_input(flags, words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        bench.main(flags.split())
-    err = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert words in err
-    assert err.count("\n") == 1

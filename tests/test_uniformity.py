@@ -97,15 +97,3 @@ def test_every_claim_is_shown_and_drawn(script, tmp_path, capsys):
 def test_a_metric_without_its_properties_is_caught(script, monkeypatch, part, name, instead):
     monkeypatch.setitem(uniformity.MEASURES, name, instead)
     assert script(part) == 1
-
-
-@pytest.mark.parametrize("words, message", [
-    ("everything", "invalid choice"),
-    ("--metric pearson", "invalid choice"),
-    ("--out {}/file/x", "file"),
-])
-def test_bad_input(words, message, tmp_path, capsys):
-    (tmp_path / "file").write_text("in the way")
-    assert exit_status(uniformity.main, *words.format(tmp_path).split()) == 2
-    err = capsys.readouterr().err
-    assert message in err and err.count("\n") == 1
