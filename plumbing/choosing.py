@@ -7,7 +7,7 @@ import math
 from typing import NamedTuple
 
 from plumbing.cli import BadInput
-from plumbing.results import CORRELATES, is_finished, last_correlate, mean_and_spread
+from plumbing.results import CORRELATES, is_finished, mean_and_spread
 from plumbing.run import last_value
 
 # what is best, according to the authors of the measure; for I(R;Z) both ends
@@ -18,7 +18,6 @@ WANTED = {
     "lowest": ("I(R;Z)", "uniformity of R", "uniformity of Z"),
     "nearest 1": ("α-ReQ of R", "α-ReQ of Z"),
 }
-ACCURACY = {"column": "probe_top1"}
 
 
 class Candidate(NamedTuple):
@@ -37,14 +36,14 @@ def choices(all_flags, logs):
         if is_finished(log):
             seeds.setdefault(flags.get("--seed"), []).append(log)
 
-    def row(name, meaning, wanted, result=lost):
-        of_epochs = [result(epochs_of(log, meaning), wanted) for log in logs]
-        of_runs = [result(ends_of(seed, meaning), wanted) for seed in seeds.values()]
+    def row(name, column, wanted, result=lost):
+        of_epochs = [result(epochs_of(log, column), wanted) for log in logs]
+        of_runs = [result(ends_of(seed, column), wanted) for seed in seeds.values()]
         return {"picked by": name, "epoch of a run: points lost": text(of_epochs, "runs"),
                 "run of a seed: points lost": text(of_runs, "seeds")}
 
-    rows = [row("labels: accuracy (%)", ACCURACY, "highest", picked),
-            row("chance", ACCURACY, "average"), row("being the last", ACCURACY, "last")]
+    rows = [row("labels: accuracy (%)", "probe_top1", "highest", picked),
+            row("chance", "probe_top1", "average"), row("being the last", "probe_top1", "last")]
     rows[-1]["run of a seed: points lost"] = "–"        # runs have no order
     for wanted, measures in WANTED.items():
         rows += [row(f"{wanted} {measure}", CORRELATES[measure], wanted) for measure in measures]
@@ -54,24 +53,17 @@ def choices(all_flags, logs):
     return known
 
 
-def epochs_of(log, meaning):
-    """The candidates among a run's epochs. meaning: of CORRELATES."""
-    length = len(log["epoch"])
-    missing = [math.nan] * length
-    accuracies = log.get("probe_top1", missing)
-    values = log.get(meaning["column"], missing)
-    if len(values) != length:       # from evaluation.json, of the last epoch alone
-        values = missing
-    divisors = [1.0] * length
-    if "divided by" in meaning:
-        divisors = log.get(meaning["divided by"], missing)
-    return finite(Candidate(accuracy, value / divisor if divisor != 0 else math.nan)
-                  for accuracy, value, divisor in zip(accuracies, values, divisors))
+def epochs_of(log, column):
+    """The candidates among a run's epochs."""
+    values = log.get(column, [])
+    if len(values) != len(log["epoch"]):        # from evaluation.json, of the last epoch alone
+        return []
+    return finite(map(Candidate, log.get("probe_top1", []), values))
 
 
-def ends_of(logs, meaning):
+def ends_of(logs, column):
     """The candidates among the ends of runs."""
-    return finite(Candidate(last_value(log, "probe_top1"), last_correlate(log, meaning))
+    return finite(Candidate(last_value(log, "probe_top1"), last_value(log, column))
                   for log in logs)
 
 
@@ -85,21 +77,13 @@ def picked(candidates, wanted):
         return math.nan
     if wanted == "average":
         return sum(candidate.accuracy for candidate in candidates) / len(candidates)
-    by_value = sorted(candidates, key=value_of)
+    by_value = sorted(candidates, key=lambda candidate: candidate.value)
     return {
         "last": candidates[-1],
         "highest": by_value[-1],
         "lowest": by_value[0],
-        "nearest 1": min(candidates, key=distance_from_1),
+        "nearest 1": min(candidates, key=lambda candidate: abs(candidate.value - 1)),
     }[wanted].accuracy
-
-
-def value_of(candidate):
-    return candidate.value
-
-
-def distance_from_1(candidate):
-    return abs(candidate.value - 1)
 
 
 def lost(candidates, wanted):

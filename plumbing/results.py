@@ -34,8 +34,7 @@ METHOD_NAMES = {
 }
 FLAG_NAMES = {"--w2-weight": "W₂", "--lu-weight": "L_U"}        # as losses in a name
 
-# The tables show the last values of these columns, with their headings; "divided by" makes
-# Table 3's ratios.
+# The tables show the last values of these columns, with their headings.
 SUMMARY = {"probe_top1": "probe (%)", "knn_top1": "k-NN (%)", "erank_r": "erank R",
            "erank_z": "erank Z", "mi": "I(R;Z)", "alpha": "α"}
 SPREADS = {
@@ -43,20 +42,20 @@ SPREADS = {
     "ci": "half of the 95 % interval of the mean over seeds (t distribution)",
 }
 CORRELATES = {
-    "effective rank of R": {"column": "erank_r"},
-    "effective rank of Z": {"column": "erank_z"},
-    "I(R;Z)": {"column": "mi"},
-    "I(R;Z) on the features' kernels": {"column": "mi_features"},
-    "effective rank of R / I(R;Z)": {"column": "erank_r", "divided by": "mi"},
-    "effective rank of Z / I(R;Z)": {"column": "erank_z", "divided by": "mi"},
-    "linear CKA of R and Z": {"column": "cka"},
+    "effective rank of R": "erank_r",
+    "effective rank of Z": "erank_z",
+    "I(R;Z)": "mi",
+    "I(R;Z) on the features' kernels": "mi_features",
+    "effective rank of R / I(R;Z)": "erank_r_over_mi",
+    "effective rank of Z / I(R;Z)": "erank_z_over_mi",
+    "linear CKA of R and Z": "cka",
 }
 OTHER_MEASURES = {
     "RankMe": "rankme", "LiDAR": "lidar", "α-ReQ": "alpha_req", "stable rank": "stable_rank",
     "participation ratio": "participation", "NESum": "nesum", "H₂": "h2", "W₂": "w2",
     "uniformity": "uniformity",
 }
-CORRELATES |= {f"{measure} of {letter.upper()}": {"column": f"{column}_{letter}"}
+CORRELATES |= {f"{measure} of {letter.upper()}": f"{column}_{letter}"
                for measure, column in OTHER_MEASURES.items() for letter in "rz"}
 
 
@@ -112,12 +111,19 @@ def read_folders(folders, unfinished=False):
             print(f"{folder} is unfinished, {epoch_of(log)}: {counted}")
         if unfinished:
             log.pop("of_epochs", None)
-        if "h2_r" in log and "mi" in log:
-            log["h2_r_minus_mi"] = [h - i for h, i in zip(log["h2_r"], log["mi"])]
-        logs.append(log | read_evaluation(folder))
+        logs.append(log | with_information(log) | read_evaluation(folder))
     if not logs:
         raise BadInput("there is nothing to draw yet")
     return all_flags, logs
+
+
+def with_information(log):
+    """{column: [number]}: Equation 2's bound, and Table 3's ratios, infinite where I(R;Z) is 0."""
+    found = {"h2_r_minus_mi": [h - i for h, i in zip(log.get("h2_r", []), log.get("mi", []))]}
+    for rank in ("erank_r", "erank_z"):
+        pairs = zip(log.get(rank, []), log.get("mi", []))
+        found[f"{rank}_over_mi"] = [x / i if i != 0 else math.inf for x, i in pairs]
+    return found
 
 
 def read_evaluation(folder):
@@ -273,11 +279,11 @@ def correlations(runs):
     """
     every_log = [log for logs in runs.values() for log in logs]
     rows = []
-    for quantity, meaning in CORRELATES.items():
+    for quantity, column in CORRELATES.items():
         xs = []
         ys = []
         for log in every_log:
-            x = last_correlate(log, meaning)
+            x = last_value(log, column)
             y = last_value(log, "probe_top1")
             if math.isfinite(x) and math.isfinite(y):
                 xs.append(x)
@@ -301,15 +307,6 @@ def interval(r, n):
     middle = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, r)))
     half = 1.96 / math.sqrt(n - 3)
     return math.tanh(middle - half), math.tanh(middle + half)
-
-
-def last_correlate(log, meaning):
-    """The last value of one of CORRELATES; NaN if it was not logged, or is divided by 0."""
-    x = last_value(log, meaning["column"])
-    if "divided by" not in meaning:
-        return x
-    divisor = last_value(log, meaning["divided by"])
-    return x / divisor if divisor != 0 else math.nan
 
 
 def write_table(path, rows):
