@@ -25,6 +25,7 @@ import plumbing     # noqa: F401  (first: makes Ctrl-C quiet during the next imp
 
 from plumbing.choosing import choices
 from plumbing.cli import Parser, checked, one_line_errors
+from plumbing.panels import picture, save
 from plumbing.results import (SPREADS, by_name, correlation, correlation_cells, correlations,
                               differing_flags, is_finished, is_number, latex, markdown,
                               mean_and_spread, read_folders, spelled, summary, summary_cells,
@@ -114,12 +115,6 @@ def add_legend(figure, colour):
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
 
 
-def save(figure, path):
-    """Writes a figure, as a PNG, PDF or SVG by the path's suffix."""
-    suffix = path.suffix[1:]
-    write_whole(path, lambda file: figure.savefig(file, format=suffix, dpi=120))
-
-
 def colours(names):
     """{method: colour}: fixed for the paper's methods, on a scale for α between 0 and 1; settings
     of a method, as in "VICReg, epochs 20", are shades of its colour."""
@@ -145,12 +140,10 @@ def colours(names):
 
 def draw_run(folder):
     """Writes dynamics.png into a run's folder: RUN_PANELS, without α if the method has none."""
-    log = read_log(folder / "log.csv")
-    try:
-        figure = draw_dynamics({"AdaDim": [log]}, RUN_PANELS)       # its name is not shown
-        save(figure, folder / "dynamics.png")
-    except ImportError:
-        print("dynamics.png was left out: it needs matplotlib (pip install matplotlib)")
+    def draw(path, log):
+        save(draw_dynamics({"AdaDim": [log]}, RUN_PANELS), path)    # its name is not shown
+
+    picture(folder / "dynamics.png", draw, read_log(folder / "log.csv"))
 
 
 def draw_dynamics(runs, panels=PANELS, kind="std"):

@@ -15,9 +15,8 @@ from data import pixels
 from losses import normalize_rows
 from metrics import effective_rank, mutual_information
 from plumbing.images import random_subset
-from plumbing.panels import COLOURS, picture
+from plumbing.panels import COLOURS, picture, save
 from plumbing.results import write_table
-from plumbing.run import write_whole
 from probe import METRIC_IMAGES, encode_images
 
 MAP_IMAGES = 3000           # points of a map
@@ -176,10 +175,6 @@ def draw_layers(path, rows):
     figure.suptitle("after each layer of the encoder, up to r, and of the projector (shaded)",
                     fontsize=11)
     save(figure, path)
-
-
-def save(figure, path):
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 # --- picture.png --------------------------------------------------------------------------------

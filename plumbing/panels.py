@@ -17,6 +17,8 @@ import csv
 import itertools
 import math
 
+from plumbing.run import write_whole
+
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")   # safe for the colour-blind
 
 
@@ -94,6 +96,12 @@ def picture(path, draw, content):
         print(f"{path.name} was left out: it needs matplotlib (pip install matplotlib)")
         return []
     return [path.name]
+
+
+def save(figure, path):
+    """Writes a figure, as a PNG, PDF or SVG by the path's suffix; atomic."""
+    suffix = path.suffix[1:]
+    write_whole(path, lambda file: figure.savefig(file, format=suffix, dpi=120))
 
 
 def write_csv(path, panels):
