@@ -33,17 +33,12 @@ def load_run(folder):
         with without_warnings():
             encoder.load_state_dict(below("method.encoder.", saved["learner"]))
             projector.load_state_dict(below("method.projector.", saved["learner"]))
-        check_facts(facts)
+        check_input(facts)
+        Path(facts["data_dir"])
     except Exception as error:      # the content can be anything
         raise BadInput(f"{path} is not a whole checkpoint of train.py "
                        f"({type(error).__name__})") from error
     return encoder, projector, facts
-
-
-def check_facts(facts):
-    """Raises some exception if a checkpoint's facts about the images cannot be right."""
-    check_input(facts)
-    Path(facts["data_dir"])
 
 
 def check_input(facts):
