@@ -52,7 +52,7 @@ def load(name, data_dir="data", limit_train=None, seed=0, classes=None, resident
     min_size          of a folder: images with a shorter side below this are left out
     left_out          {which files were left out, and why: their number}
     size_note         why a folder's images have their size, in a sentence
-    held_out          how test images were taken from the training images, in a sentence, or ""
+    held_out          whether test images were taken from the training images
     train_files, test_files     paths of the images, if each is a file
 
     name: a key of DATASETS. data_dir: where the files are, or are downloaded to. limit_train:
@@ -303,7 +303,10 @@ def notes(data):
     """What load() decided about a folder's images, in sentences."""
     left_out = [f"{count:,} {why}" for why, count in data.get("left_out", {}).items() if count]
     sentences = [f"left out: {', '.join(left_out)}"] if left_out else []
-    return sentences + [data[name] for name in ("held_out", "size_note") if data.get(name)]
+    if data.get("held_out"):
+        sentences.append(f"held out for the metrics: {len(data['test_x']):,} of the images, at "
+                         "random, because there is no folder test or val")
+    return sentences + ([data["size_note"]] if "size_note" in data else [])
 
 
 def describe_labels(labels, classes):

@@ -5,8 +5,8 @@
 A dataset is a dict: train_x, test_x (uint8, n × 3 × h × w, or a list of paths), train_y, test_y
 (int64, −1 without a label), classes (their names) and, where they apply, unused ({name of a split
 neither trained nor tested on: number of images}), left_out ({which files, and why: their number})
-and held_out (how test images were taken from the others, in a sentence). Reading raises BadInput,
-or OSError for files that cannot be read; the message tells what to do.
+and held_out (whether test images were taken from the others). Reading raises BadInput, or OSError
+for files that cannot be read; the message tells what to do.
 """
 import contextlib
 import os

@@ -114,8 +114,8 @@ def find_unlabelled(train, held_out):
     inside = train == getattr(held_out, "parent", None)
     deeper = len(list_images(train)) - len(train_x) - len(test_x if inside else [])
     left_out = no_images(loose_files(train) - set(train_x)) | {"in subfolders": deeper}
-    note = ""
-    if not test_x:
+    is_held_out = not test_x
+    if is_held_out:
         n = len(train_x)
         if n < FEWEST:
             raise BadInput(f"{train} holds {n} images: too few, {FEWEST} or more are needed")
@@ -123,11 +123,9 @@ def find_unlabelled(train, held_out):
         chosen = set(random_subset(n, count, seed=0).tolist())
         test_x = [path for i, path in enumerate(train_x) if i in chosen]
         train_x = [path for i, path in enumerate(train_x) if i not in chosen]
-        note = (f"held out for the metrics: {count:,} of the {n:,} images, at random, because "
-                "there is no folder test or val")
     return {"classes": [], "train_x": train_x, "train_y": torch.full((len(train_x),), -1),
             "test_x": test_x, "test_y": torch.full((len(test_x),), -1),
-            "left_out": left_out, "held_out": note}
+            "left_out": left_out, "held_out": is_held_out}
 
 
 # --- class folders

@@ -420,7 +420,12 @@ def test_a_folder_without_labels(tmp_path):
     assert (d["train_y"] == -1).all() and (d["test_y"] == -1).all()
     both = torch.cat([d["train_x"], d["test_x"]]).flatten(1)
     assert both.unique(dim=0).shape[0] == 50        # held out, not used twice
-    assert "held out for the metrics: 5 of the 50 images" in data.notes(d)[0]
+    assert "held out for the metrics: 5 of the images" in data.notes(d)[0]
+    chosen = Path(d["test_files"][0])
+    chosen.write_bytes(b"no image")
+    d = data.load("folder", tmp_path / "mine", skip_unreadable=True)
+    assert "held out for the metrics: 4 of the images" in data.notes(d)[1]
+    chosen.unlink()
 
     save_images(tmp_path / "split" / "train", random_images(30, 16))
     save_images(tmp_path / "split" / "val", random_images(3, 16, seed=1))
