@@ -454,16 +454,19 @@ def test_whatever_pillow_reads_is_an_image(suffix, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_links_and_pipes_among_images(tmp_path):
     """Links to other folders are followed, once each; links back up and pipes are not."""
-    for name in ("train/a", "elsewhere"):
-        save_images(tmp_path / name, random_images(3, 8))
+    for name, n in {"train/a": 30, "elsewhere": 3}.items():
+        save_images(tmp_path / name, random_images(n, 8))
     a = tmp_path / "train" / "a"
     (a / "up").symlink_to(tmp_path)
     (a / "itself").symlink_to(a)
     (a / "more").symlink_to(tmp_path / "elsewhere")
     (a / "again").symlink_to(tmp_path / "elsewhere")
     (a / "gone").symlink_to(tmp_path / "nowhere")
+    (a / "loop.png").symlink_to("loop.png")
     os.mkfifo(a / "pipe.png")
     found = images.list_images(a)
-    assert len(found) == 6 and found == sorted(found)
+    assert len(found) == 33 and found == sorted(found)
     assert sum("elsewhere" in os.path.realpath(path) for path in found) == 3
+    d = data.load("folder", a)
+    assert len(d["train_x"]) + len(d["test_x"]) == 30
     assert images.list_images(tmp_path / "nowhere") == []

@@ -449,16 +449,6 @@ def test_too_few_open_files_are_said_at_once(photos, monkeypatch):
         next(data.batches_of_views(d, data.plan_batches(48, 24, 0, epochs=2), "vicreg"))
 
 
-def test_links_to_themselves_and_pipes_are_no_images(tmp_path):
-    save_images(tmp_path / "train", random_images(30, 8))
-    os.symlink("loop.png", tmp_path / "train" / "loop.png")
-    os.symlink(".", tmp_path / "train" / "here")
-    os.mkfifo(tmp_path / "train" / "pipe.png")
-    assert len(images.list_images(tmp_path)) == 30
-    d = data.load("folder", tmp_path / "train")
-    assert len(d["train_x"]) + len(d["test_x"]) == 30
-
-
 def test_an_unexpected_exception_ends_a_streamed_run(small_photos, tmp_path):
     """With its workers, which block the signal that Python would end them with."""
     script = tmp_path / "broken.py"
