@@ -24,8 +24,8 @@ from plumbing.cli import BadInput
 from plumbing.checkpoint import load_checkpoint
 from plumbing.folders import choose_sizes
 from plumbing.run import read_log
-from tests.helpers import (ROOT, TINY, equal, generator, random_images, run, run_until, save_images,
-                           start, wait_for_epoch)
+from tests.helpers import (ROOT, TINY, assert_equal, generator, random_images, run, run_until,
+                           save_images, start, wait_for_epoch)
 
 STREAMED = [*TINY, "--resident", "no", "--batch-size", 12]
 
@@ -366,7 +366,7 @@ def test_a_streamed_run_resumes_exactly(small_photos, tmp_path):
     assert run(*flags, "--resident", "auto", "--out", tmp_path / "cut", "--resume") == 0
     whole = load_checkpoint(tmp_path / "whole" / "last.pt")["learner"]
     cut = load_checkpoint(tmp_path / "cut" / "last.pt")["learner"]
-    assert equal(whole, cut)
+    assert_equal(whole, cut)
 
 
 def test_without_labels_probe_and_accuracies_are_left_out(tmp_path, capsys):
