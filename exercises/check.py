@@ -99,7 +99,7 @@ def near(found, wanted):
 
 def hint_for(part, found):
     """The hint of the mistake, or of the first of two, whose results are those found; or None."""
-    single = [(hint, options) for hint, options in part["mistakes"]]
+    single = part["mistakes"]
     pairs = [(hint, one | other) for (hint, one), (_, other) in itertools.combinations(single, 2)
              if not one.keys() & other.keys()]
     for hint, options in single + pairs:

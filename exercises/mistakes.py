@@ -166,10 +166,8 @@ RANK = [
     ("Should the p sum to 1, or their squares?", dict(norm=2)),
     ("Your result does not depend on the length of the rows. Does the formula scale them?",
      dict(norm="rows")),
-    ("For k equal singular values the result is k: which base has your logarithm, which your "
-     "power?", dict(base="2 in the logarithm")),
-    ("For k equal singular values the result is k: which base has your logarithm, which your "
-     "power?", dict(base="2 in the power")),
+    *[("For k equal singular values the result is k: which base has your logarithm, which your "
+       "power?", dict(base=base)) for base in ("2 in the logarithm", "2 in the power")],
     ("That is the entropy. How many equal values have this entropy?", dict(end="entropy")),
 ]
 
@@ -317,12 +315,8 @@ WASSERSTEIN = [
     ("Your Σ has lost its root.", dict(root="none")),
     ("Is ‖μ‖ squared?", dict(mean_power=1)),
     ("That is the square of the distance.", dict(outer=False)),
-    ("Check the factor before tr Σ^½: for uniform rows Σ = I/d, and all must cancel.",
-     dict(factor="2/d")),
-    ("Check the factor before tr Σ^½: for uniform rows Σ = I/d, and all must cancel.",
-     dict(factor="2")),
-    ("Check the factor before tr Σ^½: for uniform rows Σ = I/d, and all must cancel.",
-     dict(factor="1/√d")),
+    *[("Check the factor before tr Σ^½: for uniform rows Σ = I/d, and all must cancel.",
+       dict(factor=factor)) for factor in ("2/d", "2", "1/√d")],
 ]
 
 
