@@ -334,6 +334,31 @@ def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
 
 # --- bad input --------------------------------------------------------------------------------
 
+SQUARE = np.eye(10)
+
+
+@pytest.mark.parametrize("arrays, words", [
+    (dict(r=np.array([{}], dtype=object), z=SQUARE), "not an npz file"),
+    (dict(z=SQUARE), "lacks an array r"),
+    (dict(r=SQUARE, z=SQUARE[:3]), "z has 3 rows, and r 10"),
+    (dict(r=SQUARE[:, :0]), "r must hold numbers, samples × features"),
+    (dict(r=SQUARE * 1j), "r must hold numbers, samples × features, not complex128"),
+    (dict(r=SQUARE, z=np.full((10, 3), np.inf)), "z has values that are not finite"),
+    (dict(r=SQUARE * 1e300), "r has values that are not finite, or too large for float32"),
+    (dict(r=SQUARE, split=[["test"], ["train"]] * 5), "split must be a word per row"),
+    (dict(r=SQUARE, y=np.arange(10) / 2), "y must be a whole number or a word"),
+    (dict(r=SQUARE, y=np.arange(10) - 2), "negative labels"),
+    (dict(r=SQUARE[:5], y=np.arange(5)), "too few"),
+    (dict(r=SQUARE, views=SQUARE), "views must hold numbers, images × views × features"),
+    (dict(r=SQUARE, split=["train"] * 10), "split must say 'test'"),
+    (dict(r=SQUARE, y=-np.ones(10, int)), "two labelled rows"),
+])
+def test_bad_features(arrays, words, tmp_path):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(BadInput, match=words):
+        evaluate.measure_features(tmp_path / "bad.npz")
+
+
 @pytest.mark.parametrize("flags, words", [
     ("", "give one of"),
     ("{run} --features x.npz", "give one of"),
@@ -353,20 +378,6 @@ def test_json_holds_null_where_there_is_no_number(tmp_path, capsys):
     ("--weights {tmp}/nan.pth --dataset shapes", "weights are not finite"),
     ("--weights {tmp}/flipped.pth --dataset shapes", "is damaged"),
     ("--weights {tmp}/odd/backbone.pt --dataset shapes", "the network in {tmp}/odd/encoder.json"),
-    ("--features {tmp}/pickled.npz", "not an npz file"),
-    ("--features {tmp}/no_r.npz", "lacks an array r"),
-    ("--features {tmp}/uneven.npz", "z has 3 rows, and r 10"),
-    ("--features {tmp}/empty.npz", "r must hold numbers, samples × features"),
-    ("--features {tmp}/complex.npz", "r must hold numbers, samples × features, not complex128"),
-    ("--features {tmp}/infinite.npz", "z has values that are not finite"),
-    ("--features {tmp}/large.npz", "r has values that are not finite, or too large for float32"),
-    ("--features {tmp}/column.npz", "split must be a word per row"),
-    ("--features {tmp}/halves.npz", "y must be a whole number or a word"),
-    ("--features {tmp}/negative.npz", "negative labels"),
-    ("--features {tmp}/few.npz", "too few"),
-    ("--features {tmp}/flat.npz", "views must hold numbers, images × views × features"),
-    ("--features {tmp}/no_test.npz", "split must say 'test'"),
-    ("--features {tmp}/unlabelled.npz", "two labelled rows"),
     ("--features {tmp}/good.npz --save-features {tmp}/x.npz", "nothing to add"),
     ("{run} --save-features {tmp}/no/where.npz", "cannot write"),
     ("--features {tmp}/good.npz --json {tmp}/good.npz", "--json would replace"),
@@ -399,22 +410,7 @@ def test_bad_input(flags, words, place, tmp_path, capsys):
     flipped = bytearray((place / "run" / "backbone.pt").read_bytes())
     flipped[len(flipped) // 2] ^= 1
     (tmp_path / "flipped.pth").write_bytes(flipped)
-    square = np.eye(10)
-    np.savez(tmp_path / "pickled.npz", r=np.array([{}], dtype=object), z=np.zeros((1, 1)))
-    np.savez(tmp_path / "no_r.npz", z=square)
-    np.savez(tmp_path / "complex.npz", r=square * 1j)
-    np.savez(tmp_path / "infinite.npz", r=square, z=np.full((10, 3), np.inf))
-    np.savez(tmp_path / "large.npz", r=1e300 * square)
-    np.savez(tmp_path / "column.npz", r=square, y=np.arange(10), split=[["test"], ["train"]] * 5)
-    np.savez(tmp_path / "halves.npz", r=square, y=np.arange(10) / 2)
-    np.savez(tmp_path / "flat.npz", r=square, views=square)
-    np.savez(tmp_path / "few.npz", r=square[:5], y=np.arange(5))
-    np.savez(tmp_path / "no_test.npz", r=square, y=np.arange(10), split=["train"] * 10)
-    np.savez(tmp_path / "unlabelled.npz", r=square, y=-np.ones(10, int))
-    np.savez(tmp_path / "uneven.npz", r=square, z=square[:3])
-    np.savez(tmp_path / "empty.npz", r=square[:, :0], z=square)
-    np.savez(tmp_path / "negative.npz", r=square, z=square, y=np.arange(10) - 2)
-    np.savez(tmp_path / "good.npz", r=square, z=square)
+    np.savez(tmp_path / "good.npz", r=SQUARE, z=SQUARE)
 
     command = flags.format(run=place / "run", tmp=tmp_path).split()
     assert exit_status(evaluate.main, *command) == 2
