@@ -68,12 +68,9 @@ def test_a_loss_that_stays_exploded_ends_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("field", CHECKPOINT_TYPES)
-@pytest.mark.parametrize("value", [None, "text", torch.ones(2)])
-def test_a_checkpoint_with_a_field_of_another_type_is_refused(field, value, tmp_path):
-    if torch.is_tensor(value) and field == "step_logs":
-        value = [1.0]
+def test_a_checkpoint_with_a_field_of_another_type_is_refused(field, tmp_path):
     path = tmp_path / "last.pt"
-    save_checkpoint(path, {**WHOLE, field: value})
+    save_checkpoint(path, {**WHOLE, field: "text"})
     with pytest.raises(BadInput, match=f"not a whole checkpoint.*'{field}'"):
         load_checkpoint(path)
 
