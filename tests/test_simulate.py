@@ -4,7 +4,6 @@
 """
 import csv
 import math
-import sys
 
 import pytest
 import torch
@@ -208,20 +207,6 @@ def test_script_shows_the_trends_in_the_spread(tmp_path, capsys):
     two_components = means["d", "25 features, raw"]
     assert ten_components == pytest.approx([18.9, 30.1, 43.3, 55.2], rel=0.05)
     assert two_components == pytest.approx([9.3, 9.3, 9.6, 11.2], rel=0.05)
-
-
-def test_without_matplotlib_the_csvs_are_the_same(tmp_path, capsys, monkeypatch):
-    flags = ("variance", "--draws", 3, "--samples", 200)
-    status = run(*flags, "--out", tmp_path / "with")
-    assert "pip install matplotlib" not in capsys.readouterr().out
-
-    monkeypatch.setitem(sys.modules, "matplotlib", None)        # importing it now fails
-    assert run(*flags, "--out", tmp_path / "without") == status
-    assert "pip install matplotlib" in capsys.readouterr().out
-    assert not list((tmp_path / "without").glob("*.png"))
-    for name in ("figure2_variance.csv", "figure10.csv"):
-        with_it = (tmp_path / "with" / name).read_text()
-        assert (tmp_path / "without" / name).read_text() == with_it
 
 
 def test_figure_2_has_the_panels_of_both_parts(tmp_path, capsys, monkeypatch):
