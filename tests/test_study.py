@@ -34,6 +34,8 @@ def test_grids():
     assert both["alpha-ada-beta-0.0001-mi-scale-1-seed-0"] == [
         "--alpha", "ada", "--beta", "0.0001", "--mi-scale", "1", "--seed", "0"]
     assert "alpha-ada-beta-minus-1-seed-0" in study.runs(["beta"], seeds=1)
+    for name in ("ablation", "beta", "from"):       # AdaDim itself is shared
+        assert "alpha-ada-beta-0.0001-seed-0" in study.runs([name], seeds=1)
 
 
 @pytest.mark.parametrize("name", study.STUDIES)
@@ -80,13 +82,6 @@ def test_progress_is_estimated_from_the_epochs_in_the_logs(tmp_path, monkeypatch
     write("b", 5)
     clock[0] += 60
     assert progress.text(["a"]) == "1 of 3 runs done, about 0:03:00 to go"
-
-
-def test_adadim_itself_is_shared_by_studies():
-    shared = "alpha-ada-beta-0.0001-seed-0"
-    for name in ("ablation", "beta", "from"):
-        assert shared in study.runs([name], seeds=1)
-    assert "--alpha-from" not in study.runs(["from"], seeds=1)[shared]
 
 
 # --- which of them are done -----------------------------------------------------------------------
