@@ -134,7 +134,7 @@ STUDIES = {
         ],
     },
     "one-recipe": {
-        "redoes": "Tables 9 and 22: every method with AdaDim's projector, augmentation, optimiser",
+        "redoes": "Table 22: every method with AdaDim's projector, augmentation, optimiser",
         "runs": [
             *FOUR_METHODS.values(),
             *each("--alpha {} --beta 0.0001 --mi-scale 1", "1", "0"),       # SimCLR, VICReg + [32]
