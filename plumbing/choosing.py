@@ -16,7 +16,7 @@ WANTED = {
                 "LiDAR of R", "LiDAR of Z", "effective rank of R / I(R;Z)",
                 "effective rank of Z / I(R;Z)", "I(R;Z)"),
     "lowest": ("I(R;Z)", "uniformity of R", "uniformity of Z"),
-    "nearest 1": ("α-ReQ of R", "α-ReQ of Z"),
+    "closest-to-1": ("α-ReQ of R", "α-ReQ of Z"),
 }
 
 
@@ -43,7 +43,7 @@ def choices(all_flags, logs):
                 "run of a seed: points lost": text(of_runs, "seeds")}
 
     rows = [row("labels: accuracy (%)", "probe_top1", "highest", picked),
-            row("chance", "probe_top1", "average"), row("being the last", "probe_top1", "last")]
+            row("chance", "probe_top1", "average"), row("the last epoch", "probe_top1", "last")]
     rows[-1]["run of a seed: points lost"] = "–"        # runs have no order
     for wanted, measures in WANTED.items():
         rows += [row(f"{wanted} {measure}", CORRELATES[measure], wanted) for measure in measures]
@@ -82,7 +82,7 @@ def picked(candidates, wanted):
         "last": candidates[-1],
         "highest": by_value[-1],
         "lowest": by_value[0],
-        "nearest 1": min(candidates, key=lambda candidate: abs(candidate.value - 1)),
+        "closest-to-1": min(candidates, key=lambda candidate: abs(candidate.value - 1)),
     }[wanted].accuracy
 
 

@@ -364,12 +364,12 @@ def test_points_lost_by_choosing_without_labels(tmp_path, capsys):
     half = {half: 12.706 * half for half in (5, 10)}        # of the interval of two values
     assert rows["labels: accuracy (%)"] == (f"40.0 (0.0 … {40 + half[10]:.1f}), 2 runs",
                                             "50.0, 1 seed")
-    assert rows["being the last"] == (f"5.0 (0.0 … {5 + half[5]:.1f}), 2 runs", "–")
+    assert rows["the last epoch"] == (f"5.0 (0.0 … {5 + half[5]:.1f}), 2 runs", "–")
     assert rows["highest effective rank of R"] == (f"20.0 (0.0 … {20 + half[10]:.1f}), 2 runs",
                                                    "30.0, 1 seed")
     assert rows["chance"][1] == "15.0, 1 seed"
-    assert rows["lowest I(R;Z)"][0] == rows["being the last"][0]        # it falls in every run
-    assert rows["nearest 1 α-ReQ of Z"] == (f"25.0 (0.0 … {25 + half[5]:.1f}), 2 runs",
+    assert rows["lowest I(R;Z)"][0] == rows["the last epoch"][0]        # it falls in every run
+    assert rows["closest-to-1 α-ReQ of Z"] == (f"25.0 (0.0 … {25 + half[5]:.1f}), 2 runs",
                                             "0.0, 1 seed")
     # the ratio is not known at the third epoch, whose I(R;Z) is 0
     assert rows["highest effective rank of R / I(R;Z)"][0] == "0.0 (0.0 … 0.0), 2 runs"
