@@ -20,7 +20,8 @@ from plumbing.run import NAMING_FLAGS, last_value, read_config, read_log, write_
 
 # flags that do not distinguish methods
 NO_DIFFERENCE = ("--seed", "--out", "--data-dir", "--device", "--resident", "--compile",
-                 "--tensorboard", "--resume", "--overwrite", "--classes", "--skip-unreadable")
+                 "--tensorboard", "--resume", "--overwrite", "--classes", "--skip-unreadable",
+                 "--eval-every", "--save-minutes", "--baseline")
 # flags whose defaults depend on the method: only compared within a method
 METHODS_OWN = ("--projector", "--augment", "--optimizer", "--lr", "--weight-decay")
 # flags without effect unless α is measured
