@@ -232,10 +232,10 @@ def other_flags(flags):
 
 def spelled_flag(flag, value):
     """A flag's part of a name, in a list, which is empty if the flag was not given."""
-    if value is None or value is False or (flag in FLAG_NAMES and value == "0"):
+    if value is None or (flag in FLAG_NAMES and value == "0"):
         return []
     name = FLAG_NAMES.get(flag, flag.removeprefix("--"))
-    return [name if value is True else f"{name} {spelled(value)}"]
+    return [f"{name} {spelled(value)}"]
 
 
 # --- tables ---------------------------------------------------------------------------------------

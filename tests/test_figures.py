@@ -413,8 +413,8 @@ def test_labels_say_in_which_flags_runs_differ():
     narrow = FLAGS | {"--width": 8, "--seed": 3, "--out": "runs/b"}
     assert results.labels([FLAGS, narrow]) == ["AdaDim, width 64", "AdaDim, width 8"]
     assert results.labels([narrow, narrow | {"--seed": 4}]) == ["AdaDim", "AdaDim"]
-    few = FLAGS | {"--limit-train": 100, "--image-size": 32}
-    assert results.labels([FLAGS, few]) == ["AdaDim", "AdaDim, limit-train 100, image-size 32"]
+    few = FLAGS | {"--limit-train": 100, "--baseline": True}        # which trains no other encoder
+    assert results.labels([FLAGS, few]) == ["AdaDim", "AdaDim, limit-train 100"]
     spread = FLAGS | {"--w2-weight": "0.5", "--lu-weight": "0"}
     plain = FLAGS | {"--w2-weight": "0", "--lu-weight": "0"}
     assert results.labels([spread, plain]) == ["AdaDim, W₂ 0.5", "AdaDim"]
