@@ -5,6 +5,7 @@
 
 A linear probe learns from 1, 10, 100 and all labels of each class, on the frozen trained encoder
 and on one with random weights (the floor). The ceiling is the same network trained on all labels.
+All training images take part, also after a run with --limit-train.
 Prints a table and draws it. ± is the standard deviation over three choices of the labels.
 
 Exit status: 0; 2 with one line on stderr for bad input.
