@@ -257,6 +257,15 @@ def say(text):
     print(text, flush=True)
 
 
+def succeeded(name, status, folder):
+    """Reports how a training ended; returns whether its exit status is 0."""
+    if status == 0:
+        say(f"{name}: finished")
+    else:
+        say(f"{name}: failed with status {status}; see {folder / 'output.txt'}")
+    return status == 0
+
+
 class Progress:
     """How many runs are done, and how long the others will take, by the epochs in their logs.
 
@@ -339,12 +348,7 @@ def train_all(chosen, common, devices, out, epochs):
                 for name in ended:
                     training = running.pop(name)
                     free.append(training.device)
-                    status = training.process.returncode
-                    if status == 0:
-                        say(f"{name}: finished")
-                    else:
-                        output = out / name / "output.txt"
-                        say(f"{name}: failed with status {status}; see {output}")
+                    if not succeeded(name, training.process.returncode, out / name):
                         failed.append(name)
                 done = [name for name in chosen if name not in waiting and name not in running]
                 if ended and (waiting or running):
