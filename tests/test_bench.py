@@ -161,6 +161,13 @@ def test_beside_lightly(workers, precision, rows, capsys):
     assert len(printed[3].split(",")) == 2          # rounds
 
 
+def test_a_batch_that_is_too_large(capsys):
+    with pytest.raises(SystemExit) as stop:
+        bench.main(["--batch-size", "5000"])
+    assert stop.value.code == 2
+    assert "2 to 4096" in capsys.readouterr().err
+
+
 def test_without_lightly(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lightly", None)       # import lightly fails
     with pytest.raises(SystemExit) as stop:

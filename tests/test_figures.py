@@ -370,7 +370,7 @@ def test_points_lost_by_choosing_without_labels(tmp_path, capsys):
     assert rows["chance"][1] == "15.0, 1 seed"
     assert rows["lowest I(R;Z)"][0] == rows["the last epoch"][0]        # it falls in every run
     assert rows["closest-to-1 α-ReQ of Z"] == (f"25.0 (0.0 … {25 + half[5]:.1f}), 2 runs",
-                                            "0.0, 1 seed")
+                                               "0.0, 1 seed")
     # the ratio is not known at the third epoch, whose I(R;Z) is 0
     assert rows["highest effective rank of R / I(R;Z)"][0] == "0.0 (0.0 … 0.0), 2 runs"
     assert "highest LiDAR of R" not in rows
