@@ -34,7 +34,7 @@ def load_run(folder):
             encoder.load_state_dict(below("method.encoder.", saved["learner"]))
             projector.load_state_dict(below("method.projector.", saved["learner"]))
         check_input(facts)
-        Path(facts["data_dir"])
+        Path(facts["data_dir"])     # raises unless it can be a path
     except Exception as error:      # the content can be anything
         raise BadInput(f"{path} is not a whole checkpoint of train.py "
                        f"({type(error).__name__})") from error

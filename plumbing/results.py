@@ -119,7 +119,10 @@ def read_folders(folders, unfinished=False):
 
 
 def with_information(log):
-    """{column: [number]}: Equation 2's bound, and Table 3's ratios, infinite where I(R;Z) is 0."""
+    """{column: [number]}: Equation 2's bound, and Table 3's ratios, infinite where I(R;Z) is 0.
+
+    The log has R's ratio, too, but empty there, and last_value would take an earlier one.
+    """
     found = {"h2_r_minus_mi": [h - i for h, i in zip(log.get("h2_r", []), log.get("mi", []))]}
     for rank in ("erank_r", "erank_z"):
         pairs = zip(log.get(rank, []), log.get("mi", []))
