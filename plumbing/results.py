@@ -16,12 +16,11 @@ import torch
 
 from metrics import pearson
 from plumbing.cli import BadInput
-from plumbing.run import NAMING_FLAGS, last_value, read_config, read_log, write_whole
+from plumbing.run import (NAMING_FLAGS, NO_EFFECT, last_value, read_config, read_log,
+                          write_whole)
 
 # flags that do not distinguish methods
-NO_DIFFERENCE = ("--seed", "--out", "--data-dir", "--device", "--resident", "--compile",
-                 "--tensorboard", "--resume", "--overwrite", "--classes", "--skip-unreadable",
-                 "--eval-every", "--save-minutes", "--baseline")
+NO_DIFFERENCE = (*NO_EFFECT, "--seed", "--eval-every", "--baseline")
 # flags whose defaults depend on the method: only compared within a method
 METHODS_OWN = ("--projector", "--augment", "--optimizer", "--lr", "--weight-decay")
 # flags without effect unless α is measured

@@ -38,6 +38,9 @@ from plumbing.distributed import RANK, WORLD_SIZE
 LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "previous.pt", "backbone.pt", "encoder.json",
                "dynamics.png", "evaluation.json", "layers.csv", "layers.png", "picture.png",
                "events.out.*")
+# flags that do not change the result
+NO_EFFECT = ("--out", "--data-dir", "--classes", "--resident", "--device", "--compile",
+             "--save-minutes", "--tensorboard", "--resume", "--overwrite", "--skip-unreadable")
 NAMING_FLAGS = ("--method", "--alpha", "--beta", "--mi-scale", "--alpha-from")     # see results.py
 PATH_FLAGS = ("--out", "--data-dir", "--classes")       # may hold any characters
 

@@ -23,10 +23,7 @@ from plumbing.cli import BadInput, show_progress
 from plumbing.distributed import RANK
 from plumbing.status import StatusLine, epoch_line, note_of_machine
 
-# flags that do not change the result
-MAY_DIFFER_ON_RESUME = ("--out", "--data-dir", "--classes", "--resident", "--device", "--compile",
-                        "--deterministic", "--save-minutes", "--tensorboard", "--resume",
-                        "--overwrite", "--skip-unreadable")
+MAY_DIFFER_ON_RESUME = (*run.NO_EFFECT, "--deterministic")
 
 
 class Session(contextlib.ExitStack):
