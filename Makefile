@@ -2,7 +2,6 @@
 # make test       run the tests
 # make simulate   draw the figures of the paper's simulations
 # make uniformity draw the figures of the second paper, on measures of uniformity
-# make torture    kill trainings, damage their files, fill their disks (make torture TRIES=20)
 # make clean      remove .venv and the demo's run
 #
 # All but clean first create .venv from requirements.txt; to use an existing environment instead:
@@ -13,7 +12,7 @@ ifeq ($(PYTHON),.venv/bin/python)
 INSTALLED = .venv/installed
 endif
 
-.PHONY: demo test test-runs test-rest simulate uniformity torture clean
+.PHONY: demo test test-runs test-rest simulate uniformity clean
 
 demo: $(INSTALLED)
 	$(PYTHON) train.py --dataset shapes --alpha ada --beta 1e-4 --alpha-every 2 --arch resnet18 --width 8 \
@@ -26,12 +25,8 @@ simulate: $(INSTALLED)
 uniformity: $(INSTALLED)
 	$(PYTHON) uniformity.py
 
-TRIES = 200
-torture: $(INSTALLED)
-	$(PYTHON) -m tools.torture --tries $(TRIES)
-
 # two halves in parallel, on one core each
-RUNS = $(patsubst %,tests/test_%.py,train methods study stability torture readme figures bench)
+RUNS = $(patsubst %,tests/test_%.py,train methods study readme figures bench)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --keep-going --jobs=2 test-runs test-rest
 

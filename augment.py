@@ -16,11 +16,11 @@ import torch.nn.functional as F
 
 
 class Jitter(NamedTuple):
-    """Strengths of colour_jitter."""
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
+    """Strengths of colour_jitter; the defaults are VICReg's, BYOL's and ReSSL's."""
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
 
 
 # scale: range of a crop's area, as a share of the image's. jitter_p, grey_p, blur_p, solarise_p:
@@ -29,56 +29,17 @@ class Jitter(NamedTuple):
 # (symmetric_weak), BYOL (asymmetric views) and ReSSL (a strong and a weak view), and from LeJEPA's
 # minimal example. One difference: solo-learn crops with bicubic interpolation, this file with
 # bilinear.
-MILD = Jitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
+COMMON = dict(scale=(0.08, 1), jitter=Jitter(), jitter_p=(0.8, 0.8), grey_p=(0.2, 0.2),
+              blur_p=(0.5, 0.5), blur_from=0, solarise_p=(0, 0))
+STRONG = Jitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
 AUGMENTATIONS = {
-    "vicreg": dict(
-        scale=(0.2, 1),
-        jitter=MILD,
-        jitter_p=(0.8, 0.8),
-        grey_p=(0.2, 0.2),
-        blur_p=(0.5, 0.5),
-        blur_from=224,
-        solarise_p=(0.1, 0.1),
-    ),
-    "simclr": dict(
-        scale=(0.08, 1),
-        jitter=Jitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2),
-        jitter_p=(0.8, 0.8),
-        grey_p=(0.2, 0.2),
-        blur_p=(0.5, 0.5),
-        blur_from=0,
-        solarise_p=(0, 0),
-    ),
-    "symmetric_weak": dict(
-        scale=(0.08, 1),
-        jitter=Jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
-        jitter_p=(0.8, 0.8),
-        grey_p=(0.2, 0.2),
-        blur_p=(0.5, 0.5),
-        blur_from=0,
-        solarise_p=(0, 0),
-    ),
-    "byol": dict(
-        scale=(0.08, 1),
-        jitter=MILD,
-        jitter_p=(0.8, 0.8),
-        grey_p=(0.2, 0.2),
-        blur_p=(0, 0),
-        blur_from=0,
-        solarise_p=(0, 0.2),
-    ),
-    "ressl": dict(
-        scale=(0.08, 1),
-        jitter=MILD,
-        jitter_p=(0.8, 0),
-        grey_p=(0.2, 0),
-        blur_p=(0.5, 0),
-        blur_from=0,
-        solarise_p=(0, 0),
-    ),
+    "vicreg": COMMON | dict(scale=(0.2, 1), blur_from=224, solarise_p=(0.1, 0.1)),
+    "simclr": COMMON | dict(jitter=STRONG),
+    "symmetric_weak": COMMON | dict(jitter=Jitter(saturation=0.4)),
+    "byol": COMMON | dict(blur_p=(0, 0), solarise_p=(0, 0.2)),
+    "ressl": COMMON | dict(jitter_p=(0.8, 0), grey_p=(0.2, 0), blur_p=(0.5, 0)),
+    "lejepa": COMMON | dict(jitter=STRONG, solarise_p=(0.2, 0.2)),
 }
-
-AUGMENTATIONS["lejepa"] = AUGMENTATIONS["simclr"] | dict(solarise_p=(0.2, 0.2))
 
 # random numbers per view, for crop and flip, jitter, grey, solarising and blur
 NUMBERS = (23, 8, 1, 1, 2)
@@ -175,7 +136,7 @@ class Boxes(NamedTuple):
     flip: torch.Tensor          # whether to mirror it
 
 
-def random_boxes(n, scale, rand, ratio=(3 / 4, 4 / 3), shape=1.0, flip_p=0.5):
+def random_boxes(n, scale, rand, ratio=(3 / 4, 4 / 3), shape=1.0):
     """Draws n random Boxes, as torchvision's RandomResizedCrop does.
 
     The area is uniform in `scale`, the aspect ratio log-uniform in `ratio`; the first of ten draws
@@ -200,15 +161,11 @@ def random_boxes(n, scale, rand, ratio=(3 / 4, 4 / 3), shape=1.0, flip_p=0.5):
 
     centre_x = (1 - width) * (2 * rand(n) - 1)
     centre_y = (1 - height) * (2 * rand(n) - 1)
-    flip = rand(n) < flip_p
-    return Boxes(width, height, centre_x, centre_y, flip)
+    return Boxes(width, height, centre_x, centre_y, flip=rand(n) < 0.5)
 
 
 def random_resized_crop(x, scale, rand, size=None, ratio=(3 / 4, 4 / 3)):
-    """A random crop of each image, resized to size × size; half are mirrored. See random_boxes.
-
-    x: n × 3 × s × s, float.
-    """
+    """Random crops of x (n × 3 × s × s, float), resized to size × size; see random_boxes."""
     n = len(x)
     size = size or x.shape[-1]
     box = random_boxes(n, scale, rand, ratio)
@@ -226,9 +183,7 @@ def random_resized_crop(x, scale, rand, size=None, ratio=(3 / 4, 4 / 3)):
 
 def grey(x):
     """Luma of x (n × 3 × h × w) as n × 1 × h × w, with PIL's weights."""
-    red = x[:, :1]
-    green = x[:, 1:2]
-    blue = x[:, 2:]
+    red, green, blue = x.split(1, dim=1)
     return torch.add(torch.add(0.299 * red, green, alpha=0.587), blue, alpha=0.114)
 
 
@@ -240,12 +195,11 @@ def colour_jitter(x, strengths, rand):
     Hue comes last because it commutes with the others, except for clipping.
     """
     n = len(x)
-    brightness, contrast, saturation, hue = strengths
+    *other_strengths, hue = strengths
     draws = rand(n, 3).unbind(1)
-    factors = torch.stack([1 + strength * (2 * draw - 1) for strength, draw
-                           in zip((brightness, contrast, saturation), draws)], 1)   # n × 3
+    factors = [1 + strength * (2 * draw - 1) for strength, draw in zip(other_strengths, draws)]
     order = rand(n, 3).argsort(1)                   # 0: brightness, 1: contrast, 2: saturation
-    factors = factors.gather(1, order)              # n × 3, in their order
+    factors = torch.stack(factors, 1).gather(1, order)      # n × 3, in their order
     to_mean_grey = (order == 1).float()
     to_greys = (order == 2).float()
     for place in range(3):
@@ -292,19 +246,15 @@ def shift_hue(x, shift):
 
 # --- blur and normalisation -------------------------------------------------------------------
 
-def gaussian_blur(x, sigma, radius=6):
-    """Blurs each image of x (n × c × h × w) with a Gaussian of its own.
-
-    sigma: n × 1 × 1 × 1, in pixels; the radius is large enough for sigmas of up to 2.
-    """
-    radius = min(radius, x.shape[-1] - 1, x.shape[-2] - 1)      # the longest reflection possible
+def gaussian_blur(x, sigma):
+    """Blurs each image of x (n × c × h × w) with its sigma (n × 1 × 1 × 1, pixels, at most 2)."""
+    radius = min(6, x.shape[-1] - 1, x.shape[-2] - 1)           # the longest reflection possible
     offsets = torch.arange(-radius, radius + 1, device=x.device)
     weights = (-0.5 * (offsets / sigma.view(-1, 1)).square()).exp()         # n × 2·radius + 1
     weights = weights / weights.sum(1, keepdim=True)
-    padding = {2: (0, 0, radius, radius), 3: (radius, radius, 0, 0)}
-    for dim in (2, 3):
+    for dim, padding in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
         length = x.shape[dim]
-        padded = F.pad(x, padding[dim], mode="reflect")
+        padded = F.pad(x, padding, mode="reflect")
         x = padded.narrow(dim, 0, length) * column(weights, 0)
         for place in range(1, 2 * radius + 1):
             x.addcmul_(padded.narrow(dim, place, length), column(weights, place))
@@ -318,6 +268,6 @@ def normalise(x, mean, std):
     """
     if x.dtype == torch.uint8:
         x = x / 255
-    mean = torch.as_tensor(mean, dtype=torch.float32, device=x.device).view(1, 3, 1, 1)
-    std = torch.as_tensor(std, dtype=torch.float32, device=x.device).view(1, 3, 1, 1)
+    mean, std = (torch.as_tensor(values, dtype=torch.float32, device=x.device).view(1, 3, 1, 1)
+                 for values in (mean, std))
     return torch.addcmul(-mean / std, x, 1 / std)

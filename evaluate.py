@@ -3,52 +3,38 @@
     python evaluate.py runs/demo                         on the run's own dataset
     python evaluate.py runs/mine --dataset cifar100      on another dataset: transfer
     python evaluate.py --weights resnet50.pth --dataset folder --data-dir my_images
-    python evaluate.py --features features.npz           r (n × p); optionally z (n × d), labels y
-    python evaluate.py runs/mine --layers --picture     looks inside: layers.png, picture.png
-    python evaluate.py runs/mine --save-features features.npz       for other programs
-    from evaluate import linear_probe, load_run
+    python evaluate.py --features features.npz           r, and perhaps z, labels y, split
+    python evaluate.py runs/mine --layers                layer by layer; draws layers.png
 
---weights takes any state dict of torchvision's ResNet-18 or ResNet-50, or of any network as
-backbone.pt with encoder.json beside it, as train.py writes them.
+The linear probe is trained on r of the training images, not augmented, each feature standardised:
+SGD with momentum 0.9, no weight decay, batch 256, 100 epochs, a cosine to 0. Learning rates are
+compared on a held-out tenth of the training images (a fifth of fewer than 1,000); with the best,
+a layer is trained on all, and tested once. solo-learn and VICReg report the best test accuracy.
 
-The linear probe: the frozen encoder computes the representations r of the training images once,
-without augmentation; each feature is standardised. A linear layer is trained on them by SGD:
-momentum 0.9, no weight decay, batch 256, 100 epochs, and a learning rate that decays to 0 as a
-cosine. Several learning rates are compared on a held-out tenth of the training images (a fifth
-of fewer than 1,000). With the best one the layer is trained again, on all training images, and
-tested once. solo-learn and VICReg train as long, but on augmented crops, and report the best
-accuracy on the test set itself.
-
-linear_1pct and linear_10pct train on that share of each class's labels, at least one. k-NN and
-metrics are those of metrics.py, on the test images; the metrics take a fixed subset of at most
-10,000. Alignment takes two views of 256 of them, LiDAR ten views of 1,000.
---layers and --picture write layers.csv, layers.png and picture.png to the run's folder instead;
-the probes of --layers learn from at most 10,000 training images.
-figures.py reads the results from evaluation.json in a run's folder: --json runs/x/evaluation.json.
-
-Exit status: 0; 2 with one line on stderr for bad input.
+linear_1pct and linear_10pct train on that share of each class's labels. k-NN and metrics are those
+of metrics.py; metrics take 10,000 test images, alignment two views of 256, LiDAR ten of 1,000.
 """
 import json
 import math
+from functools import partial
 from pathlib import Path
 
-import plumbing     # noqa: F401  (first: makes Ctrl-C quiet during the next imports)
+import numpy as np
 import torch
 import torch.nn.functional as F
+import torchvision
 
-from data import load, notes
+from baselines import METHODS
+from data import DATASETS, load, random_subset
+from figures import new_figure
 from losses import matrices
-from metrics import (alignment, knn_accuracy, lidar, representation_metrics, standard_error,
-                     top_k_accuracy)
-from models import all_finite
-from plumbing import cli, run
-from plumbing.cli import BadInput
-from plumbing.datasets import DATASETS
-from plumbing.encoders import check_image_size, load_own_images, load_run, load_weights
-from plumbing.features import load_features, save_features
-from plumbing.images import random_subset
-from plumbing.inside import look_inside
+from methods import Method
+from metrics import (alignment, effective_rank, knn_accuracy, lidar, mutual_information,
+                     representation_metrics, standard_error, top_k_accuracy)
+from models import load_encoder, make_encoder, resnet
 from probe import METRIC_IMAGES, VIEW_IMAGES, encode_images, encode_views   # as in training
+from run import (BadInput, Parser, load_checkpoint, one_line_errors, open_device, write_text,
+                 write_whole)
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)     # learning rates that the probe tries
 LIDAR_IMAGES = 1000         # LiDAR cannot exceed this, nor p
@@ -64,17 +50,13 @@ def train_layers(x, y, n_classes, rates, epochs, seed):
     """
     n, p = x.shape
     generator = torch.Generator(x.device).manual_seed(seed)
-    weight = torch.zeros(len(rates), p, n_classes, device=x.device, dtype=x.dtype)
-    bias = torch.zeros(len(rates), 1, n_classes, device=x.device, dtype=x.dtype)
-    weight.requires_grad_()
-    bias.requires_grad_()
+    weight = x.new_zeros(len(rates), p, n_classes, requires_grad=True)
+    bias = x.new_zeros(len(rates), 1, n_classes, requires_grad=True)
     factor = torch.tensor(rates, device=x.device).view(-1, 1, 1)
-
     batch_size = min(256, n)
     steps = n // batch_size
     optimizer = torch.optim.SGD([weight, bias], lr=1.0, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * epochs)
-
     for _ in range(epochs):
         order = torch.randperm(n, generator=generator, device=x.device)
         for batch in order[:steps * batch_size].split(batch_size):
@@ -82,7 +64,6 @@ def train_layers(x, y, n_classes, rates, epochs, seed):
             labels = y[batch].repeat(len(rates))
             # summed, not averaged, over the layers: each learns as if it were alone
             loss = F.cross_entropy(logits.flatten(0, 1), labels) * len(rates)
-
             optimizer.zero_grad()
             loss.backward()
             # a layer's learning rate is a factor on its gradient
@@ -93,56 +74,32 @@ def train_layers(x, y, n_classes, rates, epochs, seed):
     return weight.detach(), bias.detach()
 
 
-def standardise(train_x, test_x):
-    """Shifts and scales both sets so that the training set's features have mean 0, deviation 1."""
-    mean = train_x.mean(0)
-    std = train_x.std(0, correction=0)
-    largest = std.max().clamp_min(1e-30)
-    std = std.clamp_min(1e-6 * largest)         # a constant feature stays near 0
-    return (train_x - mean) / std, (test_x - mean) / std
-
-
-def choose_rate(x, y, n_classes, rates, epochs, seed):
-    """The learning rate that is best on held-out samples of x (n × p); the first if several are."""
-    n = len(x)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(y.device)
-    share = 10 if n >= 1000 else 5
-    held_out, rest = order.tensor_split([max(1, n // share)])
-
-    weights, biases = train_layers(x[rest], y[rest], n_classes, rates, epochs, seed)
-    correct = []
-    for weight, bias in zip(weights, biases):
-        predicted = (x[held_out] @ weight + bias).argmax(1)
-        correct.append((predicted == y[held_out]).sum())
-    return rates[int(torch.stack(correct).argmax())]
-
-
 def linear_probe(train_x, train_y, test_x, test_y, rates=RATES, epochs=100, seed=0):
     """Accuracy of a linear layer on frozen features; this file's docstring has the protocol.
 
     train_x: n × p and test_x: m × p, floating point, n ≥ 2; train_y (n) and test_y (m): classes
-    as integers from 0; tensors or NumPy arrays. rates: learning rates to choose from. Returns a
-    dict of top1 and top5, in per cent, and rate, the learning rate chosen. Raises ValueError if
-    shapes do not fit.
+    as integers from 0; tensors or NumPy arrays. Returns a dict of top1 and top5, in per cent, and
+    rate, the one chosen of rates.
     """
     (train_x,), (test_x,) = matrices(train_x), matrices(test_x)
     train_y, test_y = torch.as_tensor(train_y).long(), torch.as_tensor(test_y).long()
-    one_label_per_row = len(train_x) == len(train_y) and len(test_x) == len(test_y)
-    if len(train_x) < 2 or not one_label_per_row or train_x.shape[1] != test_x.shape[1]:
-        raise ValueError("expected two or more training rows, one label per row and equal widths, "
-                         f"got {tuple(train_x.shape)} with {len(train_y)} labels to train on, "
-                         f"{tuple(test_x.shape)} with {len(test_y)} to test on")
-    train_x, test_x = standardise(train_x, test_x)
     n_classes = int(torch.cat([train_y, test_y]).max()) + 1
+    mean, std = train_x.mean(0), train_x.std(0, correction=0)
+    std = std.clamp_min(1e-6 * std.max().clamp_min(1e-30))      # a constant feature stays near 0
+    train_x = (train_x - mean) / std
+    test_x = (test_x - mean) / std
 
-    rate = choose_rate(train_x, train_y, n_classes, rates, epochs, seed)
+    n = len(train_x)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(train_y.device)
+    held_out, rest = order.tensor_split([max(1, n // 10 if n >= 1000 else n // 5)])
+    layers = train_layers(train_x[rest], train_y[rest], n_classes, rates, epochs, seed)
+    correct = [int(((train_x[held_out] @ weight + bias).argmax(1) == train_y[held_out]).sum())
+               for weight, bias in zip(*layers)]
+    rate = rates[correct.index(max(correct))]           # the first if several are best
     weight, bias = train_layers(train_x, train_y, n_classes, (rate,), epochs, seed)
     logits = test_x @ weight[0] + bias[0]       # m × classes
-    return {
-        "top1": top_k_accuracy(logits, test_y).item(),
-        "top5": top_k_accuracy(logits, test_y, 5).item(),
-        "rate": rate,
-    }
+    return {"top1": top_k_accuracy(logits, test_y).item(),
+            "top5": top_k_accuracy(logits, test_y, 5).item(), "rate": rate}
 
 
 # --- accuracies and metrics, from features ----------------------------------------------------
@@ -150,232 +107,263 @@ def linear_probe(train_x, train_y, test_x, test_y, rates=RATES, epochs=100, seed
 def share_of_labels(y, share):
     """Sorted indices of a random share (0 … 1) of each class's samples in y (n), at least one."""
     generator = torch.Generator().manual_seed(0)
-    y = y.cpu()
     chosen = []
     for label in y.unique():
-        of_this_class = (y == label).nonzero().flatten()
-        count = max(1, round(share * len(of_this_class)))
-        order = torch.randperm(len(of_this_class), generator=generator)
-        chosen.append(of_this_class[order[:count]])
+        samples = (y == label).nonzero().flatten().cpu()
+        count = max(1, round(share * len(samples)))
+        chosen.append(samples[torch.randperm(len(samples), generator=generator)[:count]])
     return torch.cat(chosen).sort().values
 
 
 def accuracies(train_r, train_y, test_r, test_y):
     """Accuracies of linear probes and k-NN in per cent, as a dict. r: n × p, y: n."""
     whole = linear_probe(train_r, train_y, test_r, test_y)
-    k = min(20, len(train_r))
-    found = {
+    results = {
         "linear_top1": whole["top1"],
         "linear_top1_error": standard_error(whole["top1"], len(test_y)),
         "linear_top5": whole["top5"],
         "linear_rate": whole["rate"],
-        "knn_top1": knn_accuracy(train_r, train_y, test_r, test_y, k).item(),
+        "knn_top1": knn_accuracy(train_r, train_y, test_r, test_y, min(20, len(train_r))).item(),
     }
     for name, share in {"linear_1pct": 0.01, "linear_10pct": 0.1}.items():
         few = share_of_labels(train_y, share).to(train_y.device)
         if len(few) > 1:        # one is held out, and one is needed to learn from
-            found[name] = linear_probe(train_r[few], train_y[few], test_r, test_y)["top1"]
-    return found
+            results[name] = linear_probe(train_r[few], train_y[few], test_r, test_y)["top1"]
+    return results
 
 
 def metrics_of(r, z=None):
-    """The metrics of r (n × p) and z (n × d), a dict; without z, those of r alone."""
+    """{name: metric} of r (n × p) and z (n × d), or of r alone; NaN: a ratio to I(R;Z) = 0."""
     fixed = random_subset(len(r), METRIC_IMAGES, seed=0).to(r.device)
     if z is None:
-        found = representation_metrics(r[fixed], r[fixed])
-        return {name: value for name, value in found.items() if name.endswith("_r")}
-
-    # if I(R;Z) is 0 there is no ratio
+        results = representation_metrics(r[fixed], r[fixed])
+        return {name: value for name, value in results.items() if name.endswith("_r")}
     return {"erank_r_over_mi": math.nan, **representation_metrics(r[fixed], z[fixed])}
 
 
 def measure_features(path, device="cpu"):
     """Accuracies and metrics of an npz file of features, computed on the device, as a dict.
 
-    LiDAR needs views. Probes and k-NN need y: they are tested on the rows whose split is "test"
-    and learn from all others; without a split, they learn from four fifths. Raises BadInput.
+    The file holds r (n × p), and may hold z (n × d) and, for accuracies, y (n numbers or words;
+    −1: no label) and split (n words): probes are tested where it is "test", and learn from the
+    other rows. Raises OSError.
     """
-    saved = {name: None if x is None else x.to(device)
-             for name, x in load_features(path).items()}
-    r, y, test = saved["r"], saved["y"], saved["test"]
-    found = metrics_of(r, saved["z"])           # of all rows: metrics need no labels
-    if saved["views"] is not None:
-        found["lidar_r"] = lidar(saved["views"]).item()
-    if y is None:
-        return found
-
-    if test is None:
-        order = torch.randperm(len(r), generator=torch.Generator().manual_seed(0)).to(device)
-        test, train = order.tensor_split([len(r) // 5])
-    else:
-        test, train = test.nonzero().flatten(), (~test).nonzero().flatten()
-    train, test = train[y[train] >= 0], test[y[test] >= 0]
-    if len(train) < 2 or len(test) < 2:
-        raise BadInput(f"{path}: two labelled rows are needed to train on, and two to test")
-    return accuracies(r[train], y[train], r[test], y[test]) | found
+    with np.load(path) as file:
+        arrays = dict(file)
+    r, *z = [torch.from_numpy(arrays[name].astype(np.float32)).to(device)
+             for name in ("r", "z") if name in arrays]
+    results = metrics_of(r, *z)         # of all rows: metrics need no labels
+    if "y" not in arrays or "split" not in arrays:
+        return results
+    labels, numbers = np.unique(arrays["y"], return_inverse=True)
+    y = torch.from_numpy(numbers - int(labels[0] == -1)).to(device)
+    in_test = torch.from_numpy(arrays["split"] == "test").to(device)
+    train, test = (y >= 0) & ~in_test, (y >= 0) & in_test
+    return accuracies(r[train], y[train], r[test], y[test]) | results
 
 
 # --- from a trained encoder -------------------------------------------------------------------
 
-def measure_views(data, nets, device):
-    """Alignment and LiDAR, which need several views of an image, as a dict."""
-    n_test = len(data["test_x"])
-    pairs = random_subset(n_test, VIEW_IMAGES, seed=0)
-    for_lidar = random_subset(n_test, LIDAR_IMAGES, seed=0)
-    two_views = encode_views(data, pairs, 2, nets, device)
-    many_views = encode_views(data, for_lidar, LIDAR_VIEWS, nets, device)
-    found = {}
-    for name, two, many in zip("rz", two_views, many_views):
-        found[f"alignment_{name}"] = alignment(two[:, 0], two[:, 1]).item()
-        found[f"lidar_{name}"] = lidar(many).item()
-    return found
+def load_run(folder):
+    """(encoder, projector, facts) of a run of train.py, from its last.pt, on the CPU.
 
-
-def measure_images(data, encoder, projector, device, save_to=None):
-    """Accuracies and metrics of an encoder on a dataset, as a dict.
-
-    data: of data.load(), with the mean and std that the encoder was trained with. projector:
-    None if there is none. save_to: a file for the features, or None. Raises BadInput if there are
-    too few images.
+    facts: those of run.facts_of, dataset, and flags: facts["flags"]["--arch"]. Raises BadInput.
     """
+    saved = load_checkpoint(Path(folder) / "last.pt")
+    if saved is None:
+        raise BadInput(f"{folder} is not the folder of a run: it has no last.pt")
+    flags = saved["config"]
+    facts = saved["facts"] | {"dataset": flags["--dataset"], "flags": flags}
+    encoder, p = make_encoder(flags["--arch"], flags["--width"], facts["stem"], facts["image_size"])
+    method = METHODS.get(flags["--method"], Method)     # Method for one of the user's own
+    projector = method.make_projector(p, flags["--projector"], flags["--set"])
+    nets = torch.nn.ModuleDict({"encoder": encoder, "projector": projector})
+    nets.load_state_dict({name: saved["learner"][f"method.{name}"] for name in nets.state_dict()})
+    return encoder, projector, facts
+
+
+def load_weights(path):
+    """(encoder, facts) from a run's backbone.pt and encoder.json, see models.load_encoder, or a
+    state dict of torchvision's ResNet-18 or ResNet-50, of any width and stem, with facts empty.
+    """
+    if path.name == "backbone.pt":
+        return load_encoder(path.parent)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    # ResNet-50's blocks have three convolutions each, ResNet-18's two
+    arch = "resnet50" if "layer1.0.conv3.weight" in state else "resnet18"
+    width, _, kernel_size, _ = state["conv1.weight"].shape
+    encoder, _ = resnet(arch, width, "small" if kernel_size == 3 else "imagenet")
+    encoder.load_state_dict(state)
+    return encoder, {}
+
+
+def load_own_images(facts, data_dir=None):
+    """The images that a run was trained on, see data.load. data_dir: if they have moved."""
+    settings = {"classes": facts["classes"]} if facts["flags"]["--classes"] else {}
+    if facts["dataset"] == "folder":    # views are cropped from whole images, so not resident
+        settings |= {"resident": "no", "image_size": facts["image_size"]}
+    return load(facts["dataset"], data_dir or facts["data_dir"], **settings)
+
+
+def measure_images(data, nets, device):
+    """Accuracies and metrics on a dataset, see data.load, of nets: encoder and perhaps projector.
+
+    data's mean and std are those of the encoder's training images. Returns a dict.
+    """
+    n_test = len(data["test_y"])
     labelled = (data["train_y"] >= 0).nonzero().flatten()
-    if data["classes"] and len(labelled) < 2:
-        raise BadInput("there is one labelled training image: the probe needs two or more")
-    nets = [encoder.to(device, memory_format=torch.channels_last)]
-    if projector is not None:
-        nets.append(projector.to(device))
-
-    # probes need the labelled training images; other programs get all
-    train = labelled if save_to is None else torch.arange(len(data["train_y"]))
-    features = {}
-    for split, index in {"train": train, "test": torch.arange(len(data["test_y"]))}.items():
-        if len(index):
-            outputs = encode_images(data, f"{split}_x", index, nets, device)
-            features[split] = {"index": index, "outputs": outputs}
-    if save_to is not None:
-        save_features(save_to, data, features)
-
-    found = {"labelled_train_images": len(labelled), "test_images": len(data["test_y"])}
-    test_r, *test_z = features["test"]["outputs"]           # test_z is empty without a projector
+    results = {"labelled_train_images": len(labelled), "test_images": n_test}
+    test_r, *test_z = encode_images(data, "test_x", torch.arange(n_test), nets, device)
     if data["classes"]:
-        train_r = features["train"]["outputs"][0]
-        train_y = data["train_y"][train].to(device)
-        has_label = train_y >= 0
-        found |= accuracies(train_r[has_label], train_y[has_label], test_r,
-                            data["test_y"].to(device))
-    return found | metrics_of(test_r, *test_z) | measure_views(data, nets, device)
+        train_r, = encode_images(data, "train_x", labelled, nets[:1], device)
+        results |= accuracies(train_r, data["train_y"][labelled].to(device), test_r,
+                              data["test_y"].to(device))
+    results |= metrics_of(test_r, *test_z)
+    for_lidar = random_subset(n_test, LIDAR_IMAGES, seed=0)
+    two_views = encode_views(data, random_subset(n_test, VIEW_IMAGES, seed=0), 2, nets, device)
+    many_views = encode_views(data, for_lidar, LIDAR_VIEWS, nets, device)
+    for name, two, many in zip("rz", two_views, many_views):
+        results[f"alignment_{name}"] = alignment(two[:, 0], two[:, 1]).item()
+        results[f"lidar_{name}"] = lidar(many).item()
+    return results
 
 
-# --- the program ------------------------------------------------------------------------------
+def save_features(path, data, nets, device):
+    """Writes an npz file for measure_features: training images, then test images."""
+    outputs = [encode_images(data, split, torch.arange(len(data[split])), nets, device)
+               for split in ("train_x", "test_x")]
+    arrays = {name: torch.cat(parts).cpu().numpy() for name, *parts in zip("rz", *outputs)}
+    arrays["split"] = np.repeat(["train", "test"], [len(data["train_x"]), len(data["test_x"])])
+    if data["classes"]:
+        arrays["y"] = torch.cat([data["train_y"], data["test_y"]]).numpy()
+    write_whole(path, lambda file: np.savez(file, **arrays))
+
+
+# --- layer by layer -----------------------------------------------------------------------------
+
+def layer_outputs(data, split, index, encoder, projector, device):
+    """{layer: n × width} of the images data[split][index], from the first stage to r and z.
+
+    Maps of features, and a transformer's tokens, are averaged over their positions; so a ResNet's
+    last stage is r. A projector's hidden layers are the inputs of its Linears but the first.
+    """
+    is_swin = isinstance(encoder, torchvision.models.SwinTransformer)   # n × h × w × channels
+    positions = {3: 1, 4: (1, 2) if is_swin else (2, 3)}
+    outputs = {}
+
+    def keep(name, module, inputs, output):
+        x = inputs[0] if name.startswith("projector") else output
+        if x.ndim > 2:
+            x = x.mean(positions[x.ndim])
+        outputs.setdefault(name, []).append(x.clone())      # the next layer may be in-place
+
+    modules = dict(encoder.named_modules())
+    containers = ("features", "trunk_output", "encoder.layers", "blocks", "layers")
+    container = next((name for name in containers if name in modules), "")      # "": the encoder
+    children = modules[container].named_children()
+    layers = {name: child for name, child in children if list(child.children())}    # the stages
+    _, *linears = [layer for layer in projector.modules() if isinstance(layer, torch.nn.Linear)]
+    layers |= {f"projector {i}": layer for i, layer in enumerate(linears, start=1)}
+    layers |= {"r": encoder, "z": projector}
+    hooks = [module.register_forward_hook(partial(keep, name)) for name, module in layers.items()]
+    encode_images(data, split, index, [encoder, projector], device)
+    for hook in hooks:
+        hook.remove()
+    return {name: torch.cat(batches) for name, batches in outputs.items()}
+
+
+def measure_layers(data, encoder, projector, device):
+    """{layer: {width, erank, mi: I(layer; Z), linear_top1}}, of at most METRIC_IMAGES images."""
+    test = random_subset(len(data["test_x"]), METRIC_IMAGES, seed=0)
+    tested = layer_outputs(data, "test_x", test, encoder, projector, device)
+    rows = {name: {"width": x.shape[1], "erank": effective_rank(x).item(),
+                   "mi": mutual_information(x, tested["z"]).item()} for name, x in tested.items()}
+    if data["classes"]:
+        labelled = (data["train_y"] >= 0).nonzero().flatten()
+        train = labelled[random_subset(len(labelled), METRIC_IMAGES, seed=0)]
+        train_y, test_y = data["train_y"][train].to(device), data["test_y"][test].to(device)
+        learnt_from = layer_outputs(data, "train_x", train, encoder, projector, device)
+        for name, x in tested.items():
+            rows[name]["linear_top1"] = linear_probe(learnt_from[name], train_y, x, test_y)["top1"]
+    return rows
+
+
+def draw_layers(path, rows):
+    """Draws a panel for each measure, over the layers in order. rows: of measure_layers."""
+    _, *measures = rows["z"]            # all but the width
+    figure, axes = new_figure(len(measures), 3, 4, 4)
+    for axis, measure in zip(axes, measures):
+        axis.plot(list(rows), [row[measure] for row in rows.values()], marker="o")
+        axis.set_title(measure)
+        axis.tick_params(axis="x", rotation=90)
+    figure.savefig(path, dpi=150)
+
 
 def parse_args(argv):
-    parser = cli.Parser("evaluate.py", __doc__)
+    parser = Parser("evaluate.py", __doc__)
     add = parser.add_argument
     add("run", nargs="?", type=Path, help="the folder of a run of train.py")
     add("--weights", type=Path, metavar="FILE",
-        help="instead of a run: a state dict of torchvision's ResNet-18 or ResNet-50, or a run's "
-        "backbone.pt with its encoder.json")
-    add("--features", type=Path, metavar="FILE",
-        help="instead of a run: an npz file with an array r and optionally z, labels y, split "
-        "('test' or not) and views (images × views × features of r, for LiDAR)")
-    add("--save-features", type=Path, metavar="FILE",
-        help="write r, z, y, split and the file names of all images to an npz file")
+        help="instead of a run: a state dict of ResNet-18 or ResNet-50, or a run's backbone.pt")
+    add("--features", type=Path, metavar="FILE", help="instead: an npz file with r, z, y and split")
+    add("--save-features", type=Path, metavar="FILE", help="write those of all images to an npz")
     add("--dataset", choices=DATASETS, help="default: the run's own")
-    add("--data-dir", metavar="DIR",
-        help="folder of the dataset's files (default: the run's own, or ./data)")
-    add("--classes", type=Path, metavar="FILE",
-        help="a file that lists the class folders to use, one per line")
-    add("--skip-unreadable", action="store_true",
-        help="leave out image files that cannot be decoded")
-    add("--device", type=cli.device_name, default="auto",
-        help="auto (a GPU if there is one), cpu, cuda, cuda:1 …")
+    add("--data-dir", metavar="DIR", help="of the dataset (default: the run's own, or ./data)")
+    add("--classes", type=Path, metavar="FILE", help="of --dataset: the class folders to use")
+    add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1 …")
     add("--layers", action="store_true",
-        help="instead: effective rank, I(layer; Z) and a linear probe (on at most 10,000 training "
-        "images) after each stage of the encoder and each layer of the projector; to the run's "
-        "layers.csv and layers.png")
-    add("--picture", action="store_true",
-        help="instead: a map of the test images by PCA, and nearest neighbours of a few; to the "
-        "run's picture.png")
+        help="instead: rank, I(layer; Z) and a probe after each stage of encoder and projector")
     add("--json", type=Path, metavar="FILE", help="also write the results to a JSON file")
     args = parser.parse_args(argv)
-
-    sources = (args.run, args.weights, args.features)
-    if sum(source is not None for source in sources) != 1:
-        raise BadInput("give one of: a run's folder, --weights FILE, --features FILE")
-    if args.weights and not args.dataset:
-        raise BadInput("--weights needs a --dataset to measure on")
-    if args.save_features and args.features:
-        raise BadInput("--save-features has nothing to add to --features")
-    if args.json and args.json in (args.features, args.weights):
-        parser.error(f"--json would replace {args.json}, from which it reads")
-    looks_inside = args.layers or args.picture
-    if looks_inside and (args.json or args.save_features or not args.run):
-        parser.error("--layers and --picture look into a run, and write to its folder alone")
-    cli.check_output_file(args.json, "--json")
-    cli.check_output_file(args.save_features, "--save-features")
+    if [args.run, args.weights, args.features].count(None) != 2:
+        parser.error("give one of: a run's folder, --weights FILE, --features FILE")
+    if (args.weights or args.classes) and not args.dataset:
+        parser.error("--weights and --classes need a --dataset")
+    if args.layers and not args.run:
+        parser.error("--layers looks into a run")
     return args
 
 
-def figures_of(args):
+def evaluate_command(args):
     """The results that the command line asks for, as a dict."""
-    device = cli.open_device(args.device)
+    device = open_device(args.device)
     if args.features:
         return measure_features(args.features, device)
-
-    if args.run:
-        encoder, projector, facts = load_run(args.run)
-    else:
-        encoder, facts = load_weights(args.weights)
-        projector = None
-    if not all(all_finite(net) for net in (encoder, projector) if net is not None):
-        raise BadInput(f"{args.run or args.weights}: the networks' weights are not finite")
-
-    if args.layers:
-        cli.check_output_file(args.run / "layers.png", "--layers")
-    if args.picture:
-        cli.check_output_file(args.run / "picture.png", "--picture")
-
-    name = args.dataset or facts["dataset"]
-    print(f"loading {name} …", flush=True)
+    *nets, facts = load_run(args.run) if args.run else load_weights(args.weights)
     if args.dataset:
-        sizes = facts and {key: facts[key] for key in ("size", "image_size", "stem")}
-        data = load(name, args.data_dir or "./data", classes=args.classes, like=sizes,
-                    skip_unreadable=args.skip_unreadable)
+        size = facts.get("image_size") if args.dataset == "folder" else None
+        data = load(args.dataset, args.data_dir or "data", classes=args.classes, image_size=size)
     else:
-        data = load_own_images(facts, args.data_dir, args.classes, args.skip_unreadable)
-
-    print(f"{len(data['train_x']):,} training and {len(data['test_x']):,} test images of "
-          f"{data['image_size']} pixels")
-    for note in notes(data):
-        print(note)
-
+        data = load_own_images(facts, args.data_dir)
     # other people's normalisation is unknown: it stays the dataset's own
-    if facts:
-        data |= {"mean": facts["mean"], "std": facts["std"]}
-    check_image_size(encoder, args.run or args.weights, data["image_size"])
-    if args.layers or args.picture:
-        look_inside(args, data, encoder, projector, device, linear_probe)
-        return {}
-    return {"dataset": name} | measure_images(data, encoder, projector, device, args.save_features)
+    data |= {key: facts[key] for key in ("mean", "std") if key in facts}
+    nets[0].to(memory_format=torch.channels_last)
+    nets = [net.to(device) for net in nets]
+    if args.layers:
+        rows = measure_layers(data, *nets, device)
+        draw_layers(args.run / "layers.png", rows)
+        return rows
+    if args.save_features:
+        save_features(args.save_features, data, nets, device)
+    return {"dataset": args.dataset or facts["dataset"]} | measure_images(data, nets, device)
 
 
-def as_json(found):
-    """The results as JSON; NaN and infinity, which JSON lacks, become null."""
-    finite = {name: value if isinstance(value, str) or math.isfinite(value) else None
-              for name, value in found.items()}
-    return json.dumps(finite, indent=1, allow_nan=False) + "\n"
+def shown(value):
+    if isinstance(value, dict):
+        return "  ".join(f"{name} {shown(number)}" for name, number in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else f"{value}"
 
 
 def main(argv=None):
-    with cli.one_line_errors("evaluate.py"):
+    with one_line_errors("evaluate.py"):
         args = parse_args(argv)
-        found = figures_of(args)
-
-        for name, value in found.items():
-            text = f"{value:.4g}" if isinstance(value, float) else f"{value}"
-            print(f"{name:22}{text:>12}")
-        if args.json:
-            run.write_whole(args.json, lambda file: file.write(as_json(found).encode()))
+        results = evaluate_command(args)
+        for name, value in results.items():
+            print(f"{name:22}{shown(value):>12}")
+        if args.json:       # JSON has no NaN
+            known = {name: None if value != value else value for name, value in results.items()}
+            write_text(args.json, json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -42,10 +42,9 @@ def matrices(*xs, rows=1, same_width=False):
         if x.ndim != 2 or not x.is_floating_point() or x.shape[1] == 0:
             raise ValueError("expected a floating-point matrix (samples × features), "
                              f"got {x.dtype} {shape}")
-        if len(x) != len(first):
-            raise ValueError(f"expected the same number of rows, got {len(first)} and {len(x)}")
-        if same_width and x.shape != first.shape:
-            raise ValueError(f"expected equal shapes, got {tuple(first.shape)} and {shape}")
+        if len(x) != len(first) or (same_width and x.shape != first.shape):
+            expected = "equal shapes" if same_width else "equally many rows"
+            raise ValueError(f"expected {expected}, got {tuple(first.shape)} and {shape}")
         if len(x) < rows:
             raise ValueError(f"expected at least {rows} rows, got {len(x)}")
     return [x if x.dtype == torch.float64 else x.float() for x in xs]
@@ -54,22 +53,19 @@ def matrices(*xs, rows=1, same_width=False):
 def normalize_rows(x, eps=1e-12):
     """x̂: each row of x (n × d) scaled to unit L2 norm.
 
-    A row of zeros points nowhere. It gets the direction (1, …, 1)/√d and no gradient, so that
-    kernels keep their unit diagonal and a batch of zeros counts as what it is, a collapsed one.
-    Dividing by a tiny number instead would send gradients of 1e12 into the network.
+    A zero row has no direction; it gets (1, …, 1)/√d and no gradient, so that kernels keep their
+    unit diagonal and a batch of zeros counts as what it is, a collapsed one. Dividing by a tiny
+    number instead would send gradients of 1e12 into the network.
     """
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)     # n × 1
     no_direction = x.shape[1] ** -0.5
     return torch.where(norm <= eps, no_direction, x / norm.clamp_min(eps))
 
 
-def spectrum(decompose, x):
-    """decompose(x), the eigenvalues or singular values of x.
-
-    If x holds NaN or infinity, on which LAPACK would raise, all of them are NaN.
-    """
+def spectrum(x):
+    """The eigenvalues of a symmetric x, ascending; NaN if x isn't finite: LAPACK would raise."""
     finite = x.isfinite().all()
-    values = decompose(torch.where(finite, x, 0))
+    values = torch.linalg.eigvalsh(torch.where(finite, x, 0))
     return torch.where(finite, values, torch.nan)
 
 
@@ -84,9 +80,8 @@ def cosine_kernel(x):
 def over_blocks(block_sums, n):
     """Sums block_sums(rows) over the n rows of a kernel. rows: a slice of BLOCK rows.
 
-    For large n, the n × n kernels and the tensors for their gradients would fill the memory, so
-    the backward pass recomputes each block instead of storing it. A single block, enough for
-    batches of up to 1,024 images, is stored; torch.vmap works only then.
+    The backward pass recomputes each block: n × n kernels of a large n would fill the memory. A
+    single block, enough for batches of up to 1,024 images, is stored; torch.vmap works only then.
     """
     blocks = [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
     if len(blocks) == 1:
@@ -184,7 +179,7 @@ def renyi_entropy(k, order=2):
         trace = (k / n).square().sum()
         return -trace.clamp_min(tiny).log()
 
-    p = spectrum(torch.linalg.eigvalsh, k / n)                  # n, ascending, with sum 1
+    p = spectrum(k / n)                                         # n, ascending, with sum 1
     # leave out eigenvalues within rounding of zero: a fractional power's slope there is infinite
     zero = p <= n * torch.finfo(p.dtype).eps * p[-1].clamp_min(tiny)
     p = p.masked_fill(zero, 1)
@@ -262,17 +257,15 @@ def root_trace(gram):
     Its gradient is ½ G^{−1/2}, without the directions whose eigenvalues are within rounding of
     zero: there the root's slope is infinite.
     """
-    finite = gram.detach().isfinite().all()
-    whole = torch.where(finite, gram.detach(), 0)
     if not gram.requires_grad:
-        root = torch.linalg.eigvalsh(whole).clamp_min(0).sqrt().sum()
-        return torch.where(finite, root, torch.nan)
+        return spectrum(gram).clamp_min(0).sqrt().sum()
 
-    values, vectors = torch.linalg.eigh(whole)
+    finite = gram.detach().isfinite().all()
+    values, vectors = torch.linalg.eigh(torch.where(finite, gram.detach(), 0))
     rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
     null = values <= rounding
     root = values.masked_fill(null, 0).sqrt()
-    slope = 0.5 / values.masked_fill(null, 1).sqrt().masked_fill(null, torch.inf)
+    slope = 0.5 / root.masked_fill(null, torch.inf)
     half_inverse_root = (vectors * slope) @ vectors.T           # ½ G^{−1/2}
     linear = (half_inverse_root * gram).sum()
     root_sum = torch.where(finite, root.sum(), torch.nan)

@@ -1,8 +1,8 @@
 """AdaDim, and the interface between every method and the training loop.
 
-From top to bottom: the measurement of α, the interface, the terms that flags can add to any
-method's loss, and AdaDim itself. The compared methods are in baselines/. To add your own, write
-one class in a file of your own: see README.md, "A method of your own".
+From top to bottom: the interface, AdaDim with the whole life of its α, and what train.py reads of
+--method and --set. The compared methods are in baselines/. To add your own, write one class in a
+file of your own: see README.md, "A method of your own".
 """
 import math
 from typing import Any, NamedTuple
@@ -10,73 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from distributed import gather, gather_at_once, mean     # noqa: F401  (the last for baselines/)
 from losses import adadim, matrix_mutual_information, wasserstein_uniformity
 from metrics import effective_rank, uniformity
 from models import mlp
-from plumbing.distributed import gather_at_once
-
-
-# --- AdaDim's α -----------------------------------------------------------------------------------
-
-class MeasuredAlpha(nn.Module):
-    """α: the embeddings' effective rank as a share of the largest possible in a batch [§4].
-
-        α = mean over 10 batches of  erank(z) / min(n, d),  set after every 20th epoch
-
-    Until it is first set, α is 0: VICReg alone. VICReg decorrelates features, which raises the
-    effective rank; as it rises, α shifts the loss to InfoNCE, which spreads samples.
-    """
-
-    def __init__(self, every=20, batches=10):
-        """Sets α after every `every`-th epoch, from `batches` of its batches."""
-        super().__init__()
-        self.every = every
-        self.batches = batches
-        self.register_buffer("value", torch.zeros(()))          # α, as last set
-        self.register_buffer("shares", torch.zeros(batches))    # measured in this epoch
-        self.steps = []             # steps of this epoch at which to measure
-
-    def before_epoch(self, epoch, steps, generator):
-        """Draws the steps at which to measure: on training batches, so without extra passes."""
-        self.steps = []
-        if epoch % self.every == 0:
-            order = torch.randperm(steps, generator=generator, device=generator.device)
-            self.steps = sorted(order[:self.batches].tolist())
-
-    def after_step(self, z, step):
-        """z: one view's embeddings, n × d. step: within the epoch, from 0."""
-        if step in self.steps:
-            share = effective_rank(z) / min(z.shape)
-            self.shares[self.steps.index(step)] = share
-
-    def after_epoch(self):
-        """Sets α: this makes the method adaptive."""
-        if self.steps:
-            self.value.copy_(self.shares[:len(self.steps)].mean())
-
-    # self.steps is part of state_dict(), so that runs can resume in mid-epoch. It is not a
-    # buffer: reading one at each step would synchronise with the GPU.
-
-    def get_extra_state(self):
-        return torch.tensor(self.steps)
-
-    def set_extra_state(self, state):
-        self.steps = state.tolist()
-
-
-def alpha_at(schedule, measured, progress):
-    """α at a step, a 0-dim float32 tensor.
-
-    schedule: "ada" is the measured α (0-dim); "linear" and "cosine" grow from 0 to 1 with the
-    training's progress (0-dim, from 0 to 1); a number is a constant α.
-    """
-    if schedule == "ada":
-        return measured
-    if schedule == "linear":
-        return progress.float()
-    if schedule == "cosine":
-        return (0.5 * (1 - torch.cos(math.pi * progress))).float()
-    return torch.full((), schedule, dtype=torch.float32, device=progress.device)
 
 
 # --- the interface between a method and the training loop -----------------------------------------
@@ -90,27 +27,19 @@ class StepResult(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """A setting of a single method, changed by --set NAME=VALUE."""
+    """A setting of a single method, changed by --set NAME=VALUE; its type is its default's."""
     default: Any
-    kind: Any               # an argparse type
     meaning: str = ""       # in a few words, for train.py --methods
+    low: float = 0          # the smallest and largest number allowed
+    high: float = math.inf
 
 
 class Method(nn.Module):
     """The interface: an encoder, a projector, and functions to override as needed.
 
-        method = METHODS[name](args, encoder, p, n_images)
-        for epoch in …:
-            method.before_epoch(epoch, steps, generator)
-            for step in …:
-                result = method(views, index, progress)
-                result.loss.backward()
-                method.after_backward()
-                optimizer.step()
-                method.after_step(result.kept, step, progress)
-            method.after_epoch(epoch)
+    train.py calls before_epoch; at each step forward, after_backward and, after the optimiser's
+    step, after_step; at the epoch's end schedule and after_epoch. Labels never reach a method.
 
-    Besides these, train.py calls only schedule and param_groups. Labels never reach a method.
     State that outlives a step (momentum networks, queues, α) must be in state_dict(): then a
     checkpoint is complete, and a run can resume in mid-epoch without a second before_epoch.
 
@@ -126,9 +55,14 @@ class Method(nn.Module):
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__()
+        self.args = args
         self.encoder = encoder
         self.projector = self.make_projector(p, args.projector, args.set)
-        self.added_terms = added_terms(args, self.columns)
+        added = {"w2_loss": args.w2_weight, "lu_loss": args.lu_weight}
+        if "mi_loss" not in self.columns:   # a method that logs it, as AdaDim, uses --beta itself
+            added["mi_loss"] = (args.beta, args.beta)
+        self.added_terms = {column: weights for column, weights in added.items()
+                            if weights != (0, 0)}           # at the first step, at the last
         self.columns = (*self.columns, *self.added_terms)
 
     @staticmethod
@@ -157,11 +91,13 @@ class Method(nn.Module):
         """
         logs = dict(logs)
         for column, (first_weight, last_weight) in self.added_terms.items():
-            z = torch.cat(z_views)                          # 2n × d
-            if column == "mi_loss":
-                term = matrix_mutual_information(torch.cat(both_views(r)), z)
+            z = torch.cat(z_views)          # 2n × d: of both views, as W2's authors do
+            if column == "w2_loss":
+                term = wasserstein_uniformity(z)
+            elif column == "lu_loss":
+                term = uniformity(z)
             else:
-                term = UNIFORMITIES[column](z)
+                term = matrix_mutual_information(torch.cat(both_views(r)), z)
             weight = first_weight + (last_weight - first_weight) * progress
             loss = loss + weight.to(term.dtype) * term
             logs[column] = term.detach()
@@ -194,30 +130,52 @@ def both_views(x):
     return gather_at_once(*x.chunk(2))
 
 
-# --- terms that flags add to any method's loss ----------------------------------------------------
+# --- AdaDim, and the life of its α ----------------------------------------------------------------
 
-# computed on both views' embeddings stacked, as the authors of W2 do
-UNIFORMITIES = {"w2_loss": wasserstein_uniformity, "lu_loss": uniformity}
+# Before every 20th epoch, ten of its training batches are drawn. After each of these steps, the
+# effective rank of the batch's embeddings is measured. At the end of the epoch, α is set to their
+# mean share of the largest possible rank. In the loss, α weights InfoNCE, and 1 − α VICReg.
 
+class MeasuredAlpha(nn.Module):
+    """α: the embeddings' effective rank as a share of the largest possible in a batch [§4].
 
-def added_terms(args, columns):
-    """{column of log.csv: (first weight, last weight)} for --w2-weight, --lu-weight and --beta.
+        α = mean over `batches` batches of  erank(z) / min(n, d),  after every `every`-th epoch
 
-    columns: the method's own. A method that logs mi_loss, as AdaDim does, uses --beta itself.
+    Until it is first set, α is 0: VICReg alone. VICReg decorrelates features, which raises the
+    effective rank; as it rises, α shifts the loss to InfoNCE, which spreads samples.
     """
-    terms = {"w2_loss": first_and_last(args.w2_weight), "lu_loss": first_and_last(args.lu_weight)}
-    if "mi_loss" not in columns:
-        terms["mi_loss"] = (args.beta, args.beta)
-    return {column: weights for column, weights in terms.items() if weights != (0, 0)}
 
+    def __init__(self, every=20, batches=10):
+        super().__init__()
+        self.every = every
+        self.batches = batches
+        self.register_buffer("value", torch.zeros(()))          # α, as last set
+        self.register_buffer("shares", torch.zeros(batches))    # of the largest possible rank
+        self.steps = []     # of this epoch, at which to measure; in state_dict(), see below
 
-def first_and_last(text):
-    """The weights at the first and last step: "0.2" is constant, "30:0" goes from 30 to 0."""
-    first, _, last = text.partition(":")
-    return float(first), float(last or first)
+    def before_epoch(self, epoch, steps, generator):
+        """Draws the steps at which to measure: on training batches, so without extra passes."""
+        self.steps = []
+        if epoch % self.every == 0:
+            order = torch.randperm(steps, generator=generator, device=generator.device)
+            self.steps = sorted(order[:self.batches].tolist())
 
+    def after_step(self, z, step):
+        """z: one view's embeddings, n × d. step: within the epoch, from 0."""
+        if step in self.steps:
+            self.shares[self.steps.index(step)] = effective_rank(z) / min(z.shape)
 
-# --- AdaDim ---------------------------------------------------------------------------------------
+    def after_epoch(self):
+        """Sets α: this makes the method adaptive."""
+        if self.steps:
+            self.value.copy_(self.shares[:len(self.steps)].mean())
+
+    def get_extra_state(self):      # not a buffer: reading one would wait for the GPU at each step
+        return torch.tensor(self.steps)
+
+    def set_extra_state(self, state):
+        self.steps = state.tolist()
+
 
 class AdaDim(Method):
     """AdaDim and its special cases: SimCLR, VICReg, a fixed or growing α [Table 6].
@@ -227,14 +185,12 @@ class AdaDim(Method):
     columns = ("alpha", "info_nce", "vicreg", "mi_loss")
     details = ("invariance", "variance", "covariance")      # VICReg's parts, before weighting
     defaults = {}                                           # train.py's are AdaDim's
-    uses = ("--alpha", "--alpha-every", "--alpha-batches", "--alpha-from", "--temperature",
-            "--vicreg-weights")
+    uses = ("--alpha", "--alpha-every", "--alpha-batches", "--alpha-from", "--mi-scale",
+            "--temperature", "--vicreg-weights")
     paper = "AdaDim, arXiv 2505.12576"
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
-        self.args = args
-        self.vicreg_weights = [float(weight) for weight in args.vicreg_weights.split(",")]
         self.measured = MeasuredAlpha(args.alpha_every, args.alpha_batches)
         if args.alpha == "ada" and args.alpha_every >= args.epochs:
             print(f"note: α stays 0, because it is first set after epoch {args.alpha_every}; "
@@ -244,7 +200,6 @@ class AdaDim(Method):
         return {"alpha": alpha_at(self.args.alpha, self.measured.value, progress)}
 
     def forward(self, views, index, progress):
-        # both views at once: batch norms see 2n images, not n as in solo-learn
         r = self.encoder(views)                             # 2n × p
         z = self.projector(r)                               # 2n × d
         r1, r2, z1, z2 = gather_at_once(*r.chunk(2), *z.chunk(2))   # of all processes
@@ -252,13 +207,12 @@ class AdaDim(Method):
         alpha = self.schedule(progress)["alpha"]
         m = 1.0 if self.args.mi_scale == "1" else None      # None: m = α, the published method
         loss, parts = adadim(r1, r2, z1, z2, alpha, self.args.beta, m, self.args.temperature,
-                             self.vicreg_weights)
+                             self.args.vicreg_weights)
 
         # §4 measures α on "the embedding space", and two sentences later on "the representation
         # space": we take z as the published method, and offer r for comparison
-        measured_on = z1 if self.args.alpha_from == "z" else r1
-        return self.result(loss, parts, r, (z1, z2), progress,
-                           {"measured_on": measured_on.detach()})
+        measured_on = (z1 if self.args.alpha_from == "z" else r1).detach()
+        return self.result(loss, parts, r, (z1, z2), progress, {"measured_on": measured_on})
 
     def before_epoch(self, epoch, steps, generator):
         if self.args.alpha == "ada":
@@ -271,4 +225,80 @@ class AdaDim(Method):
         self.measured.after_epoch()
 
 
+def alpha_at(schedule, measured, progress):
+    """α at a step, 0-dim float32. schedule: --alpha. measured: 0-dim. progress: as in forward."""
+    if schedule == "ada":
+        return measured
+    if schedule == "linear":
+        return progress.float()
+    if schedule == "cosine":
+        return (0.5 * (1 - torch.cos(math.pi * progress))).float()
+    return torch.full((), schedule, dtype=torch.float32, device=progress.device)
+
+
+# --- flags of methods, for train.py ---------------------------------------------------------------
+
 METHODS = {"adadim": AdaDim}        # by name; baselines/ adds its own
+
+# members of AdaDim's family that --method knows by name: the defaults that make them [Table 6]
+FAMILY = {
+    "vicreg": {"--alpha": 0.0, "--beta": 0.0, "--mi-scale": "1"},
+    "simclr": {"--alpha": 1.0, "--beta": 0.0, "--mi-scale": "1"},
+}
+
+
+def alpha_type(text):
+    """An argparse type: --alpha."""
+    if text in ("ada", "linear", "cosine"):
+        return text
+    if not 0 <= float(text) <= 1:
+        raise ValueError        # which argparse turns into a line
+    return float(text)
+
+
+def first_and_last(text):
+    """An argparse type: weights at the first and last step; "0.2" is constant, "30:0" falls."""
+    first, _, last = text.partition(":")
+    return float(first), float(last or first)
+
+
+def three_weights(text):
+    """An argparse type: "25,25,1" → (25.0, 25.0, 1.0)."""
+    sim_weight, var_weight, cov_weight = map(float, text.split(","))
+    return sim_weight, var_weight, cov_weight
+
+
+def read_settings(name, words, methods):
+    """{setting: value} of the named method: its defaults, overridden by --set.
+
+    words: such as ["queue=4096"], or None. Raises ValueError on an unknown setting or a bad value.
+    """
+    known = methods[name].settings
+    values = {setting: about.default for setting, about in known.items()}
+    for word in words or ():
+        setting, _, text = word.partition("=")
+        if setting not in known:
+            raise ValueError(f"--set {word}: the settings of {name}, as NAME=VALUE: "
+                             f"{', '.join(known) or 'none'}")
+        default, _, low, high = known[setting]
+        kind = type(default)
+        try:
+            values[setting] = kind(text)
+        except ValueError:
+            raise ValueError(f"--set {word}: expected {kind.__name__}") from None
+        if kind is not str and not low <= values[setting] <= high:
+            raise ValueError(f"--set {word}: expected a number from {low} to {high}")
+    return values
+
+
+def list_methods(methods):
+    """The text of train.py --methods: each method's name, paper, defaults and settings."""
+    lines = []
+    for name, method in methods.items():
+        changed = [f"{flag} {value}" for flag, value in method.defaults.items()
+                   if flag not in Method.defaults]
+        lines += [f"{name}: {method.paper}", f"    {' '.join(changed) or 'the defaults'}"]
+        for setting, about in method.settings.items():
+            word = f"--set {setting}={about.default}"
+            lines.append(f"    {word:40}{about.meaning}".rstrip())
+    return "\n".join([*lines, "vicreg, simclr: adadim with --alpha 0 or 1, and --beta 0"])

@@ -7,9 +7,8 @@ The entropy H_2, I(R;Z) and W2 are in losses.py. Copy both files, and
     representation_metrics(r, z)["mi"]      # I(R;Z) in nats
 
 Conventions shared by all functions here:
-- x is a floating-point matrix n × d, one sample per row: a tensor, or a NumPy array. It is
-  converted to float32, for spectra to float64; float64 stays float64. x̂ is a row scaled to unit
-  length.
+- x is a floating-point matrix n × d, one sample per row: a tensor, or a NumPy array. It becomes
+  float32, for spectra float64; float64 stays. x̂ is a row scaled to unit length.
 - Results are 0-dim tensors; accuracies are in per cent.
 - NaN inputs give NaN results (counts: 0). Wrong shapes or settings raise ValueError.
 - Only explained_variance detects redundant features, see uniformity.py.
@@ -35,7 +34,7 @@ def gram_eigenvalues(x):
     n, d = x.shape
     x = x.double()
     gram = x @ x.T if n < d else x.T @ x
-    eigenvalues = spectrum(torch.linalg.eigvalsh, gram).flip(0)
+    eigenvalues = spectrum(gram).flip(0)
     rounding = max(n, d) * torch.finfo(torch.float64).eps * eigenvalues[0]
     return eigenvalues * (eigenvalues > rounding)
 
@@ -63,23 +62,14 @@ def entropy_rank(values, eps=0.0):
     return torch.special.entr(p).sum().exp()        # entr(p) = −p log p, with 0·log 0 = 0
 
 
-def divided(x, y):
+def ratio_or_one(x, y):
     """x / y, or 1 if y is zero: the ranks of a constant x are 1."""
     return torch.where(y == 0, 1, x / torch.where(y == 0, 1, y))        # with finite gradients
 
 
-def over_largest(values):
-    return divided(values.sum(), values[0])
-
-
-def over_squares(values):
-    return divided(values.sum().square(), values.square().sum())
-
-
 # --- how many directions a representation fills -------------------------------------------------
 
-# Ranks range from 1 (a single direction, or none) to min(n, d), or to min(n − 1, d) if they are
-# computed from the covariance.
+# Ranks are from 1 (one direction, or none) to min(n, d); from the covariance, to min(n − 1, d).
 
 def effective_rank(x):
     """How many directions the rows of x fill (Roy & Vetterli, the paper's [35]).
@@ -106,17 +96,20 @@ def stable_rank(x):
 
     Small directions hardly count: a large common mean alone brings it near 1.
     """
-    return over_largest(singular_values(x).square())
+    squares = singular_values(x).square()
+    return ratio_or_one(squares.sum(), squares[0])
 
 
 def participation_ratio(x):
     """(Σλ)² / Σλ², λ the covariance's eigenvalues (Gao et al. 2017)."""
-    return over_squares(covariance_eigenvalues(x))
+    eigenvalues = covariance_eigenvalues(x)
+    return ratio_or_one(eigenvalues.sum().square(), eigenvalues.square().sum())
 
 
 def nesum(x):
     """Σ_i λ_i / λ_1, λ the covariance's eigenvalues, the largest first (He & Ozay, NESum, 2022)."""
-    return over_largest(covariance_eigenvalues(x))
+    eigenvalues = covariance_eigenvalues(x)
+    return ratio_or_one(eigenvalues.sum(), eigenvalues[0])
 
 
 def alpha_req(x, first=11, last=50):
@@ -129,9 +122,8 @@ def alpha_req(x, first=11, last=50):
     largest. Raises ValueError unless x has more than `last` rows and at least `last` columns.
     """
     x, = matrices(x)
-    if not 1 <= first < last or last > x.shape[1] or last >= len(x):
-        raise ValueError(f"expected more than {last} rows and at least {last} columns, and "
-                         f"1 ≤ first < last, got {tuple(x.shape)}, {first} and {last}")
+    if last > x.shape[1] or last >= len(x):
+        raise ValueError(f"expected > {last} rows and ≥ {last} columns: {tuple(x.shape)}")
     return power_law(covariance_eigenvalues(x), first, last)
 
 
@@ -165,7 +157,7 @@ def explained_variance(x, fraction=0.3):
 
 def largest_share(eigenvalues, fraction):
     count = max(1, int(fraction * len(eigenvalues) + 0.5))
-    return divided(eigenvalues[:count].sum(), eigenvalues.sum())
+    return ratio_or_one(eigenvalues[:count].sum(), eigenvalues.sum())
 
 
 def lidar(x, delta=1e-4):
@@ -180,17 +172,16 @@ def lidar(x, delta=1e-4):
     Raises ValueError if x has fewer than two images or two views.
     """
     x = torch.as_tensor(x)
-    if x.ndim != 3 or not x.is_floating_point() or min(x.shape[:2]) < 2 or x.shape[2] == 0:
-        raise ValueError("expected floating-point images × views × features, two or more of the "
-                         f"first two, got {x.dtype} {tuple(x.shape)}")
+    if x.ndim != 3 or min(x.shape[:2]) < 2:
+        raise ValueError(f"{tuple(x.shape)}: expected two or more images × views × features")
     finite = x.isfinite().all()
     x = torch.where(finite, x, 0).double()      # LAPACK would raise on NaN
-    images, views, d = x.shape
+    images, views, _ = x.shape
     means = x.mean(1)                                           # images × d
     between = (means - means.mean(0)) / (images - 1) ** 0.5     # Σ_b = betweenᵀ between
     within = (x - means[:, None]).flatten(0, 1)                 # images·views × d
-    identity = torch.eye(d, dtype=torch.float64, device=x.device)
-    sigma_w = within.T @ within / (images * (views - 1)) + delta * identity
+    sigma_w = within.T @ within / (images * (views - 1))        # d × d
+    sigma_w.diagonal().add_(delta)
     # with Σ_w = L Lᵀ, L⁻¹ Σ_b L⁻ᵀ has the same eigenvalues
     root = torch.linalg.cholesky(sigma_w)
     whitened = torch.linalg.solve_triangular(root, between.T, upper=False)      # d × images
@@ -208,31 +199,22 @@ def uniformity(x, t=2.0):
     0 is collapse, lower is more uniform. x: n × d, n ≥ 2.
     """
     x, = matrices(x, rows=2)
+    n = len(x)
+    sums = []           # Σ exp(…) in pieces, as logarithms: n × n may not fit in memory
     with torch.autocast(x.device.type, enabled=False):
         x = normalize_rows(x)
-        pieces = [log_sum_of_pairs(later_cosines(x, start), t)
-                  for start in range(0, len(x), PIECE)]         # n × n may not fit in memory
-        return log_mean_of_pairs(pieces, len(x))
+        for start in range(0, n, PIECE):
+            cosines = later_cosines(x, start)                   # piece × (n − start)
+            squared_distance = (2 - 2 * cosines).clamp_min(0)
+            above_diagonal = torch.ones_like(cosines, dtype=torch.bool).triu(1)
+            exponent = torch.where(above_diagonal, -t * squared_distance, -torch.inf)
+            sums.append(torch.logsumexp(exponent.flatten(), dim=0))
+    return torch.logsumexp(torch.stack(sums), dim=0) - math.log(n * (n - 1) / 2)
 
 
 def later_cosines(x, start):
-    """The cosines of PIECE unit rows, from row `start` on, with themselves and all later rows.
-
-    Over all pieces, the entries above the diagonals hold each pair of rows once.
-    """
-    return x[start:start + PIECE] @ x[start:].T                 # piece × (n − start)
-
-
-def log_sum_of_pairs(cosines, t=2.0):
-    """log Σ_{i<j} exp(−t·‖x̂_i − x̂_j‖²). cosines: from later_cosines."""
-    squared_distance = (2 - 2 * cosines).clamp_min(0)
-    above_diagonal = torch.ones_like(cosines, dtype=torch.bool).triu(1)
-    exponent = torch.where(above_diagonal, -t * squared_distance, -torch.inf)
-    return torch.logsumexp(exponent.flatten(), dim=0)
-
-
-def log_mean_of_pairs(pieces, n):
-    return torch.logsumexp(torch.stack(pieces), dim=0) - math.log(n * (n - 1) / 2)
+    """The cosines of PIECE unit rows, from row `start` on, with themselves and all later rows."""
+    return x[start:start + PIECE] @ x[start:].T
 
 
 # --- comparisons of two representations -------------------------------------------------------
@@ -277,26 +259,19 @@ def linear_cka(x, y):
 
 
 def kernel_metrics(r, z):
-    """I(R;Z), and H_2 and uniformity of both, by name, in one pass over the n × n kernels.
-
-    They are never in memory as a whole: for 10,000 images each takes 400 MB.
-    """
-    r, z = (normalize_rows(x) for x in matrices(r, z, rows=2))
-    n = len(r)
-    squares = torch.zeros(3, dtype=torch.float64, device=r.device)     # of K_R, K_Z, K_R ∘ K_Z
-    pairs_r, pairs_z = [], []
+    """I(R;Z), and H_2 and uniformity of both, by name, without whole n × n kernels in memory."""
+    unit_r, unit_z = (normalize_rows(x) for x in matrices(r, z, rows=2))
+    n = len(unit_r)
+    squares = torch.zeros(3, dtype=torch.float64, device=unit_r.device)    # of the kernels below
     for start in range(0, n, PIECE):
-        k_r = later_cosines(r, start)                           # piece × (n − start)
-        k_z = later_cosines(z, start)
+        k_r = later_cosines(unit_r, start)                      # piece × (n − start)
+        k_z = later_cosines(unit_z, start)
         for index, k in enumerate((k_r, k_z, k_r * k_z)):
             on_diagonal = k.diagonal().square().sum()
             squares[index] += on_diagonal + 2 * k.triu(1).square().sum()
-        pairs_r.append(log_sum_of_pairs(k_r))
-        pairs_z.append(log_sum_of_pairs(k_z))
     h2_r, h2_z, h2_both = -(squares / n ** 2).log()             # H_2(K) = −log(‖K‖² / n²)
     return {"mi": h2_r + h2_z - h2_both, "h2_r": h2_r, "h2_z": h2_z,
-            "uniformity_r": log_mean_of_pairs(pairs_r, n),
-            "uniformity_z": log_mean_of_pairs(pairs_z, n)}
+            "uniformity_r": uniformity(r), "uniformity_z": uniformity(z)}
 
 
 @torch.no_grad()
@@ -306,27 +281,28 @@ def representation_metrics(r, z):
     r: n × p, z: n × d, the representations and embeddings of the same n ≥ 2 images. Left out are
     I(R;Z) of the features' kernels unless p = d, and α-ReQ if there are too few eigenvalues.
     """
-    found = {}
+    values = {}
     for name, x in (("r", r), ("z", z)):
         sigma = singular_values(x)                              # min(n, d)
         eigenvalues = covariance_eigenvalues(x)                 # d
-        found[f"erank_{name}"] = entropy_rank(sigma)
-        found[f"rankme_{name}"] = entropy_rank(sigma, 1e-7)
-        found[f"stable_rank_{name}"] = over_largest(sigma.square())
-        found[f"participation_{name}"] = over_squares(eigenvalues)
-        found[f"nesum_{name}"] = over_largest(eigenvalues)
+        total = eigenvalues.sum()
+        values[f"erank_{name}"] = entropy_rank(sigma)
+        values[f"rankme_{name}"] = entropy_rank(sigma, 1e-7)
+        values[f"stable_rank_{name}"] = ratio_or_one(sigma.square().sum(), sigma[0].square())
+        values[f"participation_{name}"] = ratio_or_one(total.square(), eigenvalues.square().sum())
+        values[f"nesum_{name}"] = ratio_or_one(total, eigenvalues[0])
         if min(len(x) - 1, x.shape[1]) >= 50:
-            found[f"alpha_req_{name}"] = power_law(eigenvalues, 11, 50)
-        found[f"eigs_{name}"] = (eigenvalues > 0.01 * eigenvalues.sum()).sum()
-        found[f"var30_{name}"] = largest_share(eigenvalues, 0.3)
-        found[f"w2_{name}"] = wasserstein_uniformity(x)
-    found |= kernel_metrics(r, z)
-    found["cka"] = linear_cka(r, z)
+            values[f"alpha_req_{name}"] = power_law(eigenvalues, 11, 50)
+        values[f"eigs_{name}"] = (eigenvalues > 0.01 * total).sum()
+        values[f"var30_{name}"] = largest_share(eigenvalues, 0.3)
+        values[f"w2_{name}"] = wasserstein_uniformity(x)
+    values |= kernel_metrics(r, z)
+    values["cka"] = linear_cka(r, z)
     if r.shape == z.shape:
-        found["mi_features"] = mutual_information(r, z, kernel="features")
-    if found["mi"] != 0:
-        found["erank_r_over_mi"] = found["erank_r"] / found["mi"]
-    return {name: float(value) for name, value in found.items()}
+        values["mi_features"] = mutual_information(r, z, kernel="features")
+    if values["mi"] != 0:
+        values["erank_r_over_mi"] = values["erank_r"] / values["mi"]
+    return {name: float(value) for name, value in values.items()}
 
 
 # --- with labels --------------------------------------------------------------------------------
@@ -339,12 +315,8 @@ def knn_accuracy(train_x, train_y, test_x, test_y, k=20, temperature=0.07):
     """
     (train_x,), (test_x,) = matrices(train_x), matrices(test_x)
     train_y, test_y = torch.as_tensor(train_y), torch.as_tensor(test_y)
-    one_label_per_row = len(train_x) == len(train_y) and len(test_x) == len(test_y)
-    if not one_label_per_row or train_x.shape[1] != test_x.shape[1]:
-        raise ValueError("expected one label per row and equal widths")
-    if not 1 <= k <= len(train_x) or not temperature > 0:
-        raise ValueError(f"expected 1 ≤ k ≤ {len(train_x)} and a positive temperature, "
-                         f"got {k} and {temperature}")
+    if not 1 <= k <= len(train_x):
+        raise ValueError(f"expected 1 ≤ k ≤ {len(train_x)}, got {k}")
     train_x, test_x = normalize_rows(train_x), normalize_rows(test_x)
     n_classes = int(train_y.max()) + 1
     correct = 0
@@ -375,7 +347,6 @@ def pearson(x, y):
     """Pearson's correlation of two vectors, tensors or lists; NaN if one of them is constant."""
     x, y = (torch.as_tensor(values, dtype=torch.float64) for values in (x, y))
     if x.ndim != 1 or x.shape != y.shape or len(x) < 2:
-        raise ValueError("expected two vectors of the same length ≥ 2, "
-                         f"got {tuple(x.shape)} and {tuple(y.shape)}")
+        raise ValueError(f"expected two vectors of length ≥ 2: {tuple(x.shape)}, {tuple(y.shape)}")
     x, y = x - x.mean(), y - y.mean()
     return (x @ y) / (x.norm() * y.norm())

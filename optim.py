@@ -57,12 +57,12 @@ class LARS(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for weights in alike(group["params"]):
+            for weights in group_by_device_and_decay(group["params"]):
                 self.update(weights, group)
         return loss
 
     def update(self, w, group):
-        """w: tensors that are alike; torch's functions _foreach_… take them all in one go."""
+        """w: a list from group_by_device_and_decay; torch's functions _foreach_… take it whole."""
         g = [tensor.grad for tensor in w]
         v = [self.momentum_buffer(tensor) for tensor in w]
         torch._foreach_mul_(v, group["momentum"])
@@ -90,7 +90,7 @@ class LARS(torch.optim.Optimizer):
         return torch.where(w_norm > 0, trust_ratio, 1)
 
 
-def alike(params):
+def group_by_device_and_decay(params):
     """Lists of those that have gradients: each on one device, and all with or all without decay."""
     lists = {}
     for w in params:

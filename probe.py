@@ -11,12 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from augment import augment
-from data import pixels
+from data import pixels, random_subset
+from distributed import mean
 from metrics import alignment, knn_accuracy, representation_metrics, top_k_accuracy
 from models import encode
-from optim import LEARNING_RATES
-from plumbing import distributed
-from plumbing.images import random_subset
 
 # sizes of fixed random subsets for the evaluations; all images if there are fewer
 METRIC_IMAGES = 10_000      # test images for the metrics
@@ -47,15 +45,15 @@ class OnlineProbe(nn.Module):
 
         r: 2n × p, detached. views: 2n × 3 × s × s. labels: n.
         """
-        loss = cross_entropy(self.linear(r), labels)
+        loss = mean_cross_entropy(self.linear(r), labels)
         if self.untrained is None:
             return loss, torch.zeros_like(loss)
         with torch.no_grad():
             untrained_r = self.untrained(views)             # 2n × p
-        return loss, cross_entropy(self.untrained_linear(untrained_r), labels)
+        return loss, mean_cross_entropy(self.untrained_linear(untrained_r), labels)
 
 
-def cross_entropy(logits, labels):
+def mean_cross_entropy(logits, labels):
     """The mean over the labelled views. logits: 2n × classes; labels: n, −1 for none.
 
     With several processes, the divisor is their mean number of labelled views: as gradients are
@@ -64,43 +62,7 @@ def cross_entropy(logits, labels):
     labels = labels.repeat(2)                               # 2n
     n_labelled = (labels >= 0).sum().clamp_min(1).float()
     total = F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum")
-    return total / distributed.mean(n_labelled)
-
-
-class Learner(nn.Module):
-    """The method and, if there are labels, the online probe: one module for one backward pass."""
-
-    def __init__(self, method, online_probe):
-        super().__init__()
-        self.method = method
-        self.probe = online_probe
-        self.register_buffer("mean_norm", torch.zeros(()))      # see optim.clip_gradient
-
-    def forward(self, views, index, labels, progress):
-        """The objective (0-dim), the logs, and `kept` for the method's after_step.
-
-        labels: n. views, index, progress: see Method.forward.
-        """
-        result = self.method(views, index, progress)
-        logs = {"loss": result.loss, **result.logs}
-        logs = {column: value.detach() for column, value in logs.items()}
-        if self.probe is None:
-            return result.loss, logs, result.kept
-
-        # r is detached: the encoder learns nothing from the labels
-        probe_loss, baseline_loss = self.probe(result.r.detach(), views, labels)
-        logs["probe_loss"] = probe_loss.detach()
-        return result.loss + probe_loss + baseline_loss, logs, result.kept
-
-    def param_groups(self, args):
-        """The method's groups, and the probe's with its own learning rate and no weight decay."""
-        scale = args.batch_size / 256
-        groups = self.method.param_groups(args.lr * scale, args.weight_decay)
-        if self.probe is not None:
-            probe_lr = LEARNING_RATES[args.optimizer]["probe"] * scale
-            groups.append(dict(params=self.probe.trained_params(), base_lr=probe_lr,
-                               weight_decay=0.0))
-        return groups
+    return total / mean(n_labelled)
 
 
 # --- evaluations during a run -----------------------------------------------------------------
@@ -156,10 +118,10 @@ def evaluate(method, online_probe, data, device, autocast):
     with autocast:
         r, z, *logits = encode_images(data, "test_x", test, nets, device)   # n × p, n × d
         _, z_views, *_ = encode_views(data, pairs, 2, nets, device)         # n × 2 × d
-    found = representation_metrics(r[few], z[few])
-    found["alignment_z"] = alignment(z_views[:, 0], z_views[:, 1]).item()
+    row = representation_metrics(r[few], z[few])
+    row["alignment_z"] = alignment(z_views[:, 0], z_views[:, 1]).item()
     if online_probe is None:
-        return found
+        return row
 
     labelled = (data["train_y"] >= 0).nonzero().flatten().cpu()
     bank = labelled[random_subset(len(labelled), BANK_IMAGES, seed=0)]
@@ -168,7 +130,7 @@ def evaluate(method, online_probe, data, device, autocast):
     bank_y = data["train_y"][bank].to(device)
     test_y = data["test_y"].to(device)
     k = min(20, len(bank))
-    return found | {
+    return row | {
         "probe_top1": top_k_accuracy(logits[0], test_y).item(),
         "probe_top5": top_k_accuracy(logits[0], test_y, 5).item(),
         "knn_top1": knn_accuracy(bank_r, bank_y, r, test_y, k).item(),

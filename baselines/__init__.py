@@ -11,16 +11,10 @@ recipes, on which that paper builds. A class's docstring names its exceptions. I
 of projectors, 4096-4096-256 (BYOL) or 2048-4096-256 (NNCLR) are the projector's hidden layer, the
 predictor's, and the output: here --projector 4096-256 --set predictor=4096.
 
-For all methods:
-- There are two views, without additional small crops.
-- Both views go through the networks in one batch of 2n, so that batch norms see both. solo-learn
-  passes each view by itself.
-- A momentum copy has batch norms of its own, in training mode, as in the methods' public code.
-- With several processes, embeddings are gathered first: losses, queues, centres, assignments and
-  clusters are those of the whole batch. As for AdaDim, two things differ from a single process:
-  the augmentation's random numbers and, on CPUs, batch norms, which see their own process's part.
-  See also DeepCluster v2 and LeJEPA.
-- --seed also determines the random queues, prototypes and cluster centres at the start.
+All methods see two views, without additional small crops, in one batch of 2n, so that batch norms
+see both; solo-learn passes each view by itself. A momentum copy has batch norms of its own, in
+training mode, as in the methods' public code. With several processes, embeddings are gathered
+first: losses, queues, centres, assignments and clusters are those of the whole batch.
 """
 from baselines.barlow_twins import BarlowTwins, barlow_twins
 from baselines.byol import Byol, byol

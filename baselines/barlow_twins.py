@@ -1,10 +1,9 @@
 """Barlow Twins: each feature correlates with itself in the other view, and with no other."""
 import torch
 
-from baselines.shared import POSITIVE
+from baselines.shared import recipe
 from losses import matrices
 from methods import Method, Setting, both_views
-from plumbing.cli import number
 
 
 def barlow_twins(z1, z2, off_diagonal_weight=5e-3, scale=0.1):
@@ -18,41 +17,31 @@ def barlow_twins(z1, z2, off_diagonal_weight=5e-3, scale=0.1):
     """
     z1, z2 = matrices(z1, z2, rows=2, same_width=True)
     with torch.autocast(z1.device.type, enabled=False):
-        correlation = standardise(z1).T @ standardise(z2) / len(z1)         # d × d
+        correlation = standard_columns(z1).T @ standard_columns(z2) / len(z1)         # d × d
         diagonal = correlation.diagonal()                                   # d
         on_diagonal = (1 - diagonal).square().sum()
         off_diagonal = correlation.square().sum() - diagonal.square().sum()
         return scale * (on_diagonal + off_diagonal_weight * off_diagonal)
 
 
-def standardise(z, eps=1e-5):
+def standard_columns(z, eps=1e-5):
     """Gives the columns of z (n × d) mean 0 and variance 1; constant columns become 0."""
     variance = z.var(0, correction=0)                                       # d
     return (z - z.mean(0)) / (variance + eps).sqrt()
 
 
 class BarlowTwins(Method):
-    """Each feature should correlate with itself in the other view, and with no other."""
+    """One loss for both views."""
     paper = "Barlow Twins, Zbontar et al. 2021, arXiv 2103.03230"
-    defaults = Method.defaults | {
-        "--projector": "2048-2048-2048",
-        "--augment": "byol",
-        "--optimizer": "lars",
-        "--lr": 0.3,
-        "--weight-decay": 1e-4,
-    }
+    defaults = recipe(projector="2048-2048-2048", augment="byol", lr=0.3, weight_decay=1e-4)
     settings = {
-        "off_diagonal_weight": Setting(5e-3, number(0), "weight of correlations between features"),
-        "scale": Setting(0.1, POSITIVE, "factor of the whole loss"),
+        "off_diagonal_weight": Setting(5e-3, "weight of correlations between features"),
+        "scale": Setting(0.1, "factor of the whole loss", low=1e-6),
     }
-
-    def __init__(self, args, encoder, p, n_images):
-        super().__init__(args, encoder, p, n_images)
-        self.weights = args.set
 
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p
         z = self.projector(r)                               # 2n × d
         z1, z2 = both_views(z)                              # n × d each
-        loss = barlow_twins(z1, z2, **self.weights)
+        loss = barlow_twins(z1, z2, **self.args.set)
         return self.result(loss, {}, r, (z1, z2), progress)

@@ -1,8 +1,6 @@
 """BYOL: a predictor guesses a momentum network's output for the other view; no negatives."""
-
-from baselines.shared import SHARE, MomentumMethod, paired_cosine, predictor
-from methods import Method, Setting, both_views
-from plumbing.cli import layer_sizes
+from baselines.shared import MomentumMethod, paired_cosine, predictor, recipe
+from methods import Setting, both_views
 
 
 def byol(p, z):
@@ -14,22 +12,11 @@ def byol(p, z):
 
 
 class Byol(MomentumMethod):
-    """A predictor guesses a momentum network's output for the other view; no negatives.
-
-    The loss is the sum of both directions.
-    """
+    """The loss is the sum of both directions."""
     paper = "Bootstrap Your Own Latent, Grill et al. 2020, arXiv 2006.07733"
-    defaults = Method.defaults | {
-        "--projector": "4096-256",
-        "--augment": "byol",
-        "--optimizer": "lars",
-        "--lr": 1.0,
-        "--weight-decay": 1e-5,
-    }
-    settings = {
-        "predictor": Setting("4096", layer_sizes, "hidden layer sizes of the predictor"),
-        "momentum": Setting(0.99, SHARE, "the momentum copy's m at the first step"),
-        "last_momentum": Setting(1.0, SHARE, "and at the last"),
+    defaults = recipe(projector="4096-256", augment="byol", lr=1.0, weight_decay=1e-5)
+    settings = MomentumMethod.settings | {
+        "predictor": Setting("4096", "hidden layer sizes of the predictor"),
     }
 
     def __init__(self, args, encoder, p, n_images):

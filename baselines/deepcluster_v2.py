@@ -2,11 +2,9 @@
 import torch
 import torch.nn.functional as F
 
-from baselines.shared import COUNT, POSITIVE, check_positive, cosines, unit_rows, width_of
+from baselines.shared import cosines, recipe, width_of
 from losses import matrices, normalize_rows
-from methods import Method, Setting, both_views
-from plumbing.cli import BadInput
-from plumbing.distributed import gather
+from methods import Method, Setting, both_views, gather
 
 
 def deepcluster_v2(scores, assignments, temperature):
@@ -18,50 +16,36 @@ def deepcluster_v2(scores, assignments, temperature):
     temperature: τ > 0. If no sample has a cluster, the loss and its gradient are 0.
     """
     scores, = matrices(scores)
-    check_positive(temperature=temperature)
-    if assignments.shape != scores.shape[:1] or assignments.dtype != torch.int64:
-        raise ValueError(f"expected {len(scores)} int64 assignments, got {assignments.dtype} "
-                         f"{tuple(assignments.shape)}")
     total = F.cross_entropy(scores / temperature, assignments, ignore_index=-1, reduction="sum")
     return total / (assignments >= 0).sum().clamp_min(1)
 
 
 class DeepClusterV2(Method):
-    """Classifies images into the clusters of their embeddings from the previous epoch.
+    """Before each epoch, spherical k-means clusters the embeddings of the epoch before, once per
+    head: those of first views for heads 1 and 3, of second views for head 2. The loss is the mean
+    over heads and views. The first epoch only fills the memory: its loss is 0, as in solo-learn.
+    (The authors' code makes an extra pass over the images.) An image in an epoch's last, incomplete
+    batch, which is left out, has no cluster in the next one.
 
-    Before each epoch, spherical k-means clusters the embeddings of the epoch before, once per head:
-    those of first views for heads 1 and 3, of second views for head 2. The loss is the mean over
-    heads and views. The first epoch only fills the memory: its loss is 0, as in solo-learn. (The
-    authors' code makes an extra pass over the images instead.) An image that an epoch leaves out,
-    with its last, incomplete batch, has no cluster in the next one.
-
-    The weight decay is solo-learn's; Table 17 has 1e-5. Other than in solo-learn's recipe, the
-    learning rate falls to 0, not to 0.0006, and the warm-up is the other methods', not 11 epochs.
-    With several processes, each holds the whole memory and finds the same clusters.
+    The weight decay is solo-learn's; Table 17 has 1e-5. Unlike in solo-learn's recipe, the learning
+    rate falls to 0, not to 0.0006, and the warm-up is the other methods', not 11 epochs.
     """
     paper = "DeepCluster v2, Caron et al. 2020, arXiv 2006.09882"
-    defaults = Method.defaults | {
-        "--projector": "2048-128",
-        "--augment": "simclr",
-        "--optimizer": "lars",
-        "--lr": 0.6,
-        "--weight-decay": 1e-6,
-    }
+    defaults = recipe(projector="2048-128", augment="simclr", lr=0.6, weight_decay=1e-6)
     settings = {
-        "prototypes": Setting(3000, COUNT, "clusters of each head"),
-        "heads": Setting(3, COUNT, "clusterings, each from its own start"),
-        "temperature": Setting(0.1, POSITIVE, "divides the cosines with the centres"),
-        "iterations": Setting(10, COUNT, "of k-means before each epoch"),
+        "prototypes": Setting(3000, "clusters of each head", low=1),
+        "heads": Setting(3, "clusterings, each from its own start", low=1),
+        "temperature": Setting(0.1, "divides the cosines with the centres", low=1e-6),
+        "iterations": Setting(10, "of k-means before each epoch", low=1),
     }
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
-        self.chosen = args.set
         d, heads, count = width_of(self.projector), args.set["heads"], args.set["prototypes"]
         n_seen = n_images // args.batch_size * args.batch_size              # in an epoch
         if count > n_seen:
-            raise BadInput(f"--set prototypes={count}: k-means needs as many images, and an epoch "
-                           f"has {n_seen:,}")
+            raise ValueError(f"--set prototypes={count}: k-means needs as many images, and an "
+                             f"epoch has {n_seen:,}")
         self.register_buffer("memory", torch.zeros(2, n_seen, d))           # of both views
         self.register_buffer("index", torch.zeros(n_seen, dtype=torch.int64))   # of its images
         self.register_buffer("centres", torch.zeros(heads, count, d))
@@ -72,9 +56,8 @@ class DeepClusterV2(Method):
             return
         self.assigned.fill_(-1)
         for head, centres in enumerate(self.centres):
-            found, labels = k_means(self.memory[head % 2], len(centres),
-                                    self.chosen["iterations"], generator)
-            centres.copy_(found)
+            x = self.memory[head % 2]
+            centres[:], labels = k_means(x, len(centres), self.args.set["iterations"], generator)
             self.assigned[head, self.index] = labels
 
     def forward(self, views, index, progress):
@@ -86,15 +69,15 @@ class DeepClusterV2(Method):
         for centres, assigned in zip(self.centres, self.assigned):
             scores = cosines(torch.cat([z1, z2]), centres)                  # 2n × K
             labels = assigned[index].repeat(2)                              # 2n
-            loss = loss + deepcluster_v2(scores, labels, self.chosen["temperature"])
-        kept = {"z1": unit_rows(z1), "z2": unit_rows(z2), "index": index}
+            loss = loss + deepcluster_v2(scores, labels, self.args.set["temperature"])
+        kept = {"z1": z1.detach(), "z2": z2.detach(), "index": index}
         return self.result(loss / len(self.centres), {}, r, (z1, z2), progress, kept)
 
     def after_step(self, kept, step, progress):
         n = len(kept["index"])
         rows = slice(step * n, step * n + n)
-        self.memory[0, rows] = kept["z1"]
-        self.memory[1, rows] = kept["z2"]
+        for memory, z in zip(self.memory, matrices(kept["z1"], kept["z2"])):
+            memory[rows] = normalize_rows(z)
         self.index[rows] = kept["index"]
 
 

@@ -1,10 +1,9 @@
 """LeJEPA: similar views, normally distributed embeddings."""
 import torch
 
-from baselines.shared import COUNT, SHARE
+from baselines.shared import recipe
 from losses import matrices, normalize_rows
-from methods import Method, Setting, both_views
-from plumbing.distributed import mean
+from methods import Method, Setting, both_views, mean
 
 
 def sigreg(z, directions):
@@ -19,8 +18,6 @@ def sigreg(z, directions):
     """
     z, = matrices(z)
     directions, = matrices(directions)
-    if len(directions) != z.shape[1]:
-        raise ValueError(f"expected directions of {z.shape[1]} rows, got {len(directions)}")
     knots = torch.linspace(0, 3, 17, dtype=z.dtype, device=z.device)
     normal = (-knots.square() / 2).exp()                    # φ of N(0, 1), the target
     weights = torch.full_like(knots, 2 * 3 / 16)            # both halves of [−3, 3]
@@ -35,9 +32,7 @@ def sigreg(z, directions):
 
 
 class LeJepa(Method):
-    """Pulls views together and shapes embeddings into an isotropic Gaussian; no teacher.
-
-        (1 − weight) · mean squared distance of views from their mean + weight · SIGReg
+    """(1 − weight) · mean squared distance of views from their mean + weight · SIGReg.
 
     SIGReg is averaged over both views. Its directions are random at each step: several processes
     share them, but a single process draws others.
@@ -48,33 +43,24 @@ class LeJepa(Method):
     """
     paper = "LeJEPA, Balestriero & LeCun 2025, arXiv 2511.08544"
     columns = ("prediction", "sigreg")
-    defaults = Method.defaults | {
-        "--projector": "2048-2048-64",
-        "--augment": "lejepa",
-        "--optimizer": "adamw",
-        "--lr": 2e-3,
-        "--weight-decay": 5e-2,
-        "--warmup-epochs": 1.0,
-    }
+    defaults = recipe(projector="2048-2048-64", augment="lejepa", optimizer="adamw", lr=2e-3,
+                      weight_decay=5e-2, warmup_epochs=1.0)
     settings = {
-        "weight": Setting(0.02, SHARE, "weight of SIGReg; the prediction has the rest"),
-        "directions": Setting(256, COUNT, "random directions on which SIGReg tests"),
+        "weight": Setting(0.02, "weight of SIGReg; the prediction has the rest", high=1),
+        "directions": Setting(256, "random directions on which SIGReg tests", low=1),
     }
-
-    def __init__(self, args, encoder, p, n_images):
-        super().__init__(args, encoder, p, n_images)
-        self.weight, self.directions = args.set["weight"], args.set["directions"]
 
     def forward(self, views, index, progress):
+        weight, count = self.args.set["weight"], self.args.set["directions"]
         r = self.encoder(views)                             # 2n × p
         z = self.projector(r)                               # 2n × d
         z1, z2 = matrices(*both_views(z))                   # n × d each
         # the mean over processes is normal too, and gives all of them the same directions
-        drawn = mean(torch.randn(self.directions, z1.shape[1], dtype=z1.dtype, device=z1.device))
+        drawn = mean(torch.randn(count, z1.shape[1], dtype=z1.dtype, device=z1.device))
         directions = normalize_rows(drawn).T                # d × m
         to_middle = (z1 - z2) / 2                           # n × d; the other view's is −to_middle
         prediction = to_middle.square().mean()
         normality = (sigreg(z1, directions) + sigreg(z2, directions)) / 2
-        loss = (1 - self.weight) * prediction + self.weight * normality
+        loss = (1 - weight) * prediction + weight * normality
         logs = {"prediction": prediction.detach(), "sigreg": normality.detach()}
         return self.result(loss, logs, r, (z1, z2), progress)

@@ -1,9 +1,6 @@
 """MoCo v3: contrast of predictions with a momentum network's outputs for the batch."""
-
-from baselines.shared import POSITIVE, SHARE, MomentumMethod, contrast, predictor, with_last_norm
-from methods import Method, Setting, both_views
-from models import mlp
-from plumbing.cli import layer_sizes
+from baselines.shared import MomentumMethod, contrast, predictor, projector_with_norm, recipe
+from methods import Setting, both_views
 
 
 def moco_v3(q, k, temperature):
@@ -18,34 +15,23 @@ def moco_v3(q, k, temperature):
 
 
 class MocoV3(MomentumMethod):
-    """Contrast of predictions with a momentum network's outputs for the batch, without a queue.
-
-    The loss is the sum of both directions. The projector ends with a batch norm without weights,
-    as in the paper. The momentum is solo-learn's; Table 17 has 0.9 to 0.99.
+    """The loss is the sum of both directions. The projector ends with a batch norm without
+    weights, as in the paper. The momentum is solo-learn's; Table 17 has 0.9 to 0.99.
     """
     paper = "An Empirical Study of Training Self-Supervised ViT, Chen et al. 2021, arXiv 2104.02057"
-    defaults = Method.defaults | {
-        "--projector": "4096-256",
-        "--augment": "byol",
-        "--optimizer": "lars",
-        "--lr": 0.3,
-        "--weight-decay": 1e-6,
-    }
-    settings = {
-        "predictor": Setting("4096", layer_sizes, "hidden layer sizes of the predictor"),
-        "temperature": Setting(0.2, POSITIVE, "divides the cosines"),
-        "momentum": Setting(0.99, SHARE, "the momentum copy's m at the first step"),
-        "last_momentum": Setting(1.0, SHARE, "and at the last"),
+    defaults = recipe(projector="4096-256", augment="byol", lr=0.3, weight_decay=1e-6)
+    settings = MomentumMethod.settings | {
+        "predictor": Setting("4096", "hidden layer sizes of the predictor"),
+        "temperature": Setting(0.2, "divides the cosines", low=1e-6),
     }
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
-        self.temperature = args.set["temperature"]
         self.predictor = predictor(self.projector, args.set["predictor"])
 
     @staticmethod
     def make_projector(p, sizes, settings):
-        return with_last_norm(mlp(p, sizes), affine=False)
+        return projector_with_norm(p, sizes, affine=False)
 
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p
@@ -53,5 +39,6 @@ class MocoV3(MomentumMethod):
         z1, z2 = both_views(z)                              # n × d each
         q1, q2 = both_views(self.predictor(z))              # n × d each
         k1, k2 = both_views(self.teacher(views))            # n × d each
-        loss = moco_v3(q1, k2, self.temperature) + moco_v3(q2, k1, self.temperature)
+        temperature = self.args.set["temperature"]
+        loss = moco_v3(q1, k2, temperature) + moco_v3(q2, k1, temperature)
         return self.result(loss, {}, r, (z1, z2), progress)

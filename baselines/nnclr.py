@@ -1,11 +1,7 @@
 """NNCLR: contrast with the nearest neighbour of the other view, from a queue."""
-import torch
-
-from baselines.shared import (COUNT, POSITIVE, Queue, contrast, cosines, predictor, unit_rows,
-                              width_of, with_last_norm)
+from baselines.shared import (Queue, contrast, cosines, predictor, projector_with_norm, recipe,
+                              width_of)
 from methods import Method, Setting, both_views
-from models import mlp
-from plumbing.cli import layer_sizes
 
 
 def nnclr(neighbours, p, temperature):
@@ -20,45 +16,33 @@ def nnclr(neighbours, p, temperature):
 
 
 class Nnclr(Method):
-    """Contrast with the other view's nearest neighbour, found in a queue of earlier embeddings.
-
-    The loss is the mean of both directions. The queue holds embeddings of first views. The
-    projector ends with a batch norm, as in the paper.
-    """
+    """The loss is the mean of both directions. The queue holds embeddings of first views."""
     paper = "Nearest-Neighbor Contrastive Learning, Dwibedi et al. 2021, arXiv 2104.14548"
-    defaults = Method.defaults | {
-        "--projector": "2048-2048-256",
-        "--augment": "byol",
-        "--optimizer": "lars",
-        "--lr": 0.4,
-        "--weight-decay": 1e-5,
-    }
+    defaults = recipe(projector="2048-2048-256", augment="byol", lr=0.4, weight_decay=1e-5)
     settings = {
-        "predictor": Setting("4096", layer_sizes, "hidden layer sizes of the predictor"),
-        "temperature": Setting(0.2, POSITIVE, "divides the cosines"),
-        "queue": Setting(65_536, COUNT, "earlier embeddings in which neighbours are sought"),
+        "predictor": Setting("4096", "hidden layer sizes of the predictor"),
+        "temperature": Setting(0.2, "divides the cosines", low=1e-6),
+        "queue": Setting(65_536, "earlier embeddings in which neighbours are sought", low=1),
     }
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
-        self.temperature = args.set["temperature"]
         self.predictor = predictor(self.projector, args.set["predictor"])
-        self.queue = Queue(args.set["queue"], width_of(self.projector), args.batch_size)
+        self.queue = Queue(args.set["queue"], width_of(self.projector))
 
     @staticmethod
     def make_projector(p, sizes, settings):
-        return with_last_norm(mlp(p, sizes), affine=True)
+        return projector_with_norm(p, sizes, affine=True)
 
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p
         z = self.projector(r)                               # 2n × d
         z1, z2 = both_views(z)                              # n × d each
         p1, p2 = both_views(self.predictor(z))              # n × d each
-        loss = (nnclr(self.nearest(z1), p2, self.temperature)
-                + nnclr(self.nearest(z2), p1, self.temperature)) / 2
-        return self.result(loss, {}, r, (z1, z2), progress, {"z": unit_rows(z1)})
+        loss = (nnclr(self.nearest(z1), p2, self.args.set["temperature"])
+                + nnclr(self.nearest(z2), p1, self.args.set["temperature"])) / 2
+        return self.result(loss, {}, r, (z1, z2), progress, {"z": z1.detach()})
 
-    @torch.no_grad()
     def nearest(self, z):
         """The entry of the queue nearest to each row of z (n × d)."""
         return self.queue.rows[cosines(z, self.queue.rows).argmax(1)]       # n × d

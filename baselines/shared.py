@@ -1,19 +1,10 @@
 """Parts that several of the compared methods share.
 
-First come functions of tensors, which need only torch and losses.py: cosines, a contrast, a
-cross-entropy. Then come parts of methods: momentum copies, predictors, prototypes, queues.
-
-Conventions of all losses in this folder, as in losses.py:
+The conventions of losses.py hold for all losses in this folder, and:
 - A loss has one direction: one view's output against the other view's target. The docstring of
   the method's class tells how it combines both directions.
-- Inputs are floating-point matrices, one sample per row. They are converted to float32, also
-  inside autocast; float64 stays float64. The result is a 0-dim tensor; entropies are in nats.
-- x̂ is a row x scaled to unit length, which the losses do themselves. n is the number of samples,
-  d of features, K of prototypes or of entries in a queue.
+- n is the number of samples, d of features, K of prototypes or of entries in a queue.
 - No gradient flows into targets: keys, queues, teachers, centres and assignments are detached.
-- Values and gradients stay finite on collapsed batches: rows all equal, zeros.
-- All raise ValueError for a wrong shape, a dtype that is not floating-point, too few rows, or a
-  setting outside its range.
 """
 import copy
 import math
@@ -23,16 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from losses import matrices, normalize_rows
-from methods import Method
+from methods import Method, Setting
 from models import mlp
-from plumbing.cli import BadInput, checked, matching, number, whole_number
-
-# types of settings, for --set
-SHARE = checked(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
-POSITIVE = number(0, above=True)
-COUNT = whole_number(1)
-COUNT_OR_0 = whole_number(0)
-YES_OR_NO = matching("yes|no", "yes or no")
 
 
 # --- functions of tensors -------------------------------------------------------------------------
@@ -41,8 +24,6 @@ def cosines(x, y):
     """x̂ ŷᵀ, n × m, of the rows of x (n × d) and y (m × d)."""
     x, = matrices(x)
     y, = matrices(y)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"expected rows of one width, got {x.shape[1]} and {y.shape[1]}")
     with torch.autocast(x.device.type, enabled=False):
         return normalize_rows(x) @ normalize_rows(y).to(x.dtype).T
 
@@ -53,26 +34,24 @@ def paired_cosine(x, y):
     return (normalize_rows(x) * normalize_rows(y)).sum(1).mean()
 
 
-def cross_entropy(scores, targets):
+def soft_cross_entropy(scores, targets):
     """mean_i −Σ_k targets_ik·log softmax(scores_i)_k; scores, targets: n × K."""
     return -(targets * F.log_softmax(scores, dim=1)).sum(1).mean()
 
 
-def check_positive(**settings):
-    for name, value in settings.items():
-        if not torch.is_tensor(value) and not value > 0:     # comparing tensors synchronises
-            raise ValueError(f"{name} must be positive, got {value}")
-
-
 def contrast(anchors, others, temperature):
     """mean_i −log( exp(â_i·ô_i/τ) / Σ_k exp(â_i·ô_k/τ) ); anchors, others: both n × d."""
-    matrices(anchors, others, same_width=True)
-    check_positive(temperature=temperature)
     scores = cosines(anchors, others) / temperature                         # n × n
     return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
 
 
 # --- parts of methods -----------------------------------------------------------------------------
+
+def recipe(**flags):
+    """A method's `defaults`: all methods', changed by these flags. LARS is train.py's default."""
+    changed = {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
+    return Method.defaults | changed
+
 
 class MomentumCopy(nn.Module):
     """A slow copy of networks, without gradients: w̄ ← m·w̄ + (1 − m)·w at each step.
@@ -86,7 +65,6 @@ class MomentumCopy(nn.Module):
         self.copy = copy.deepcopy(nn.Sequential(*networks)).requires_grad_(False)
         self.first, self.last = first, last
 
-    @torch.no_grad()
     def forward(self, x):
         return self.copy(x)
 
@@ -115,8 +93,9 @@ def width_of(projector):
     return linears[-1].out_features
 
 
-def with_last_norm(projector, affine):
-    """The projector with a batch norm after its last layer."""
+def projector_with_norm(p, sizes, affine):
+    """A projector with a batch norm after its last layer. affine: whether that has weights."""
+    projector = mlp(p, sizes)
     return projector.append(nn.BatchNorm1d(width_of(projector), affine=affine))
 
 
@@ -135,39 +114,28 @@ class Prototypes(nn.Linear):
 
 
 class Queue(nn.Module):
-    """The unit rows pushed most recently; at the start, random ones.
+    """The `size` unit rows pushed most recently; at the start, random ones."""
 
-    Raises BadInput if `size` is not a multiple of the batch size: batches replace one another.
-    """
-
-    def __init__(self, size, d, batch_size):
+    def __init__(self, size, d):
         super().__init__()
-        if size % batch_size:
-            whole = max(1, size // batch_size) * batch_size
-            raise BadInput(f"--set queue={size} is not a multiple of --batch-size {batch_size}; "
-                           f"{whole} is")
         self.register_buffer("rows", normalize_rows(torch.randn(size, d)))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))   # of the oldest
 
     def push(self, x):
-        """Replaces the n oldest rows by x (n × d, unit rows)."""
-        places = self.place + torch.arange(len(x), device=x.device)
-        self.rows[places] = x.to(self.rows.dtype)
+        """Replaces the n oldest rows by x̂ (n × d)."""
+        x, = matrices(x[-len(self.rows):])
+        places = (self.place + torch.arange(len(x), device=x.device)) % len(self.rows)
+        self.rows[places] = normalize_rows(x).to(self.rows.dtype)
         self.place.copy_((self.place + len(x)) % len(self.rows))
 
 
-def unit_rows(x):
-    """x̂, detached, for a queue or a memory."""
-    x, = matrices(x.detach())
-    return normalize_rows(x)
-
-
 class MomentumMethod(Method):
-    """A method whose teacher is a momentum copy of the encoder and the projector.
-
-    The settings momentum and last_momentum are the copy's m at the start and end of training.
-    """
+    """A method whose teacher is a momentum copy of the encoder and the projector."""
     columns = ("momentum",)
+    settings = {
+        "momentum": Setting(0.99, "the momentum copy's m at the first step", high=1),
+        "last_momentum": Setting(1.0, "and at the last", high=1),
+    }
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
@@ -186,21 +154,18 @@ class PrototypeMethod(Method):
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
-        self.chosen = args.set
         self.epoch = 1
         self.prototypes = Prototypes(args.set["prototypes"], width_of(self.projector))
 
     def before_epoch(self, epoch, steps, generator):
         self.epoch = epoch
 
-    # self.epoch is part of state_dict(), so that runs can resume in mid-epoch
-
-    def get_extra_state(self):
+    def get_extra_state(self):      # in state_dict(), so that runs can resume in mid-epoch
         return torch.tensor(self.epoch)
 
     def set_extra_state(self, state):
         self.epoch = state.item()
 
     def after_backward(self):
-        if self.epoch <= self.chosen["frozen_epochs"]:
+        if self.epoch <= self.args.set["frozen_epochs"]:
             self.prototypes.weight.grad = None

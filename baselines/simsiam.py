@@ -1,9 +1,6 @@
 """SimSiam: BYOL without the momentum network."""
-
-from baselines.shared import paired_cosine, predictor, with_last_norm
+from baselines.shared import paired_cosine, predictor, projector_with_norm, recipe
 from methods import Method, Setting, both_views
-from models import mlp
-from plumbing.cli import layer_sizes
 
 
 def simsiam(p, z):
@@ -15,22 +12,11 @@ def simsiam(p, z):
 
 
 class SimSiam(Method):
-    """BYOL without the momentum network: no gradient flows through the other view's embeddings.
-
-    The loss is the mean of both directions. The predictor's learning rate stays constant. Table 17
-    has a temperature, of which SimSiam has no use.
-    """
+    """The loss is the mean of both directions. The predictor's learning rate stays constant."""
     paper = "Exploring Simple Siamese Representation Learning, Chen & He 2021, arXiv 2011.10566"
-    defaults = Method.defaults | {
-        "--projector": "2048-2048-2048",
-        "--augment": "symmetric_weak",
-        "--optimizer": "lars",
-        "--lr": 0.5,
-        "--weight-decay": 1e-5,
-    }
-    settings = {
-        "predictor": Setting("512", layer_sizes, "hidden layer sizes of the predictor"),
-    }
+    defaults = recipe(projector="2048-2048-2048", augment="symmetric_weak", lr=0.5,
+                      weight_decay=1e-5)
+    settings = {"predictor": Setting("512", "hidden layer sizes of the predictor")}
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
@@ -38,7 +24,7 @@ class SimSiam(Method):
 
     @staticmethod
     def make_projector(p, sizes, settings):
-        return with_last_norm(mlp(p, sizes), affine=False)
+        return projector_with_norm(p, sizes, affine=False)
 
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p

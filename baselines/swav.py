@@ -1,10 +1,9 @@
 """SwAV: predicts the other view's assignment to prototypes, which are all used equally often."""
 import torch
 
-from baselines.shared import (COUNT, COUNT_OR_0, POSITIVE, PrototypeMethod, Queue, check_positive,
-                              cross_entropy, unit_rows, width_of)
+from baselines.shared import PrototypeMethod, Queue, recipe, soft_cross_entropy, width_of
 from losses import matrices
-from methods import Method, Setting, both_views
+from methods import Setting, both_views
 
 
 def swav(scores, assignments, temperature):
@@ -16,8 +15,7 @@ def swav(scores, assignments, temperature):
     both n × K. temperature: τ > 0.
     """
     scores, assignments = matrices(scores, assignments, same_width=True)
-    check_positive(temperature=temperature)
-    return cross_entropy(scores / temperature, assignments.detach())
+    return soft_cross_entropy(scores / temperature, assignments.detach())
 
 
 @torch.no_grad()
@@ -29,9 +27,6 @@ def sinkhorn(scores, epsilon=0.05, iterations=3):
     the columns' sums approach n/K. Computed in logarithms, because exp(1/ε) is large.
     """
     scores, = matrices(scores)
-    check_positive(epsilon=epsilon)
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}")
     log_q = scores / epsilon
     for _ in range(iterations):
         log_q = log_q - log_q.logsumexp(0, keepdim=True)
@@ -40,34 +35,24 @@ def sinkhorn(scores, epsilon=0.05, iterations=3):
 
 
 class Swav(PrototypeMethod):
-    """Predicts the other view's assignment to prototypes, which are all used equally often.
-
-    The loss is the mean of both directions. Prototypes are frozen in the first epochs; later on, a
-    queue of earlier embeddings takes part in the assignment.
-    """
+    """The loss is the mean of both directions."""
     paper = "Swapping Assignments between Views, Caron et al. 2020, arXiv 2006.09882"
-    defaults = Method.defaults | {
-        "--projector": "2048-128",
-        "--augment": "simclr",
-        "--optimizer": "lars",
-        "--lr": 0.6,
-        "--weight-decay": 1e-6,
-    }
+    defaults = recipe(projector="2048-128", augment="simclr", lr=0.6, weight_decay=1e-6)
     settings = {
-        "prototypes": Setting(3000, COUNT, "number of prototypes"),
-        "frozen_epochs": Setting(2, COUNT_OR_0, "first epochs, in which prototypes are fixed"),
-        "temperature": Setting(0.1, POSITIVE, "divides the scores"),
-        "epsilon": Setting(0.05, POSITIVE, "smoothness of the assignments: small is sharp"),
-        "iterations": Setting(3, COUNT, "of Sinkhorn's algorithm"),
-        "queue": Setting(3840, COUNT, "earlier embeddings that share in the assignment"),
-        "queue_from_epoch": Setting(50, COUNT, "first epoch in which they do"),
+        "prototypes": Setting(3000, "number of prototypes", low=1),
+        "frozen_epochs": Setting(2, "first epochs, in which prototypes are fixed"),
+        "temperature": Setting(0.1, "divides the scores", low=1e-6),
+        "epsilon": Setting(0.05, "smoothness of the assignments: small is sharp", low=1e-6),
+        "iterations": Setting(3, "of Sinkhorn's algorithm", low=1),
+        "queue": Setting(3840, "earlier embeddings that share in the assignment", low=1),
+        "queue_from_epoch": Setting(50, "first epoch in which they do", low=1),
     }
 
     def __init__(self, args, encoder, p, n_images):
         super().__init__(args, encoder, p, n_images)
         size, d = args.set["queue"], width_of(self.projector)
-        self.queue1 = Queue(size, d, args.batch_size)
-        self.queue2 = Queue(size, d, args.batch_size)
+        self.queue1 = Queue(size, d)
+        self.queue2 = Queue(size, d)
 
     def forward(self, views, index, progress):
         r = self.encoder(views)                             # 2n × p
@@ -76,18 +61,17 @@ class Swav(PrototypeMethod):
         scores1, scores2 = self.prototypes(z1), self.prototypes(z2)         # n × K each
         assigned1 = self.assign(scores1, self.queue1)                       # n × K
         assigned2 = self.assign(scores2, self.queue2)                       # n × K
-        temperature = self.chosen["temperature"]
+        temperature = self.args.set["temperature"]
         loss = (swav(scores1, assigned2, temperature) + swav(scores2, assigned1, temperature)) / 2
-        kept = {"z1": unit_rows(z1), "z2": unit_rows(z2)}
+        kept = {"z1": z1.detach(), "z2": z2.detach()}
         return self.result(loss, {}, r, (z1, z2), progress, kept)
 
-    @torch.no_grad()
     def assign(self, scores, queue):
-        """Assigns samples to prototypes. scores and the result: n × K."""
+        """Assigns samples to prototypes, without gradient. scores and the result: n × K."""
         n = len(scores)
-        if self.epoch >= self.chosen["queue_from_epoch"]:
+        if self.epoch >= self.args.set["queue_from_epoch"]:
             scores = torch.cat([scores, self.prototypes(queue.rows)])
-        return sinkhorn(scores, self.chosen["epsilon"], self.chosen["iterations"])[:n]
+        return sinkhorn(scores, self.args.set["epsilon"], self.args.set["iterations"])[:n]
 
     def after_step(self, kept, step, progress):
         self.queue1.push(kept["z1"])

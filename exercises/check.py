@@ -5,14 +5,11 @@
     python exercises/check.py --all --seed 7        points for each, on other data
     python exercises/check.py --all --folder DIR    of the files in another folder
 
-A solution is compared with the project's own function on several inputs. If it differs, and does
-as a common mistake would, the hint is about that mistake.
-
-Exit status: 0 if all is right; 1 if not; 2 with one line on stderr for wrong usage.
+A solution is compared with the project's own function on several inputs. If it differs as a common
+mistake would, the hint is about that mistake. Exit status: 0 if all is right; 1 if not.
 """
 import hashlib
 import importlib.util
-import itertools
 import sys
 import traceback
 from pathlib import Path
@@ -20,12 +17,10 @@ from pathlib import Path
 HERE = Path(__file__).absolute().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-import plumbing     # noqa: E402, F401  (first: makes Ctrl-C quiet during the next imports)
 import torch        # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode     # noqa: E402
 
-from mistakes import BUGS, PARTS        # noqa: E402
-from plumbing import cli                # noqa: E402
+from mistakes import BUGS, PARTS                            # noqa: E402
+from run import Parser, at_least, one_line_errors           # noqa: E402
 
 FILES = {1: "ex1_info_nce.py", 2: "ex2_covariance.py", 3: "ex3_effective_rank.py",
          4: "ex4_lars.py", 5: "ex5_wasserstein.py", 6: "ex6_bugs.py", 7: "ex7_rankme.py"}
@@ -69,17 +64,17 @@ def call(function, arguments, name):
 def result_of(function, arguments, name, shapes):
     """The results of a student's function, a list of tensors of these shapes."""
     copies = [x.clone() if torch.is_tensor(x) else x for x in arguments]
-    found = call(function, copies, name)
-    found = list(found) if isinstance(found, tuple) else [found]
-    if not all(torch.is_tensor(x) for x in found):
-        raise NotYet(f"{name} returns {type(found[0]).__name__}, not a tensor")
-    if [x.shape for x in found] != shapes:
-        raise NotYet(f"{name} returns {[tuple(x.shape) for x in found]}, expected shapes are "
+    results = call(function, copies, name)
+    results = list(results) if isinstance(results, tuple) else [results]
+    if not all(torch.is_tensor(x) for x in results):
+        raise NotYet(f"{name} returns {type(results[0]).__name__}, not a tensor")
+    if [x.shape for x in results] != shapes:
+        raise NotYet(f"{name} returns {[tuple(x.shape) for x in results]}, expected shapes are "
                      f"{[tuple(shape) for shape in shapes]}")
     for before, after in zip(arguments, copies):
         if torch.is_tensor(before) and not torch.equal(before, after):
             raise NotYet(f"{name} changes its input: an operation in place, such as z -= …")
-    return [x.detach().double() for x in found]
+    return [x.detach().double() for x in results]
 
 
 # --- comparing ----------------------------------------------------------------------------------
@@ -88,23 +83,20 @@ def tensors(result):
     return [x.double() for x in (result if isinstance(result, tuple) else (result,))]
 
 
-def near(found, wanted):
-    """Whether lists of tensors agree where `found` is finite."""
-    for x, y in zip(found, wanted):
+def near(results, wanted):
+    """Whether lists of tensors agree where the results are finite."""
+    for x, y in zip(results, wanted):
         x, y = x[x.isfinite()], y[x.isfinite()]
         if not torch.allclose(x, y, rtol=TOLERANCE, atol=TOLERANCE):
             return False
     return True
 
 
-def hint_for(part, found):
-    """The hint of the mistake, or of the first of two, whose results are those found; or None."""
-    single = part["mistakes"]
-    pairs = [(hint, one | other) for (hint, one), (_, other) in itertools.combinations(single, 2)
-             if not one.keys() & other.keys()]
-    for hint, options in single + pairs:
+def hint_for(part, results):
+    """The hint of the mistake that has these results, or None."""
+    for hint, options in part["mistakes"]:
         wrong = [tensors(part["wrong"](*case, **options)) for case in part["cases"].values()]
-        if all(map(near, found.values(), wrong)):
+        if all(map(near, results.values(), wrong)):
             return hint
     return None
 
@@ -117,19 +109,14 @@ def check_part(part, functions, seed):
     part = part | {"cases": part["cases"](torch.Generator().manual_seed(seed))}
     wanted = {case: tensors(part["right"](*arguments))
               for case, arguments in part["cases"].items()}
-    found = {case: result_of(functions[name], arguments, name, [x.shape for x in wanted[case]])
-             for case, arguments in part["cases"].items()}
+    results = {case: result_of(functions[name], arguments, name, [x.shape for x in wanted[case]])
+               for case, arguments in part["cases"].items()}
 
-    differ = [case for case in wanted if not near(found[case], wanted[case])]
+    differ = [case for case in wanted if not near(results[case], wanted[case])]
     if differ:
-        hint = hint_for(part, found)
-        case = differ[0]
-        numbers = ""
-        if found[case][0].dim() == 0:
-            numbers = f": {found[case][0]:.4f}, expected {wanted[case][0]:.4f}"
-        raise NotYet(f"{name}: {hint}" if hint else
-                     f"{name} differs for {', '.join(differ)} ({case}{numbers})")
-    finite = {case: all(x.isfinite().all() for x in results) for case, results in found.items()}
+        hint = hint_for(part, results)
+        raise NotYet(f"{name}: {hint}" if hint else f"{name} differs for {', '.join(differ)}")
+    finite = {case: all(x.isfinite().all() for x in xs) for case, xs in results.items()}
     if not all(finite.values()):
         cases = ", ".join(case for case in finite if not finite[case])
         hint = part.get("not_finite" if any(finite.values()) else "never_finite", "")
@@ -150,22 +137,18 @@ def check_gradient(part, function):
             raise NotYet(f"{part['name']}, {case}: {part['gradient']}")
 
 
-class Largest(TorchDispatchMode):
-    """The number of entries of the largest tensor that is made inside."""
-    size = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if torch.is_tensor(result):
-            self.size = max(self.size, result.numel())
-        return result
-
-
 def check_size(function, name, side):
     """Raises NotYet if 200 × 200 entries are made, 200 being z's rows (side 0) or columns (1)."""
-    with Largest() as largest:
-        call(function, (torch.randn((200, 10) if side == 0 else (10, 200)),), name)
-    if largest.size >= 200 ** 2:
+    sizes = []
+
+    def note(x):
+        sizes.append(x.numel())
+        return x
+
+    z = torch.randn((200, 10) if side == 0 else (10, 200), requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(note, note):      # what a gradient would need
+        call(function, (z,), name)
+    if max(sizes, default=0) >= 200 ** 2:
         kind = ("n × n", "d × d")[side]
         raise NotYet(f"{name} is right, but makes {kind} entries: that is the other function's way")
 
@@ -174,19 +157,17 @@ def check_size(function, name, side):
 
 def check_lines(path, numbers):
     """The functions whose wrong lines are among these lines of ex6_bugs.py, and messages."""
-    if not path.is_file():
-        raise NotYet(f"there is no {path.name} in {path.parent}")
     if not numbers:
         raise NotYet("name the lines that you suspect: --line 23, or --line 23 30 42")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    found, messages = set(), []
+    names, messages = set(), []
     for number in numbers:
         text = lines[number - 1].strip() if number <= len(lines) else ""
         name = BUGS.get(hashlib.sha256(text.encode()).hexdigest()[:16])
-        found |= {name} - {None}
+        names |= {name} - {None}
         verdict = f"yes, the wrong line of {name}" if name else "this line is right"
         messages.append(f"line {number}: {verdict}")
-    return found, messages
+    return names, messages
 
 
 def report(number, functions=None, folder=HERE, seed=0, lines=()):
@@ -198,8 +179,8 @@ def report(number, functions=None, folder=HERE, seed=0, lines=()):
     points = POINTS[number]
     try:
         if number == 6:
-            found, messages = check_lines(path, lines)
-            points = points * len(found) // len(BUGS)
+            names, messages = check_lines(path, lines)
+            points = points * len(names) // len(BUGS)
             message = "; ".join(messages)
         else:
             functions = load(path) if functions is None else functions
@@ -213,15 +194,14 @@ def report(number, functions=None, folder=HERE, seed=0, lines=()):
 
 
 def main(argv=None):
-    with cli.one_line_errors("check.py"):
-        parser = cli.Parser("check.py", __doc__)
+    with one_line_errors("check.py"):
+        parser = Parser("check.py", __doc__)
         add = parser.add_argument
         add("number", nargs="?", type=int, choices=FILES, help="of the exercise")
         add("--all", action="store_true", help="check all, and add up the points")
-        add("--seed", type=cli.whole_number(0, 2 ** 31 - 1), default=0, metavar="N",
-            help="draws the inputs")
+        add("--seed", type=at_least(0), default=0, metavar="N", help="draws the inputs")
         add("--folder", type=Path, default=HERE, help="where the solutions are (default: here)")
-        add("--line", type=cli.whole_number(1), nargs="+", default=[], metavar="N",
+        add("--line", type=at_least(1), nargs="+", default=[], metavar="N",
             help="of exercise 6: up to three lines")
         args = parser.parse_args(argv)
         if (args.number is None) != args.all:

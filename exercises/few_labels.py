@@ -7,28 +7,22 @@ A linear probe learns from 1, 10, 100 and all labels of each class, on the froze
 and on one with random weights (the floor). The ceiling is the same network trained on all labels.
 All training images take part, also after a run with --limit-train.
 Prints a table and draws it. ± is the standard deviation over three choices of the labels.
-
-Exit status: 0; 2 with one line on stderr for bad input.
 """
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
 
-import plumbing     # noqa: E402, F401  (first: makes Ctrl-C quiet during the next imports)
-import torch        # noqa: E402
-import torch.nn.functional as F     # noqa: E402
+import torch                                        # noqa: E402
+import torch.nn.functional as F                     # noqa: E402
 
-from augment import normalise       # noqa: E402
-from data import load, pixels       # noqa: E402
-from evaluate import linear_probe   # noqa: E402
-from metrics import top_k_accuracy  # noqa: E402
-from models import make_encoder     # noqa: E402
-from plumbing import cli            # noqa: E402
-from plumbing.cli import BadInput   # noqa: E402
-from plumbing.datasets import DATASETS     # noqa: E402
-from plumbing.encoders import load_own_images, load_run, load_weights     # noqa: E402
-from probe import encode_images     # noqa: E402
+from augment import normalise                       # noqa: E402
+from data import DATASETS, load, pixels             # noqa: E402
+from evaluate import linear_probe, load_own_images, load_run        # noqa: E402
+from metrics import top_k_accuracy                  # noqa: E402
+from models import load_encoder, make_encoder       # noqa: E402
+from probe import encode_images                     # noqa: E402
+from run import BadInput, Parser, at_least, one_line_errors, open_device    # noqa: E402
 
 PER_CLASS = (1, 10, 100)
 CHOICES = 3         # of the labels
@@ -44,10 +38,9 @@ def load_folder(folder, dataset, data_dir, shrink):
         data = load_own_images(facts, data_dir)
         facts |= {"arch": facts["flags"]["--arch"], "width": facts["flags"]["--width"]}
     else:
-        encoder, facts = load_weights(folder / "backbone.pt")
-        if facts is None:
-            raise BadInput(f"there is no encoder.json in {folder}")
-        data = load(dataset, data_dir or "data", resident="yes")
+        encoder, facts = load_encoder(folder)
+        size = facts["image_size"] * shrink if dataset == "folder" else None
+        data = load(dataset, data_dir or "data", resident="yes", image_size=size)
     data |= {"mean": facts["mean"], "std": facts["std"]}
     if shrink > 1:
         for split in ("train_x", "test_x"):
@@ -76,12 +69,12 @@ def curve(encoder, data, device):
     subsets = {count: [labels_per_class(train_y, count, seed) for seed in range(CHOICES)]
                for count in PER_CLASS if count < smallest}
     subsets["all"] = [torch.arange(len(train_y))]
-    found = {}
+    accuracies = {}
     for count, indices in subsets.items():
-        accuracies = [linear_probe(train_r[index], train_y[index].to(device), test_r, test_y)
-                      for index in indices]
-        found[count] = torch.tensor([accuracy["top1"] for accuracy in accuracies])
-    return found
+        probes = [linear_probe(train_r[index], train_y[index].to(device), test_r, test_y)
+                  for index in indices]
+        accuracies[count] = torch.tensor([probe["top1"] for probe in probes])
+    return accuracies
 
 
 def supervised_accuracy(net, p, data, epochs, device):
@@ -118,10 +111,9 @@ def draw(path, curves, ceiling):
     from matplotlib.figure import Figure
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axis = figure.subplots()
-    for name, found in curves.items():
-        means = [float(values.mean()) for values in found.values()]
-        spread = [float(values.std()) if len(values) > 1 else 0 for values in found.values()]
-        axis.errorbar([str(count) for count in found], means, spread, marker="o", label=name)
+    for name, accuracies in curves.items():
+        means = [float(values.mean()) for values in accuracies.values()]
+        axis.plot([str(count) for count in accuracies], means, marker="o", label=name)
     if ceiling is not None:
         axis.axhline(ceiling, color="grey", linestyle="--", label="supervised, all labels")
     axis.set(xlabel="labels per class", ylabel="test accuracy (%)", ylim=(0, None))
@@ -131,37 +123,32 @@ def draw(path, curves, ceiling):
 
 
 def main(argv=None):
-    with cli.one_line_errors("few_labels.py"):
-        parser = cli.Parser("few_labels.py", __doc__)
+    with one_line_errors("few_labels.py"):
+        parser = Parser("few_labels.py", __doc__)
         add = parser.add_argument
         add("run", type=Path, help="the folder of a run")
         add("--dataset", choices=DATASETS, help="default: the run's own")
         add("--data-dir", metavar="DIR", help="folder of the dataset (default: the run's own)")
-        add("--shrink", type=cli.whole_number(1, 8), default=1, metavar="N",
+        add("--shrink", type=at_least(1), default=1, metavar="N",
             help="averages N × N pixels, for an encoder that was trained on smaller images")
-        add("--epochs", type=cli.whole_number(0), default=10, metavar="N",
+        add("--epochs", type=at_least(0), default=10, metavar="N",
             help="of the supervised network; 0 leaves it out")
         add("--out", type=Path, default=Path("few_labels.png"), metavar="PNG", help="the figure")
         args = parser.parse_args(argv)
-        cli.check_output_file(args.out, "--out")
-        device = cli.open_device("auto")
+        device = open_device("auto")
         encoder, untrained, p, data = load_folder(args.run, args.dataset, args.data_dir,
                                                   args.shrink)
         if not data["classes"]:
             raise BadInput("these images have no labels")
-        if args.epochs and len(data["train_x"]) * 3 * data["image_size"] ** 2 > 8e9:
-            raise BadInput("the supervised network needs all images in memory: give --epochs 0")
-
-        curves = {}
-        for name, net in {"trained": encoder, "untrained": untrained}.items():
-            print(f"the {name} encoder …", flush=True)
-            curves[name] = curve(net.to(device), data, device)
-        print(f"{'labels per class':18}" + "".join(f"{name:>16}" for name in curves))
+        curves = {"trained": curve(encoder.to(device), data, device),
+                  "untrained": curve(untrained.to(device), data, device)}
+        print("labels per class  trained        untrained")
         for count in curves["trained"]:
-            accuracies = [found[count] for found in curves.values()]
-            texts = [f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
-                     for values in accuracies]
-            print(f"{count:<18}" + "".join(f"{text:>16}" for text in texts), flush=True)
+            line = f"{count:<16}"
+            for accuracies in curves.values():
+                spread = "" if count == "all" else f" ± {accuracies[count].std():.1f}"
+                line += f"{accuracies[count].mean():9.1f}{spread:7}"
+            print(line)
         ceiling = None
         if args.epochs:
             ceiling = supervised_accuracy(untrained, p, data, args.epochs, device)

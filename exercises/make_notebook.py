@@ -19,7 +19,7 @@ to hand in, are in docs/EXERCISES.md. Start Jupyter in the folder exercises/."""
 
 def cell(kind, text):
     own = {"execution_count": None, "outputs": []} if kind == "code" else {}
-    return {"cell_type": kind, "metadata": {}, "source": text.splitlines(keepends=True), **own}
+    return {"cell_type": kind, "metadata": {}, "source": text, **own}
 
 
 def cells_of(number, path):
@@ -38,9 +38,7 @@ def notebook():
     for number, name in enumerate(STUBS, start=1):
         cells += cells_of(number, HERE / name)
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    for number, each in enumerate(cells):
-        each["id"] = f"cell-{number}"
-    return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 4}
 
 
 def main(argv=None):

@@ -35,8 +35,8 @@ def info_nce_cases(generator):
     }
 
 
-def wrong_info_nce(z1, z2, temperature, axis=1, mask=-math.inf, hidden="self", partner="other",
-                   multiply=False, negatives="both", factor=1.0):
+def wrong_info_nce(z1, z2, temperature, axis=1, mask=-math.inf, partner="other", multiply=False,
+                   negatives="both", factor=1.0):
     n = len(z1)
     z = torch.cat([z1, z2])
     z = z if axis is None else F.normalize(z, dim=axis)
@@ -46,32 +46,25 @@ def wrong_info_nce(z1, z2, temperature, axis=1, mask=-math.inf, hidden="self", p
         return factor * F.cross_entropy(logits[:n, n:], torch.arange(n))
 
     place = torch.arange(2 * n)
-    target = {"next": place ^ 1, "first views": place % n, "other": place.roll(n)}[partner]
-    in_sum = logits.masked_fill(torch.eye(2 * n, dtype=torch.bool), mask)
-    in_sum = logits if hidden == "nothing" else in_sum
-    if hidden == "partner too":
-        in_sum = in_sum.masked_fill(F.one_hot(target).bool(), -math.inf)
+    target = place ^ 1 if partner == "next" else place.roll(n)
+    itself = torch.eye(2 * n, dtype=torch.bool)
+    in_sum = logits if mask is None else logits.masked_fill(itself, mask)
     return factor * (in_sum.logsumexp(1) - logits[place, target]).mean()
 
 
 INFO_NCE = [
     ("Count the terms of the denominator for one row. Which k does the formula leave out?",
-     dict(hidden="nothing")),
+     dict(mask=None)),
     ("A logit set to 0 is still in the sum: what is exp(0)?", dict(mask=0.0)),
-    ("Your denominator lacks a term: only k = i is left out, and p(i) is not i.",
-     dict(hidden="partner too")),
     ("Replace z1 by 10·z1: your loss changes. What does the hat over z stand for?",
      dict(axis=None)),
     ("You scale columns to unit length. What does ẑ_i scale?", dict(axis=0)),
     ("How many terms has one row's denominator? Rows of its own view are negatives too.",
      dict(negatives="other view")),
     ("Where in [ẑ1; ẑ2] is the other view of image 0? Not in the next row.", dict(partner="next")),
-    ("Your first n rows have themselves as partner, whose logit you mask: where is the other view?",
-     dict(partner="first views", mask=-1e9)),
     ("A smaller τ should make the logits larger: is it on the right side of the fraction?",
      dict(multiply=True)),
     ("The size is right, the sign is not.", dict(factor=-1.0)),
-    ("Your result is twice too large: over how many rows is the mean?", dict(factor=2.0)),
 ]
 
 
@@ -90,19 +83,16 @@ def covariance(z):
     return losses.vicreg_terms(z, z)[2] / 2                 # which adds two equal views' terms
 
 
-def wrong_covariance(z, axis=0, divisor=1, power=2, drop="features", over="d", squares=True,
-                     transposed=False):
-    z = z.T if transposed else z
+def wrong_covariance(z, axis=0, divisor=1, power=2, drop="features", over_d=True, squares=True):
     n, d = z.shape
     z = z if axis is None else z - z.mean(axis, keepdim=True)
     c = z.T @ z
-    dropped = {"features": torch.diag(c.diagonal()), "a row": c.diagonal()}.get(drop, 0)
+    dropped = torch.diag(c.diagonal()) if drop == "features" else 0
     kept = (c - dropped).square().sum() if squares else (c - dropped).sum()
     if drop == "samples":
         kept = kept - (z @ z.T).diagonal().square().sum()       # as ‖z zᵀ‖² is ‖zᵀz‖²
-    elif drop == "variances":
-        kept = kept - (n - divisor) * c.trace()
-    return kept / (n - divisor) ** power / {"d": d, "n": n, "1": 1, "pairs": d * (d - 1)}[over]
+    kept = kept / (n - divisor) ** power
+    return kept / d if over_d else kept
 
 
 ONE_MEAN = "You subtract one mean of all entries: each column has its own."
@@ -111,22 +101,16 @@ COVARIANCE = [
      dict(axis=None)),
     ("You centre the rows. Whose mean does a covariance of features subtract?", dict(axis=1)),
     (ONE_MEAN, dict(axis=(0, 1))),
-    ("C compares columns, yours compares rows: torch.cov, for one, expects variables as rows.",
-     dict(transposed=True)),
     ("C has the divisor n − 1, not n.", dict(divisor=0)),
     ("For columns without any correlation c(z) should be 0, yours is not. Which i, j count?",
      dict(drop="nothing")),
     ("The diagonal of z zᵀ has a sample's length on it. Whose diagonal is to be left out?",
      dict(drop="samples")),
-    ("torch.diag(C) is a vector: subtracted from C, it changes every row.", dict(drop="a row")),
-    ("You subtract Σ_i C_ii. What is the diagonal's part of Σ_ij C_ij²?",
-     dict(drop="variances")),
     ("C_ij is squared, and its divisor with it.", dict(power=1)),
     ("Entries of opposite sign cancel in your sum: what does the formula do to each C_ij?",
      dict(squares=False, power=1)),
-    ("Append columns of zeros: what should happen to c(z)? A factor is missing.", dict(over="1")),
-    ("The factor is 1/d: is d the number of rows?", dict(over="n")),
-    ("The formula divides by d, not by the number of pairs.", dict(over="pairs")),
+    ("Append columns of zeros: what should happen to c(z)? A factor is missing.",
+     dict(over_d=False)),
 ]
 
 
@@ -144,30 +128,21 @@ def rank_cases(generator):
     }
 
 
-def wrong_rank(x, eps=0.0, squared=False, axis=None, norm=1, base="e", end="exp", added="p",
-               power=1):
+def wrong_rank(x, eps=0.0, squared=False, axis=None, norm=1, end="exp", added="p"):
     x = x if axis is None else x - x.mean(axis, keepdim=True)
-    s = torch.linalg.svdvals(F.normalize(x, dim=1) if norm == "rows" else x)
-    s = s ** (2 if squared else power)
+    s = torch.linalg.svdvals(x) ** (2 if squared else 1)
     p = s / (s.norm() if norm == 2 else s.sum() + eps * (added == "sum"))
     q = p + eps * (added != "sum")                          # as the formula has it, in both places
-    q = q / q.sum() if added == "rescaled" else q
     weight = p if added == "logarithm" else q
     entropy = -(torch.special.xlogy(weight, q)).sum()
-    scale = {"e": 1, "2 in the logarithm": 1 / math.log(2), "2 in the power": math.log(2)}[base]
-    return (scale * entropy).exp() if end == "exp" else entropy
+    return entropy.exp() if end == "exp" else entropy
 
 
-CENTRED_ROWS = "You subtract each row's mean: columns are the features."
 RANK = [
-    ("Compute it by hand for singular values (2, 1, 1): is p made of σ or of σ²?", dict(power=2)),
+    ("Compute it by hand for singular values (2, 1, 1): is p made of σ or of σ²?",
+     dict(squared=True)),
     ("Add 1 to all of x: your result stays. Should it?", dict(axis=0)),
-    (CENTRED_ROWS + " Here nothing is centred.", dict(axis=1)),
     ("Should the p sum to 1, or their squares?", dict(norm=2)),
-    ("Your result does not depend on the length of the rows. Does the formula scale them?",
-     dict(norm="rows")),
-    *[("For k equal singular values the result is k: which base has your logarithm, which your "
-       "power?", dict(base=base)) for base in ("2 in the logarithm", "2 in the power")],
     ("That is the entropy. How many equal values have this entropy?", dict(end="entropy")),
 ]
 
@@ -188,12 +163,7 @@ def rankme(x, eps, centred, squared):
     return metrics.entropy_rank(s.square() if squared else s, eps)
 
 
-def wrong_rankme(x, eps, centred, squared, use=("eps", "centred", "squared"), late=False,
-                 axis=0, **options):
-    if late and squared:                                    # p² instead of a p of squares
-        p = torch.linalg.svdvals(x - x.mean(0) if centred else x)
-        p = (p / p.sum()) ** 2 + eps
-        return (-(p * p.log()).sum()).exp()
+def wrong_rankme(x, eps, centred, squared, use=("eps", "centred", "squared"), axis=0, **options):
     axis = axis if centred and "centred" in use else None
     return wrong_rank(x, eps if "eps" in use else 0, squared=squared and "squared" in use,
                       axis=axis, **options)
@@ -201,17 +171,13 @@ def wrong_rankme(x, eps, centred, squared, use=("eps", "centred", "squared"), la
 
 RANKME = [
     ("eps makes no difference in your function.", dict(use=("centred", "squared"))),
-    ("You scale p to sum 1 again after adding eps: the formula does not.",
-     dict(added="rescaled")),
     ("You add eps to Σs: in the formula it is added to each p.", dict(added="sum")),
     ("You add eps inside the logarithm only: in the formula it is part of p.",
      dict(added="logarithm")),
     ("centred makes no difference in your function.", dict(use=("eps", "squared"))),
     ("squared makes no difference in your function.", dict(use=("eps", "centred"))),
-    ("With squared, s itself is squared: then p sums to 1 before eps is added.", dict(late=True)),
-    (CENTRED_ROWS, dict(axis=1)),
+    ("You subtract each row's mean: columns are the features.", dict(axis=1)),
     (ONE_MEAN, dict(axis=(0, 1))),
-    ("That is the entropy: exp is missing.", dict(end="entropy")),
 ]
 
 
@@ -239,16 +205,12 @@ def lars(w, g, v, lr, weight_decay):
 
 
 def wrong_lars(w, g, v, lr, weight_decay, clip="quotient", decay="both", bias="plain",
-               rate="outside", zero=1.0, rows=False, momentum=0.9):
-    def norm(x):
-        return x.norm(dim=-1, keepdim=True) if rows else x.norm()
-
+               rate="outside", zero=1.0, momentum=0.9):
     step = g
     if w.dim() > 1 or bias == "like a weight":
-        below = norm(g) + (0 if decay == "not in q" else weight_decay * norm(w)) + 1e-8
-        q = 0.02 * norm(w) / below
-        q = {"quotient": (q / lr).clamp(max=1), "q": q.clamp(max=1), "early": q.clamp(max=1) / lr,
-             "never": q / lr}[clip]
+        below = g.norm() + (0 if decay == "not in q" else weight_decay * w.norm()) + 1e-8
+        q = 0.02 * w.norm() / below
+        q = {"quotient": (q / lr).clamp(max=1), "q": q.clamp(max=1), "never": q / lr}[clip]
         q = torch.where(w.norm() > 0, q, zero)
         decayed = 0 if decay == "only in q" else weight_decay * w
         step = q * g + decayed if decay == "not scaled" else q * (g + decayed)
@@ -261,7 +223,6 @@ def wrong_lars(w, g, v, lr, weight_decay, clip="quotient", decay="both", bias="p
 
 LARS_MISTAKES = [
     ("Your q is that before the minimum: what is the minimum of?", dict(clip="q")),
-    ("You take the minimum before dividing by lr.", dict(clip="early")),
     ("At a tiny learning rate your step is too long: can q exceed 1?", dict(clip="never")),
     ("The decay is in your step, but not in q.", dict(decay="not in q")),
     ("The decay is in your q, but not in the step.", dict(decay="only in q")),
@@ -270,7 +231,6 @@ LARS_MISTAKES = [
     ("Does your v hold the learning rate? Then a new rate does not reach old gradients.",
      dict(rate="inside")),
     ("A weight tensor of zeros never moves in your version.", dict(zero=0.0)),
-    ("Your norms are those of single rows: q is one number for the tensor.", dict(rows=True)),
     ("What becomes of the old v?", dict(momentum=0.0)),
 ]
 
@@ -291,7 +251,7 @@ def wasserstein_cases(generator):
 
 
 def wrong_wasserstein(z, axis=1, centred=True, divisor=0, root="matrix", mean_power=2, outer=True,
-                      factor="2/√d"):
+                      d_power=0.5):
     n, d = z.shape
     z = (z if axis is None else F.normalize(z, dim=axis)).double()
     centre = z.mean(0)
@@ -301,8 +261,7 @@ def wrong_wasserstein(z, axis=1, centred=True, divisor=0, root="matrix", mean_po
         root_trace = sigma.diagonal().sqrt().sum()
     else:
         root_trace = sigma.trace() if root == "none" else torch.linalg.svdvals(x).sum()
-    factor = {"2/√d": 2 / d ** 0.5, "2/d": 2 / d, "2": 2, "1/√d": d ** -0.5}[factor]
-    squared = centre.norm() ** mean_power + 1 + sigma.trace() - factor * root_trace
+    squared = centre.norm() ** mean_power + 1 + sigma.trace() - 2 / d ** d_power * root_trace
     return squared.clamp_min(0).sqrt() if outer else squared
 
 
@@ -315,8 +274,8 @@ WASSERSTEIN = [
     ("Your Σ has lost its root.", dict(root="none")),
     ("Is ‖μ‖ squared?", dict(mean_power=1)),
     ("That is the square of the distance.", dict(outer=False)),
-    *[("Check the factor before tr Σ^½: for uniform rows Σ = I/d, and all must cancel.",
-       dict(factor=factor)) for factor in ("2/d", "2", "1/√d")],
+    ("Check the factor before tr Σ^½: for uniform rows Σ = I/d, and all must cancel.",
+     dict(d_power=1)),
 ]
 
 

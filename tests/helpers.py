@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import train
-from plumbing import shapes
-from plumbing.checkpoint import load_checkpoint
+from datasets import SHAPES, draw_shapes
+from run import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)        # like the processes that are started here, for the same bits
@@ -50,16 +50,17 @@ def save_images(folder, images, suffix=".png"):
 def shapes_folder(root, names, n_train, n_test, size):
     """Drawn shapes of some classes as an image folder."""
     per_class = (n_train + n_test) // len(names)
-    x, y = shapes.draw_shapes(2 * per_class * len(shapes.SHAPES), generator(), size)
+    x, y = draw_shapes(2 * per_class * len(SHAPES), generator(), size)
     for name in names:
-        images = x[y == shapes.SHAPES.index(name)]
+        images = x[y == SHAPES.index(name)]
         save_images(root / "train" / name, images[:n_train // len(names)])
         save_images(root / "test" / name, images[n_train // len(names):per_class])
 
 
 # drawn by conftest.py before the first test, and removed after the last one
 SMALL_IMAGES = Path(tempfile.gettempdir()) / f"adadim-test-images-{os.getpid()}"
-SMALL = f"--dataset folder --data-dir {SMALL_IMAGES} --device cpu --precision fp32".split()
+SMALL = (f"--dataset folder --data-dir {SMALL_IMAGES} --image-size 16 "
+         "--device cpu --precision fp32").split()
 TINY = [*SMALL, *("--arch resnet18 --width 2 --projector 16-16 --limit-train 256 "
                   "--batch-size 64 --alpha-every 2 --epochs 4 --eval-every 4 "
                   "--warmup-epochs 0.8 --save-minutes 0").split()]
@@ -146,29 +147,17 @@ def whole_and_halves(code, folder, device="cpu"):
     return torch.load(folder / "1-0.pt"), [torch.load(folder / f"2-{rank}.pt") for rank in (0, 1)]
 
 
-def kill_rank_one(word):
-    """Kills torchrun's second process among those with this word in their command line."""
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            variables = environment.read_bytes().split(b"\0")
-            command = (environment.parent / "cmdline").read_bytes()
-            if b"RANK=1" in variables and word.encode() in command:
-                os.kill(int(environment.parent.name), signal.SIGKILL)
-        except OSError:
-            pass
-
-
 def run_until(step, *flags):
-    """run(), in which the learning rate raises KeyboardInterrupt at a step, as Ctrl-C would."""
-    honest = train.learning_rate
+    """run(), with a Ctrl-C in the step before this one, counted from 0 over the whole run."""
+    honest = train.set_learning_rates
 
-    def interrupted(at, *rest):
-        if at == step:
-            raise KeyboardInterrupt
-        return honest(at, *rest)
+    def interrupted(optimizer, at, *rest):
+        if at == step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return honest(optimizer, at, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "learning_rate", interrupted)
+        patch.setattr(train, "set_learning_rates", interrupted)
         assert run(*flags) == 130
 
 

@@ -1,4 +1,4 @@
-"""Tests of the compared methods' losses, Sinkhorn's algorithm, queues, momentum and k-means.
+"""Tests of the compared methods' losses, Sinkhorn's algorithm, queues and k-means.
 
     python -m pytest -q tests/test_baseline_losses.py
 """
@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import baselines
 from baselines import sinkhorn
 from baselines.deepcluster_v2 import k_means
-from baselines.shared import MomentumCopy, Queue
+from baselines.shared import Queue
 from losses import normalize_rows
 from tests.helpers import close, generator, randn
 
@@ -104,14 +103,6 @@ def sigreg_oracle(z, directions):
     return n * total / m
 
 
-def sinkhorn_oracle(scores, epsilon, iterations):
-    q = np.exp(np.asarray(scores) / epsilon)
-    for _ in range(iterations):
-        q /= q.sum(0, keepdims=True) * q.shape[1]
-        q /= q.sum(1, keepdims=True) * q.shape[0]
-    return q * len(q)
-
-
 # --- losses -------------------------------------------------------------------------------------
 
 class Case(NamedTuple):
@@ -164,19 +155,13 @@ def test_a_loss_equals_its_oracle(name):
 
 
 def test_closed_forms():
-    """Agreement and collapse have known losses; the default weights are the papers'."""
+    """Of views that agree, and of those that do not; the default weights are the papers'."""
     x = randn(6, 4)
-    same = torch.ones(6, 4, dtype=torch.float64)
     close(baselines.barlow_twins(x, Y), barlow_oracle(x, Y))
     close(baselines.byol(x, 3 * x), 0)
     close(baselines.byol(x, -x), 4)
     close(baselines.simsiam(x, 3 * x), -1)
-    close(baselines.nnclr(same, same, 0.1), math.log(6))
-    close(baselines.moco_v2(same, same, same[:5], 0.1), math.log(6))
-    close(baselines.moco_v3(same, same, 0.1), 0.2 * math.log(6))
-    close(baselines.dino(same, same, 0 * same[0], 0.1, 0.05), math.log(4))
     close(baselines.deepcluster_v2(x, torch.full((6,), -1), 0.1), 0)
-    # features agree with themselves in the other view and with no others: C is the identity
     orthogonal = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
     close(baselines.barlow_twins(orthogonal, orthogonal), 0, 1e-8)
     # sigreg tests for a normal distribution
@@ -203,11 +188,10 @@ def test_collapsed_batches_are_finite(batch):
     assert sinkhorn(x).isfinite().all()
 
 
-@pytest.mark.parametrize("name", [*LOSSES, "sinkhorn"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_losses_are_float32_under_autocast(name):
-    case = LOSSES.get(name, Case(sinkhorn, None, []))
-    inputs = [randn(6, 4).bfloat16(),
-              *(y.bfloat16() if y.is_floating_point() else y for y in case.others)]
+    case = LOSSES[name]
+    inputs = [y.bfloat16() if y.is_floating_point() else y for y in (randn(6, 4), *case.others)]
     exact = case.loss(*(y.float() if y.is_floating_point() else y for y in inputs), *case.numbers)
     with torch.autocast("cpu", torch.bfloat16):
         value = case.loss(*inputs, *case.numbers)
@@ -215,63 +199,27 @@ def test_losses_are_float32_under_autocast(name):
     assert torch.equal(value, exact)
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: baselines.simsiam(randn(6, 4), randn(6, 3)), "equal shapes"),
-    (lambda: baselines.barlow_twins(randn(1, 4), randn(1, 4)), "at least 2 rows"),
-    (lambda: baselines.moco_v2(randn(6, 4), randn(6, 4), randn(5, 3), 0.1), "one width"),
-    (lambda: baselines.moco_v3(randn(6, 4), randn(6, 4), 0), "must be positive"),
-    (lambda: baselines.ressl(randn(6, 4), randn(6, 4), randn(5, 4), 0.1, -1), "must be positive"),
-    (lambda: baselines.dino(randn(6, 4), randn(6, 4), randn(3), 0.1, 0.1), "center of 4"),
-    (lambda: baselines.deepcluster_v2(randn(6, 4), torch.zeros(5).long(), 0.1), "6 int64"),
-    (lambda: baselines.sigreg(randn(6, 4), randn(3, 2)), "directions of 4 rows"),
-    (lambda: sinkhorn(randn(6, 4), iterations=0), "at least 1"),
-])
-def test_wrong_input_is_refused(call, words):
-    with pytest.raises(ValueError, match=words):
-        call()
-
-
 # --- parts of methods ---------------------------------------------------------------------------
 
 def test_sinkhorns_sums():
-    """Rows sum to 1, and columns to n/K after many rounds; three rounds are the oracle's."""
+    """Rows sum to 1, and columns to n/K after many rounds."""
     scores = torch.tanh(randn(12, 4))
-    found = sinkhorn(scores)
-    assert torch.allclose(found, torch.from_numpy(sinkhorn_oracle(scores, 0.05, 3)), atol=1e-9)
-    assert torch.allclose(found.sum(1), torch.ones(12).double())
+    assert torch.allclose(sinkhorn(scores).sum(1), torch.ones(12).double())
     many = sinkhorn(scores, 0.3, iterations=300)
     assert torch.allclose(many.sum(0), torch.full((4,), 3.0).double(), atol=1e-6)
     assert sinkhorn(1000 * scores).isfinite().all()             # exp(20,000) is not
 
 
 def test_a_queue_keeps_the_newest():
-    queue = Queue(6, 2, batch_size=3)
-    assert torch.allclose(queue.rows.norm(dim=1), torch.ones(6))
-    for start in (0, 3, 6):                                     # 0 1 2, 3 4 5, 6 7 8
-        queue.push(torch.arange(start, start + 3).float().repeat(2, 1).T)
-    assert queue.rows[:, 0].tolist() == [6, 7, 8, 3, 4, 5]
-
-
-def test_a_momentum_copy_by_hand():
-    """m at start, middle and end; w̄ ← m·w̄ + (1 − m)·w; it has its own batch norm statistics."""
-    network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
-    teacher = MomentumCopy([network], first=0.8, last=1.0)
-    at = [torch.tensor(progress).double() for progress in (0.0, 0.5, 1.0)]
-    assert [float(teacher.momentum(progress)) for progress in at] == pytest.approx([0.8, 0.9, 1.0])
-    slow = teacher.copy[0][0].weight
-    before = slow.clone()
-    assert torch.equal(before, network[0].weight)
-    with torch.no_grad():
-        network[0].weight.add_(1)
-    network(randn(8, 2).float() + 5)                            # moves the network's statistics
-    teacher.follow([network], at[1])
-    assert torch.allclose(slow, 0.9 * before + 0.1 * (before + 1))
-    teacher.follow([network], at[2])
-    assert torch.allclose(slow, before + 0.1)                   # m is 1: it does not move
-    assert torch.equal(teacher.copy[0][1].running_mean, torch.zeros(2))
-    assert not teacher(randn(8, 2).float()).requires_grad
-    assert not torch.equal(teacher.copy[0][1].running_mean, torch.zeros(2))
-    assert not any(p.requires_grad for p in teacher.parameters())
+    """Whether or not its size is a multiple of the batch's, and also if it is smaller."""
+    angles = torch.arange(9) / 10
+    rows = torch.stack([angles.cos(), angles.sin()], 1)
+    for size, kept in ((6, [6, 7, 8, 3, 4, 5]), (4, [8, 5, 6, 7]), (2, [7, 8])):
+        queue = Queue(size, 2)
+        assert torch.allclose(queue.rows.norm(dim=1), torch.ones(size))
+        for batch in rows.split(3):                             # 0 1 2, 3 4 5, 6 7 8
+            queue.push(5 * batch)
+        assert torch.allclose(queue.rows, rows[kept])
 
 
 def test_k_means_finds_known_clusters():
@@ -283,12 +231,9 @@ def test_k_means_finds_known_clusters():
     right = 0
     for seed in range(20):          # a start with two rows of one bundle may end in a bad optimum
         centres, labels = k_means(x, 5, 10, generator(seed))
-        assert torch.allclose(centres.norm(dim=1), torch.ones(5).double())
         assert torch.equal(labels, (x @ centres.T).argmax(1))
         right += torch.allclose(centres[labels], means[truth], atol=1e-9)
     assert right > 0
-    again, _ = k_means(x, 5, 10, generator(19))
-    assert torch.equal(again, centres)
     # with more clusters than different rows, some centres lose all samples, and stay
     centres, _ = k_means(x[:3].repeat(4, 1), 6, 5, generator(0))
     assert centres.isfinite().all()

@@ -1,4 +1,4 @@
-"""Files that people copy stand alone: the formulas with their tests, the loss of each method.
+"""Files that people copy stand alone: the formulas with their tests, the networks, the methods.
 
     python -m pytest -q tests/test_copies.py
 """
@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-import baselines
 from tests.helpers import ROOT
 
 
@@ -29,30 +28,25 @@ def imports_of(path):
     ("metrics.py", {"torch", "losses"}),
     ("optim.py", {"torch"}),
     ("test_losses.py", {"torch", "pytest", "losses", "metrics", "optim"}),
+    ("augment.py", {"torch"}),
+    ("models.py", {"torch", "torchvision", "augment"}),
 ])
 def test_copied_files_need_each_other_alone(name, needed):
     assert {module.split(".")[0] for module in imports_of(ROOT / name)} == needed
 
 
-def test_metrics_and_losses_work_in_an_empty_folder(tmp_path):
-    for name in ("losses.py", "metrics.py"):
-        shutil.copy(ROOT / name, tmp_path)
-    code = ("import torch, metrics; x = torch.eye(9)\n"
-            "assert round(metrics.representation_metrics(x, x)['erank_r'], 3) == 9")
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={}, check=True)
+def test_copies_work_in_an_empty_folder(tmp_path):
+    for name in ("losses", "metrics", "optim", "test_losses", "augment", "models"):
+        shutil.copy(ROOT / f"{name}.py", tmp_path)
+    for words in (["-m", "pytest", "-q", "test_losses.py", "-k", "lars or rank"],
+                  ["-c", "import models; models.mlp(4, '3-2')"]):
+        subprocess.run([sys.executable, *words], cwd=tmp_path, check=True)
 
 
 def test_a_compared_method_needs_no_other():
-    """A file of baselines/ imports none of its siblings but shared.py."""
+    """A file of baselines/ needs none of its siblings but shared.py."""
     files = [path for path in (ROOT / "baselines").glob("*.py") if path.name != "__init__.py"]
     assert len(files) == 12
     for path in files:
-        siblings = {module for module in imports_of(path) if module.startswith("baselines")}
-        assert siblings <= {"baselines.shared"}, path
-
-
-def test_losses_are_imported_by_name():
-    """The package has the functions, although it has modules of the same names."""
-    for name in ("byol", "barlow_twins", "dino", "sinkhorn", "sigreg"):
-        assert callable(getattr(baselines, name))
-    assert list(baselines.METHODS)[0] == "adadim" and len(baselines.METHODS) == 12
+        ours = {module for module in imports_of(path) if not module.startswith("torch")}
+        assert ours <= {"baselines.shared", "methods", "models", "losses"}, path

@@ -2,11 +2,8 @@
 
     python -m pytest -q tests/test_exercises.py
 """
-import json
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,7 +11,7 @@ import torch.nn.functional as F
 
 import methods
 from exercises import check, few_labels, make_notebook, mistakes
-from plumbing.run import read_log
+from run import read_log
 from tests.helpers import ROOT, SMALL, TINY, assert_resumes_exactly, exit_status, run
 
 SOLUTIONS = {}
@@ -73,26 +70,20 @@ def rank(x, eps, centred, squared):
     p = s / s.sum() + eps
     return torch.special.entr(p).sum().exp()
 '''
-PARTS = [part for parts in mistakes.PARTS.values() for part in parts]
-MISTAKES = [(part, hint, options) for part in PARTS for hint, options in part["mistakes"]]
+MISTAKES = [(part, hint, options) for parts in mistakes.PARTS.values() for part in parts
+            for hint, options in part["mistakes"]]
 
 
-def functions(number, code=""):
+def functions(code):
     scope = {"torch": torch, "F": F}
-    exec(code or SOLUTIONS[number], scope)
+    exec(code, scope)
     return scope
-
-
-def said(capsys, number, code):
-    """Whether a solution passes, and what is printed."""
-    points = check.report(number, functions(number, code))
-    return points == check.POINTS[number], capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", SOLUTIONS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_solution_passes(number, seed):
-    assert check.report(number, functions(number), seed=seed) == check.POINTS[number]
+    assert check.report(number, functions(SOLUTIONS[number]), seed=seed) == check.POINTS[number]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -106,42 +97,20 @@ def test_each_mistake_gets_its_own_hint(part, hint, options, seed):
     assert str(why.value) == f"{part['name']}: {hint}"
 
 
-def test_two_mistakes_at_once_get_a_hint_of_one():
-    part, = mistakes.PARTS[3]
-    both = dict(part["mistakes"][0][1]) | part["mistakes"][1][1]
-    with pytest.raises(check.NotYet) as why:
-        check.check_part(part, {part["name"]: lambda x: part["wrong"](x, **both)}, 0)
-    assert str(why.value) in [f"effective_rank: {hint}" for hint, _ in part["mistakes"][:2]]
-
-
 @pytest.mark.parametrize("number, code, words", [
-    (1, """
-def info_nce(z1, z2, temperature):
-    z = F.normalize(torch.cat([z1, z2]), dim=1)
-    e = (z @ z.T / temperature).exp()
-    p = torch.arange(len(z)).roll(len(z1))
-    return -(e[torch.arange(len(z)), p] / (e.sum(1) - e.diagonal())).log().mean()""",
-     mistakes.OVERFLOW),
-    (1, SOLUTIONS[1].replace(".roll(len(z1))", ""), mistakes.PARTNER),
-    (1, SOLUTIONS[1].replace("z @ z.T", "z.detach() @ z.detach().T"), "no finite gradient"),
     (2, SOLUTIONS[2].replace("by_samples", "_").replace("by_features", "by_samples")
      + "\nby_features = by_samples", "by_samples is right, but makes d × d"),
     (2, SOLUTIONS[2].replace("z = z - z.mean(0)", "z -= z.mean(0)"), "changes its input"),
     (3, SOLUTIONS[3].replace("torch.special.entr(p)", "(-p * p.log())"), mistakes.ZERO_P),
-    (5, SOLUTIONS[5].replace("svdvals(centred)", "eigvalsh(centred.T @ centred).sqrt()"),
-     mistakes.ROUNDING),
     (5, SOLUTIONS[5].replace("svdvals(centred)",
                              "eigvalsh((centred.T @ centred).double()).abs().sqrt()"),
      mistakes.GRADIENT),
-    (7, "def rank(x, eps, centred, squared): return 3.0", "returns float, not a tensor"),
-    (7, "def rank(x, eps, centred, squared): return x", "expected shapes"),
-    (7, "def rank(x, eps, centred, squared): return x[1, 99]", "line 1 raised IndexError"),
-    (7, "def rank(x, eps, centred, squared): return x.mean()", "as it is: 0.8834, expected 8.1429"),
-    (7, "def rang(x): pass", "there is no function rank"),
+    (7, "def rank(x, eps, centred, squared): return x.mean()", "rank differs for as it is, with"),
 ])
 def test_other_faults_are_named(capsys, number, code, words):
-    passed, printed = said(capsys, number, code)
-    assert not passed and words in printed and printed.count("\n") == 1
+    assert check.report(number, functions(code)) == 0
+    printed = capsys.readouterr().out
+    assert words in printed and printed.count("\n") == 1
 
 
 def test_files_that_cannot_run(tmp_path, capsys):
@@ -149,8 +118,7 @@ def test_files_that_cannot_run(tmp_path, capsys):
     (tmp_path / "ex1_info_nce.py").write_text("def info_nce(:")
     (tmp_path / "ex3_effective_rank.py").write_text("import torch\n1 / 0\n")
     (tmp_path / "ex4_lars.py").write_text("exit()")
-    (tmp_path / "ex5_wasserstein.py").write_bytes(
-        (ROOT / "exercises" / "ex5_wasserstein.py").read_bytes())
+    shutil.copy(ROOT / "exercises" / "ex5_wasserstein.py", tmp_path)
     assert exit_status(check.main, "--all", "--folder", tmp_path) == 1
     lines = capsys.readouterr().out.splitlines()
     expected = ["line 1: ", "there is no ex2_covariance.py", "line 2 raised ZeroDivisionError",
@@ -160,21 +128,7 @@ def test_files_that_cannot_run(tmp_path, capsys):
     assert lines[-1] == "0 of 47 points" and len(lines) == 8
 
 
-@pytest.mark.parametrize("words", [[], ["8"], ["1", "--all"], ["6", "--line", "0"], ["--seed", "1"],
-                                   ["6", "--line", "1", "2", "3", "4"], ["1", "--folder"]])
-def test_wrong_usage(words, capsys):
-    assert exit_status(check.main, *words) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_all_stubs_from_any_folder(tmp_path):
-    process = subprocess.run([sys.executable, ROOT / "exercises" / "check.py", "--all"],
-                             cwd=tmp_path, capture_output=True, text=True)
-    assert process.returncode == 1 and not process.stderr
-    assert process.stdout.count("is not written yet") == 6
-
-
-# --- the notebook and exercise 8 ------------------------------------------------------------------
+# --- exercises 6, 8 and 10, the notebook ----------------------------------------------------------
 
 def test_the_notebook_runs_from_top_to_bottom(capsys, monkeypatch):
     """As it is, each check says that nothing is written; with solutions, each passes."""
@@ -182,26 +136,15 @@ def test_the_notebook_runs_from_top_to_bottom(capsys, monkeypatch):
     for solved in (False, True):
         scope = {}
         for cell in make_notebook.notebook()["cells"]:
-            code = "".join(cell["source"]) if cell["cell_type"] == "code" else ""
+            code = cell["source"] if cell["cell_type"] == "code" else ""
             if solved and "raise NotImplementedError" in code:
                 number, = [n for n in SOLUTIONS if re.search(r"def \w+", code)[0] in SOLUTIONS[n]]
                 code = "import torch\n" + SOLUTIONS[number]
             exec(code, scope)
-        words = "passed" if solved else "is not written yet"
-        assert capsys.readouterr().out.count(words) == 4
+        assert capsys.readouterr().out.count("passed" if solved else "is not written yet") == 4
 
 
-def test_the_notebook_is_plain_json_and_never_replaced(tmp_path, monkeypatch):
-    for name in make_notebook.STUBS:
-        (tmp_path / name).write_bytes((ROOT / "exercises" / name).read_bytes())
-    monkeypatch.setattr(make_notebook, "HERE", tmp_path)
-    assert exit_status(make_notebook.main) == 0
-    written = json.loads((tmp_path / "first_tier.ipynb").read_text(encoding="utf-8"))
-    assert written["nbformat"] == 4 and "Σ_{k≠i}" in "".join(written["cells"][2]["source"])
-    assert exit_status(make_notebook.main) == 2
-
-
-def test_few_labels(tmp_path, capsys, monkeypatch):
+def test_few_labels(tmp_path, capsys):
     """Of a run, and of its backbone.pt and encoder.json alone."""
     assert run(*TINY, "--epochs", 1, "--eval-every", 1, "--limit-train", 640, "--out",
                tmp_path / "run") == 0
@@ -215,13 +158,9 @@ def test_few_labels(tmp_path, capsys, monkeypatch):
                            tmp_path / "few.png") == 0
         tables.append(capsys.readouterr().out)
     assert tables[0] == tables[1] and tables[0].count("±") == 6 and "all labels" in tables[0]
-    assert exit_status(few_labels.main, tmp_path) == 2
     y = torch.tensor([0, 1, 1, 2, 0, 2, 2, 1, 0])
-    chosen = few_labels.labels_per_class(y, 2, seed=0)
-    assert y[chosen].bincount().tolist() == [2, 2, 2] and len(chosen.unique()) == 6
+    assert y[few_labels.labels_per_class(y, 2, seed=0)].bincount().tolist() == [2, 2, 2]
 
-
-# --- exercise 10 ----------------------------------------------------------------------------------
 
 def test_halfway_resumes_exactly(tmp_path, monkeypatch):
     """The answer in TEACHING.md: α goes half way, and survives a restart between two epochs."""
@@ -237,32 +176,21 @@ def test_halfway_resumes_exactly(tmp_path, monkeypatch):
     assert half[1] == pytest.approx(whole[1] / 2, rel=1e-6) and whole[1] > 0
 
 
-# --- documents ------------------------------------------------------------------------------------
-
 def test_the_table_of_exercises():
-    """Its points are those of check.py, and each exercise has a section, and one of answers."""
+    """Its points are those of check.py, and each exercise has answers."""
     text, answers = ((ROOT / "docs" / name).read_text(encoding="utf-8")
                      for name in ("EXERCISES.md", "TEACHING.md"))
-    rows = re.findall(r"^\|.*\[(\d+)\. .*\| (\d+) \+ (\d+) \|$", text, re.M)
-    by_check = {int(number): int(points) for number, points, _ in rows if points != "0"}
+    rows = re.findall(r"^\|.*\[(\d+)\. .*\| (\d+) \+ \d+ \|$", text, re.M)
+    by_check = {int(number): int(points) for number, points in rows if points != "0"}
     assert len(rows) == 12 and by_check == check.POINTS
-    handed_in = sum(int(points) for _, _, points in rows)
-    words = f"at most {sum(check.POINTS.values())}; {handed_in} more"
-    assert words in " ".join(answers.split())
     for document in (text, answers):
-        titles = re.findall(r"^## (\d+)\. ", document, re.M)
-        assert titles == [str(number) for number in range(1, 13)]
+        assert re.findall(r"^## (\d+)\. ", document, re.M) == [str(n) for n in range(1, 13)]
 
 
-# --- exercise 6 -----------------------------------------------------------------------------------
-
-def test_the_wrong_lines(capsys):
-    """Mended, each function is the project's; each line that mends it is in the catalogue."""
-    path = ROOT / "exercises" / "ex6_bugs.py"
-    lines = path.read_text(encoding="utf-8").splitlines()
-    hits = [n for n in range(1, len(lines) + 1) if exit_status(check.main, "6", "--line", n) == 0]
+def test_the_wrong_lines():
+    """There are three, and naming two of them gives two thirds of the points."""
+    hits = [n for n in range(1, 50) if exit_status(check.main, "6", "--line", n) == 0]
     assert len(hits) == len(mistakes.BUGS) == 3
     assert exit_status(check.main, "6", "--line", *hits) == 0
     assert exit_status(check.main, "6", "--line", hits[0], 1) == 1
-    capsys.readouterr()
     assert check.report(6, lines=hits[:2]) == 6

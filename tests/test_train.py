@@ -5,10 +5,8 @@
 import math
 import os
 import re
-import shlex
 import signal
 import sys
-import time
 
 import pytest
 import torch
@@ -16,12 +14,9 @@ from PIL import Image
 
 import train
 from optim import clip_gradient
-from plumbing import distributed, session
-from plumbing.checkpoint import load_checkpoint
-from plumbing.run import read_config, read_log
-from tests.helpers import (ROOT, SMALL, TINY, assert_equal, assert_same_run, close,
-                           rows_without_times, run, save_images, shapes_folder, start,
-                           wait_for_epoch)
+from run import load_checkpoint, read_config, read_log
+from tests.helpers import (SMALL, TINY, assert_equal, assert_same_run, close, rows_without_times,
+                           run, save_images, shapes_folder, start, wait_for_epoch)
 
 # --- learning ---------------------------------------------------------------------------------
 
@@ -68,9 +63,10 @@ def test_labels_do_not_reach_the_encoder(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+    """And keeps the last good checkpoint."""
     assert run(*TINY, "--lr", 1e20, "--warmup-epochs", 0, "--out", tmp_path / "run") == 2
     err = capsys.readouterr().err
-    assert re.search(r"NaN or infinite in epoch 1, step \d of 4", err) and err.count("\n") == 1
+    assert re.search(r"NaN or infinite in epoch 1, step \d:", err) and err.count("\n") == 1
     kept = load_checkpoint(tmp_path / "run" / "last.pt")["learner"]
     assert all(value.isfinite().all() for value in kept.values() if torch.is_tensor(value))
 
@@ -106,34 +102,16 @@ def test_a_gradient_is_clipped_to_twice_its_running_mean():
     assert torch.equal(a.grad, torch.tensor([1.0, 2.0]))
 
 
-def test_clipping_and_warmup_keep_an_unsteady_run_alive(tmp_path, capsys):
-    """With the defaults it trains. With neither, its loss explodes, and the run stops."""
+def test_clipping_and_warmup_keep_an_unsteady_run_alive(tmp_path):
+    """With the defaults it trains; with neither, its loss is over 100 times as large."""
     unsteady = [*SMALL, *("--arch resnet18 --width 8 --projector 1024-1024-1024 --limit-train 512 "
                           "--batch-size 64 --lr 1.6 --epochs 2 --eval-every 2").split()]
-    unguarded = ["--clip", 0, "--warmup-epochs", 0.4]
-    assert run(*unsteady, *unguarded, "--out", tmp_path / "unguarded") == 2
-    err = capsys.readouterr().err
-    assert re.search("the loss (exploded|became NaN)", err) and err.count("\n") == 1
-    assert "last.pt holds epoch 0" in err
     assert run(*unsteady, "--out", tmp_path / "guarded") == 0
     log = read_log(tmp_path / "guarded" / "log.csv")
     assert log["loss"][-1] < 100 and 1 <= sum(log["clipped"]) < 12       # of 16 steps
-
-
-def test_an_evaluation_that_is_not_finite_is_not_saved(tmp_path, capsys, monkeypatch):
-    """Even if weights and loss are finite. A collapse only causes a note, once."""
-    honest = train.probe.evaluate
-    what_happens = iter([{"erank_z": 1.5}, {"mi": math.nan}])
-
-    def broken(*args):
-        return honest(*args) | next(what_happens)
-
-    monkeypatch.setattr(train.probe, "evaluate", broken)
-    assert run(*TINY, "--eval-every", 1, "--out", tmp_path / "run") == 2
-    captured = capsys.readouterr()
-    assert "the evaluation of epoch 2 is not finite (mi)" in captured.err
-    assert captured.out.count("the embeddings' effective rank is only") == 1
-    assert load_checkpoint(tmp_path / "run" / "last.pt")["epoch"] == 1
+    run(*unsteady, "--clip", 0, "--warmup-epochs", 0.4, "--out", tmp_path / "unguarded")
+    assert load_checkpoint(tmp_path / "unguarded" / "last.pt")["rows"] == [] or (
+        read_log(tmp_path / "unguarded" / "log.csv")["loss"][0] > 1000)
 
 
 @pytest.mark.parametrize("epochs, steps, explicit, wanted", [
@@ -178,8 +156,7 @@ def test_other_settings_run(tmp_path, monkeypatch, capsys):
     assert run(*TINY, *flags, "--out", out, figure=True) == 0
     assert "matplotlib" in capsys.readouterr().out
     files = {path.name for path in out.iterdir()}
-    assert files == {"config.json", "log.csv", "last.pt", "previous.pt", "backbone.pt",
-                     "encoder.json"}
+    assert files == {"config.json", "log.csv", "last.pt", "backbone.pt", "encoder.json"}
     log = read_log(out / "log.csv")
     assert log["alpha"][-1] == 1 and 0 < log["alpha"][0] < 0.3
     evaluated = [not math.isnan(value) for value in log["mi"]]
@@ -218,61 +195,61 @@ def test_log_and_config_keep_their_names(tmp_path):
 
 # --- a run is resumed, and not lost -----------------------------------------------------------
 
-def test_a_stopped_run_says_how_to_go_on_and_resumes_exactly(tmp_path):
-    """In the middle of an epoch; tools/torture.py stops runs in every other way."""
-    flags = [*TINY, "--epochs", "6", "--save-minutes", 10]
+@pytest.mark.parametrize("sent, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130),
+                                          (signal.SIGKILL, -9)])
+def test_a_stopped_run_resumes_exactly(tmp_path, sent, status):
+    """After SIGTERM and Ctrl-C though no checkpoint was due; after SIGKILL from the last one."""
+    minutes = 0 if sent == signal.SIGKILL else 10
+    flags = [*TINY, "--epochs", "6", "--save-minutes", minutes]
     assert run(*flags, "--out", tmp_path / "whole") == 0
 
     cut = tmp_path / "cut"
     process = start(*flags, "--out", str(cut))
     wait_for_epoch(cut / "log.csv", 1, process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(sent)
     out, err = process.communicate()
-    assert "\r" not in out
-    assert process.returncode == 143 and err.count("\n") == 1
-    to_type = shlex.split(err.split("go on with: ")[1])
-    assert to_type[:2] == [sys.executable, str(ROOT / "train.py")]
-    assert to_type[-1] == "--resume"
-    assert load_checkpoint(cut / "last.pt")["epoch"] >= 1      # though no checkpoint was due
+    assert process.returncode == status and "\r" not in out
+    if sent != signal.SIGKILL:
+        assert err == "train.py: stopped; the same command with --resume goes on\n"
+        assert load_checkpoint(cut / "last.pt")["epoch"] >= 1
 
-    assert run(*to_type[2:]) == 0
+    assert run(*flags, "--out", cut, "--resume") == 0
     assert_same_run(tmp_path / "whole", cut)
     assert len(rows_without_times(cut / "log.csv")) == 6
     alpha = load_checkpoint(cut / "last.pt")["learner"]["method.measured.value"]
     assert 1 / 16 < alpha < 1       # effective rank over 16, the largest of z (64 × 16)
 
 
-def test_ctrl_c_while_torch_is_imported_ends_the_program_as_a_shell_expects(tmp_path):
-    process = start("--out", tmp_path / "run")
-    time.sleep(0.5)
+def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path):
+    process = start(*TINY, "--epochs", "500", "--out", tmp_path / "run")
+    wait_for_epoch(tmp_path / "run" / "log.csv", 1, process)
     process.send_signal(signal.SIGINT)
-    assert process.communicate() == ("", "") and process.returncode == -signal.SIGINT
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode in (130, -signal.SIGINT)
 
 
-def test_clocks_that_stand_still_or_go_back_do_no_harm(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(time, "monotonic", lambda: 5.0)
-    assert run(*TINY, "--epochs", "2", "--warmup-epochs", "1", "--out", tmp_path / "run") == 0
-    assert "finished in 0:00:00" in capsys.readouterr().out
-    for path in (ROOT / "train.py", *(ROOT / "plumbing").glob("*.py")):
-        assert "time.time(" not in path.read_text(encoding="utf-8"), path
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    out = tmp_path / "run"
+    process = start(*TINY, "--epochs", "500", "--out", out)
+    wait_for_epoch(out / "log.csv", 1, process)
+    second = start(*TINY, "--epochs", "500", "--out", out, "--resume")
+    _, err = second.communicate(timeout=60)
+    process.kill()
+    process.communicate()
+    assert second.returncode == 2 and "another process is training in" in err
+    assert err.count("\n") == 1
 
 
-def test_a_part_of_torchruns_variables_is_ignored(monkeypatch):
-    """Clusters set RANK for purposes of their own."""
-    monkeypatch.setenv("RANK", "3")
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
-    assert distributed.from_torchrun("RANK", 0) == 0
-
-
-def test_a_signal_at_an_epochs_end_loses_nothing(tmp_path, monkeypatch):
+def test_a_stop_at_an_epochs_end_loses_nothing(tmp_path, monkeypatch):
     """Even if it comes just after the epoch's end, when no checkpoint was due."""
-    honest = session.epoch_line
+    honest = train.run.write_log
 
     def signalled(*args):
         os.kill(os.getpid(), signal.SIGTERM)
         return honest(*args)
 
-    monkeypatch.setattr(session, "epoch_line", signalled)
+    monkeypatch.setattr(train.run, "write_log", signalled)
     out = tmp_path / "run"
     assert run(*TINY, "--save-minutes", 10, "--out", out) == 143
     saved = load_checkpoint(out / "last.pt")
@@ -303,23 +280,13 @@ def test_a_run_is_not_lost(tmp_path, capsys):
         assert (out / name).read_bytes() == before[out / name]
 
     whole = before[out / "last.pt"]
-    middle = len(whole) // 2
-    one_bit = whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1:]
-    for damaged in (whole[:-1000], one_bit):
-        (out / "last.pt").write_bytes(damaged)
-        capsys.readouterr()
-        assert run(*flags, "--out", out, "--resume") == 2
-        err = capsys.readouterr().err
-        assert "is not a whole checkpoint" in err and "previous.pt is the checkpoint before" in err
-    (out / "previous.pt").replace(out / "last.pt")
-    assert run(*flags, "--out", out, "--resume") == 0
-    assert rows_without_times(out / "log.csv") == rows_before
-    torch.save({"nets": {}, "config": {}}, out / "last.pt")
+    (out / "last.pt").write_bytes(whole[:-1000])
+    capsys.readouterr()
     assert run(*flags, "--out", out, "--resume") == 2
-    assert "is of another version of this program" in capsys.readouterr().err
+    assert "is not a whole checkpoint" in capsys.readouterr().err
     (out / "last.pt").unlink()
     assert run(*flags, "--out", out, "--resume") == 2
-    assert "no last.pt" in capsys.readouterr().err
+    assert "already holds a run" in capsys.readouterr().err
     assert rows_without_times(out / "log.csv") == rows_before
 
     assert run(*flags, "--out", out, "--overwrite", "--seed", 3) == 0
@@ -331,9 +298,8 @@ def test_a_run_is_not_lost(tmp_path, capsys):
 def bad_folders(root):
     """Folders that --dataset folder must refuse."""
     image = torch.full((3, 32, 32), 9, dtype=torch.uint8)
-    small = torch.full((3, 4, 4), 9, dtype=torch.uint8)
-    contents = {"no_images": [], "small": [small]}
-    for case in ("one", "broken", "small", "strange", "no_test", "no_images"):
+    contents = {"no_images": []}
+    for case in ("one", "broken", "strange", "no_test", "no_images"):
         classes = ("a",) if case == "one" else ("a", "b")
         splits = ("train",) if case == "no_test" else ("train", "test")
         for name in classes:
@@ -348,34 +314,31 @@ def bad_folders(root):
 @pytest.mark.parametrize("flags, words", [
     ("--dataset imagenet22k", "invalid choice: 'imagenet22k'"),
     ("--method none", "invalid choice"),
+    ("--method byol --set moment=1", "the settings of byol"),
+    ("--method byol --set momentum=2", "a number from 0 to 1"),
     ("--typo 1", "--typo"),
-    ("--alpha 1.5", "0 to 1"),
-    ("--alpha fast", "0 to 1"),
-    ("--beta inf", "--beta"),
-    ("--temperature 0", "--temperature"),
-    ("--epochs 0", "--epochs"),
+    ("--alpha 1.5", "--alpha"),
+    ("--alpha fast", "--alpha"),
+    ("--temperature 0", "--temperature: must be above 0"),
+    ("--epochs 0", "--epochs: must be 1 or more"),
     ("--batch-size -4", "--batch-size"),
-    ("--batch-size 300", "larger than the training set of 256"),
-    ("--lr 1e300", "--lr: must be a number above 0, up to 1e+30"),
-    ("--vicreg-weights 25,25", "three weights"),
+    ("--batch-size 300", "more than the 256 images"),
+    ("--vicreg-weights 25,25", "--vicreg-weights"),
     ("--w2-weight 1:2:3", "--w2-weight"),
     ("--projector 64-0", "layer sizes"),
     ("--projector 3000000-3000000", "not enough memory"),
-    ("--seed -1", "--seed"),
     ("--warmup-epochs 4", "--warmup-epochs"),
-    ("--resume --overwrite", "exclude each other"),
+    ("--resume --overwrite", "not allowed with"),
     ("--device cuda:99", "--device cuda:99"),
-    ("--device tpu", "auto, cpu, cuda"),
-    ("--dataset folder --data-dir {}/nowhere", "there is no directory"),
-    ("--dataset folder --data-dir {}/empty", "lacks a test or val"),
-    ("--dataset folder --data-dir {}/no_test", "lacks a test or val"),
-    ("--dataset folder --data-dir {}/no_images", "no images"),
+    ("--device tpu", "--device tpu"),
+    ("--dataset folder --data-dir {}/nowhere", "nowhere"),
+    ("--dataset folder --data-dir {}/empty", "holds 0 images"),
+    ("--dataset folder --data-dir {}/no_test", "lacks the folder"),
+    ("--dataset folder --data-dir {}/no_images", "no training images"),
     ("--dataset folder --data-dir {}/one", "one class"),
     ("--dataset folder --data-dir {}/broken", "torn.png is not a readable image"),
-    ("--dataset folder --data-dir {}/small", "too few images have 8 pixels"),
     ("--dataset folder --data-dir {}/strange", "no counterpart"),
-    ("--out {}/empty/file/run", "not a directory"),
-    ("--out {0}/one --data-dir {0}/empty/../one", "is --data-dir"),
+    ("--out {}/empty/file/run", "Not a directory"),
 ])
 def test_bad_input(flags, words, tmp_path, capsys):
     bad_folders(tmp_path)
@@ -386,19 +349,3 @@ def test_bad_input(flags, words, tmp_path, capsys):
     captured = capsys.readouterr()
     assert words in captured.err and captured.err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before        # nothing is written
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0,
-                    reason="root may write anywhere")
-def test_no_permission(tmp_path, capsys):
-    tmp_path.chmod(0o500)
-    assert run(*TINY, "--out", tmp_path / "run") == 2
-    assert "not writable" in capsys.readouterr().err
-
-
-def test_tensorboard_is_optional(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert run(*TINY, "--tensorboard", "--out", tmp_path / "run") == 2
-    err = capsys.readouterr().err
-    assert "pip install tensorboard" in err and err.count("\n") == 1
-    assert not (tmp_path / "run").exists()
