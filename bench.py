@@ -12,6 +12,7 @@ MFU          the bare step's FLOPs per second of the whole step, over the speed 
 Times are medians after a first call. Both steps take turns, so that a machine that slows down does
 so for both. Peak memory is that of the GPU; on a CPU, of this process.
 """
+import resource
 import statistics
 import sys
 import time
@@ -29,15 +30,12 @@ IMAGES = 4096               # random ones, on the device, that batches are drawn
 
 
 def timed(functions, device, seconds):
-    """Median time of one call of each function of a dict, in seconds: {name: time}.
-
-    The functions take turns: once to warm up, then at least once, and more within `seconds`.
-    """
+    """Median time of one call of each function of a dict, in seconds: {name: time}."""
     calls = 10 if device.type == "cuda" else 1      # waiting for a GPU takes time
     times = {name: [] for name in functions}
     began = time.perf_counter()
     turn = 0
-    while turn < 2 or time.perf_counter() - began < seconds:
+    while turn < 2 or time.perf_counter() - began < seconds:     # the first turn warms up
         turn += 1
         for name, function in functions.items():
             start = time.perf_counter()
@@ -47,14 +45,6 @@ def timed(functions, device, seconds):
                 torch.cuda.synchronize(device)
             times[name].append((time.perf_counter() - start) / calls)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
-
-
-def random_data(size, device):
-    """Images (uint8) and labels of ten classes on the device, as data.load() returns them."""
-    images = torch.randint(256, (IMAGES, 3, size, size), dtype=torch.uint8)
-    return {"train_x": images.to(device), "train_y": torch.randint(10, (IMAGES,)).to(device),
-            "image_size": size, "stem": "small" if size <= 64 else "imagenet",
-            "classes": range(10), "streamed": False, "mean": [0.5] * 3, "std": [0.25] * 3}
 
 
 def bare_loss(method, views):
@@ -69,18 +59,12 @@ def count_flops(method, views):
     return counter.get_total_flops()
 
 
-def peak_memory(device):
-    """Bytes, so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource         # not on Windows
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
 def measure(args, size, seconds, device):
     """{quantity: number}. args: train.py's flags; size: of the images."""
-    data = random_data(size, device)
+    images = torch.randint(256, (IMAGES, 3, size, size), dtype=torch.uint8)
+    data = {"train_x": images.to(device), "train_y": torch.randint(10, (IMAGES,)).to(device),
+            "image_size": size, "stem": "small" if size <= 64 else "imagenet",
+            "classes": range(10), "streamed": False, "mean": [0.5] * 3, "std": [0.25] * 3}
     learner = train.make_learner(args, data, device)
     method = learner.method
     plan = plan_batches(IMAGES, args.batch_size, args.seed, epochs=1_000_000)
@@ -109,7 +93,11 @@ def measure(args, size, seconds, device):
     if args.compile == "yes":
         learner.compile()
     times = timed({"whole": whole_step, "bare": bare_step}, device, seconds)
-    memory = peak_memory(device)
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024      # bytes
+        memory = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     n = 8192 if device.type == "cuda" else 2048
     a, b = torch.randn(2, n, n, device=device, dtype=DTYPES[args.precision])

@@ -1,8 +1,6 @@
 """Loads a dataset's images, as tensors or as files, and makes batches of views of them.
 
     python data.py cifar100     downloads it; draws images and views in figures/cifar100.png
-    data = load("cifar100", "data")                         # a dict, see load()
-    views = augment(data["train_x"][:256], "vicreg")        # from augment.py
 
 A training set that fits stays on the device as one tensor, and a batch is an index into it. A
 larger one stays a list of files, and worker processes decode and crop the images of each batch.
@@ -135,6 +133,8 @@ def mixed_seed(*numbers):
 def memory_for_images(device):
     """Bytes that resident images may take: half of a GPU's memory, or of this process's share of
     the machine's, if less. Processes on equal devices get the same result."""
+    if not hasattr(os, "sysconf"):      # Windows
+        return 4e9
     room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 / LOCAL_WORLD_SIZE
     if device.type == "cuda":
         room = min(room, torch.cuda.get_device_properties(device).total_memory / 2)
@@ -270,8 +270,7 @@ def plan_batches(n_images, batch_size, seed, epochs, first_epoch=1, first_step=0
 
     All processes draw the same order of an epoch's images, and each takes its part of every
     batch; an incomplete last batch is dropped. Seed, epoch, process and step determine all random
-    numbers of a step, so a run can be resumed at any step. first_epoch counts from 1, first_step
-    from 0.
+    numbers of a step, so a run can be resumed at any step.
     """
     steps = n_images // batch_size
     generator = torch.Generator()
@@ -292,9 +291,8 @@ def batches_of_views(data, plan, recipe, layout=torch.channels_last, view_of=aug
     `layout`; the images' first views above their second. index: batch, int64. labels:
     train_y[index]. All three are on the device of data["train_y"].
 
-    data: from load(), moved by to_device(). plan: an iterable, see plan_batches(). recipe: a key
-    of AUGMENTATIONS. view_of: augment_with, perhaps compiled. Raises OSError for an unreadable
-    file. Closing this generator ends its worker processes.
+    data: from load(), moved by to_device(). view_of: augment_with, perhaps compiled. Raises
+    OSError for an unreadable file. Closing this generator ends its worker processes.
     """
     device = data["train_y"].device
     generator = torch.Generator(device)

@@ -1,8 +1,5 @@
 """The images of each dataset: official files, which are downloaded, class folders, drawn shapes.
 
-    from datasets import DATASETS, draw_shapes, read_dataset
-    files = read_dataset("folder", Path("my_images"), None)     # lists of paths, and labels
-
 data.py makes tensors and batches of them.
 """
 import math
@@ -174,10 +171,7 @@ def find_tiny(root):
 # --- folders of images ----------------------------------------------------------------------------
 
 def find_classes(name, root, chosen):
-    """Images in train/<class>/…, and test/<class>/… or val/<class>/…; see read_dataset().
-
-    "folder" may lack classes, see find_unlabelled().
-    """
+    """Images in train/<class>/…, and test/<class>/… or val/<class>/…"""
     train = first_folder(root, ("train", "2021_train"))                 # 2021: iNaturalist's
     held_out = first_folder(root, ("test", "val", "2021_valid"))
     there = class_folders(train) if train else []
@@ -204,10 +198,7 @@ def find_classes(name, root, chosen):
 
 
 def find_unlabelled(train, held_out):
-    """Images directly in the folder train and, if there is one, anywhere in held_out.
-
-    Without test images, a random tenth, at most 2,048, is held out for the metrics.
-    """
+    """Images directly in the folder train and, if there is one, anywhere in held_out."""
     train_x = sorted(str(path) for path in train.iterdir() if is_image(path.name))
     test_x = list_images(held_out) if held_out else []
     n = len(train_x)
@@ -277,7 +268,6 @@ def list_images(folder):
 
 
 # --- drawn shapes ---------------------------------------------------------------------------------
-# Ten shapes. The class is the shape; all else is random.
 
 SHAPES = ("disc", "ring", "square", "triangle", "star",
           "cross", "bar", "crescent", "corner", "dots")
@@ -287,13 +277,8 @@ def load_shapes(n_train=10_000, n_test=2_048, seed=0):
     """A dataset without files, see read_dataset() and draw_shapes()."""
     generator = torch.Generator().manual_seed(seed)
     images, labels = draw_shapes(n_train + n_test, generator)
-    return {
-        "train_x": images[:n_train],
-        "train_y": labels[:n_train],
-        "test_x": images[n_train:],
-        "test_y": labels[n_train:],
-        "classes": list(SHAPES),
-    }
+    return {"classes": list(SHAPES), "train_x": images[:n_train], "train_y": labels[:n_train],
+            "test_x": images[n_train:], "test_y": labels[n_train:]}
 
 
 def draw_shapes(n, generator, size=32):

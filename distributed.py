@@ -1,7 +1,5 @@
 """Training in several processes, one per GPU, started by torchrun.
 
-    torchrun --nproc_per_node=8 train.py …
-
 Each process trains on its part of every batch. A loss over the whole batch gathers the parts
 first; DistributedDataParallel then averages the gradients.
 """
@@ -41,9 +39,8 @@ def parallel(module, device, sync_batch_norm=True):
     """Wraps a module for several processes: gradients are averaged over them and, on GPUs, batch
     norms see the whole batch. With a single process, returns the module itself.
 
-    torch's SyncBatchNorm waits for the GPU three times per layer and step, in case some process
-    has no rows. This slows down a small network on many GPUs: sync_batch_norm=False leaves each
-    process's batch norms its own part of the batch.
+    torch's SyncBatchNorm waits for the GPU three times per layer and step, which slows down small
+    networks: sync_batch_norm=False leaves each process's batch norms its own part.
     """
     if WORLD_SIZE == 1:
         return module

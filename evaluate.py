@@ -44,7 +44,7 @@ LIDAR_VIEWS = 10
 # --- the linear probe -------------------------------------------------------------------------
 
 def train_layers(x, y, n_classes, rates, epochs, seed):
-    """Trains one linear layer for each learning rate, side by side.
+    """Trains one linear layer for each learning rate, a factor on its gradient, side by side.
 
     x: n × p, y: n. Returns weights (rates × p × classes) and biases (rates × 1 × classes).
     """
@@ -66,7 +66,6 @@ def train_layers(x, y, n_classes, rates, epochs, seed):
             loss = F.cross_entropy(logits.flatten(0, 1), labels) * len(rates)
             optimizer.zero_grad()
             loss.backward()
-            # a layer's learning rate is a factor on its gradient
             weight.grad *= factor
             bias.grad *= factor
             optimizer.step()
@@ -207,10 +206,7 @@ def load_own_images(facts, data_dir=None):
 
 
 def measure_images(data, nets, device):
-    """Accuracies and metrics on a dataset, see data.load, of nets: encoder and perhaps projector.
-
-    data's mean and std are those of the encoder's training images. Returns a dict.
-    """
+    """{name: number} on a dataset of data.load; nets: the encoder, and perhaps the projector."""
     n_test = len(data["test_y"])
     labelled = (data["train_y"] >= 0).nonzero().flatten()
     results = {"labelled_train_images": len(labelled), "test_images": n_test}

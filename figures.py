@@ -91,9 +91,8 @@ class Run(NamedTuple):
 
 
 def read_runs(paths, only="*"):
-    """The runs in these folders and CSV files, in a list.
+    """The runs in these folders and CSV files whose labels fit `only`, such as "vicreg,alpha-*".
 
-    only: patterns of labels, with commas between them, such as "vicreg,alpha-*".
     Raises BadInput if a folder holds no run, or no run is left; OSError if a path does not exist.
     """
     runs = [run for path in paths
@@ -200,10 +199,7 @@ def correlations(logs):
 
 
 def correlation(pairs):
-    """Pearson's r of n × 2 numbers and its 95 % interval, by Fisher's transformation.
-
-    r is NaN for fewer than three pairs, the interval for fewer than four.
-    """
+    """Pearson's r of n × 2 numbers and its 95 % interval, by Fisher's transformation; or NaN."""
     r = pearson(*pairs.T).item() if len(pairs) > 2 else math.nan
     if math.isnan(r) or len(pairs) < 4:
         return r, math.nan, math.nan
@@ -344,7 +340,8 @@ def draw_settings(settings):
     figure, axes = new_figure(len(settings), len(settings), 5.5, 4.5)
     for axis, (flag, labels) in zip(axes, settings.items()):
         values = dict.fromkeys(value for by_value in labels.values() for value in by_value)
-        values = sorted(values, key=numbers_in)
+        # by the numbers in them: 2048-2048-256 comes before 2048-2048-1024
+        values = sorted(values, key=lambda value: [*map(float, re.findall(r"\d+\.?\d*", value))])
         axis.set_xticks(range(len(values)), values)
         axis.set(xlabel=flag, ylabel="probe accuracy (%)")
         for label, by_value in labels.items():
@@ -353,11 +350,6 @@ def draw_settings(settings):
             axis.errorbar(places, means, deviations, color=colour[label], marker="o", capsize=3)
     add_legend(figure, colour)
     return figure
-
-
-def numbers_in(text):
-    """The numbers in a text, as a sorting key: 2048-2048-256 comes before 2048-2048-1024."""
-    return [float(number) for number in re.findall(r"\d+\.?\d*", text)]
 
 
 def parse_args(argv=None):

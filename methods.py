@@ -1,8 +1,6 @@
 """AdaDim, and the interface between every method and the training loop.
 
-From top to bottom: the interface, AdaDim with the whole life of its α, and what train.py reads of
---method and --set. The compared methods are in baselines/. To add your own, write one class in a
-file of your own: see README.md, "A method of your own".
+The compared methods are in baselines/. To add one, see README.md, "A method of your own".
 """
 import math
 from typing import Any, NamedTuple
@@ -19,7 +17,6 @@ from models import mlp
 # --- the interface between a method and the training loop -----------------------------------------
 
 class StepResult(NamedTuple):
-    """The result of a method's forward pass."""
     loss: torch.Tensor      # 0-dim: to be minimised
     logs: dict              # {column of log.csv: 0-dim tensor}: averaged over the epoch
     r: torch.Tensor         # 2n × p: representations, for the online probe
@@ -84,6 +81,12 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def embed(self, views):
+        """r (2n × p) and z (2n × d) of this process's views, and all processes' z1, z2 (n × d)."""
+        r = self.encoder(views)
+        z = self.projector(r)
+        return r, z, *both_views(z)
+
     def result(self, loss, logs, r, z_views, progress, kept=None):
         """The StepResult, after adding the terms of --w2-weight, --lu-weight and --beta.
 
@@ -131,10 +134,6 @@ def both_views(x):
 
 
 # --- AdaDim, and the life of its α ----------------------------------------------------------------
-
-# Before every 20th epoch, ten of its training batches are drawn. After each of these steps, the
-# effective rank of the batch's embeddings is measured. At the end of the epoch, α is set to their
-# mean share of the largest possible rank. In the loss, α weights InfoNCE, and 1 − α VICReg.
 
 class MeasuredAlpha(nn.Module):
     """α: the embeddings' effective rank as a share of the largest possible in a batch [§4].

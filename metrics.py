@@ -169,11 +169,8 @@ def lidar(x, delta=1e-4):
     images' means (division by n − 1). Σ_w: covariance of views around their image's mean (division
     by n·(views − 1)), plus delta on the diagonal. From 1 to min(n − 1, d): a direction counts by
     how much images differ in it, relative to views of one image.
-    Raises ValueError if x has fewer than two images or two views.
     """
     x = torch.as_tensor(x)
-    if x.ndim != 3 or min(x.shape[:2]) < 2:
-        raise ValueError(f"{tuple(x.shape)}: expected two or more images × views × features")
     finite = x.isfinite().all()
     x = torch.where(finite, x, 0).double()      # LAPACK would raise on NaN
     images, views, _ = x.shape
@@ -204,17 +201,12 @@ def uniformity(x, t=2.0):
     with torch.autocast(x.device.type, enabled=False):
         x = normalize_rows(x)
         for start in range(0, n, PIECE):
-            cosines = later_cosines(x, start)                   # piece × (n − start)
+            cosines = x[start:start + PIECE] @ x[start:].T      # piece × (n − start)
             squared_distance = (2 - 2 * cosines).clamp_min(0)
             above_diagonal = torch.ones_like(cosines, dtype=torch.bool).triu(1)
             exponent = torch.where(above_diagonal, -t * squared_distance, -torch.inf)
             sums.append(torch.logsumexp(exponent.flatten(), dim=0))
     return torch.logsumexp(torch.stack(sums), dim=0) - math.log(n * (n - 1) / 2)
-
-
-def later_cosines(x, start):
-    """The cosines of PIECE unit rows, from row `start` on, with themselves and all later rows."""
-    return x[start:start + PIECE] @ x[start:].T
 
 
 # --- comparisons of two representations -------------------------------------------------------
@@ -264,8 +256,8 @@ def kernel_metrics(r, z):
     n = len(unit_r)
     squares = torch.zeros(3, dtype=torch.float64, device=unit_r.device)    # of the kernels below
     for start in range(0, n, PIECE):
-        k_r = later_cosines(unit_r, start)                      # piece × (n − start)
-        k_z = later_cosines(unit_z, start)
+        k_r = unit_r[start:start + PIECE] @ unit_r[start:].T    # piece × (n − start)
+        k_z = unit_z[start:start + PIECE] @ unit_z[start:].T
         for index, k in enumerate((k_r, k_z, k_r * k_z)):
             on_diagonal = k.diagonal().square().sum()
             squares[index] += on_diagonal + 2 * k.triu(1).square().sum()
@@ -305,7 +297,7 @@ def representation_metrics(r, z):
     return {name: float(value) for name, value in values.items()}
 
 
-# --- with labels --------------------------------------------------------------------------------
+# --- with labels, and statistics -----------------------------------------------------------------
 
 def knn_accuracy(train_x, train_y, test_x, test_y, k=20, temperature=0.07):
     """Accuracy of k nearest neighbours, which vote for their classes with weight exp(cosine / T).
@@ -335,8 +327,6 @@ def top_k_accuracy(logits, y, k=1):
     guesses = logits.topk(min(k, logits.shape[1])).indices      # n × k
     return 100 * (guesses == y[:, None]).any(1).float().mean()
 
-
-# --- statistics ---------------------------------------------------------------------------------
 
 def standard_error(accuracy, n):
     """The standard error of an accuracy on n test images, both in per cent: 100·√(p(1 − p)/n)."""

@@ -133,8 +133,7 @@ def memory_layout(device, precision, width):
 def mlp(width, sizes, batch_norm=True, activation=None):
     """The projector: Linear-BN-ReLU for each size but the last, then Linear.
 
-    width: of the input. sizes: output sizes of the layers, such as "2048-2048-2048". batch_norm:
-    False leaves out BN. activation: a module that replaces ReLU.
+    width: of the input. sizes: of the layers, such as "2048-2048-2048". activation: if not ReLU.
     Raises ValueError if sizes is not positive integers joined by hyphens.
     """
     if not all(size.isdecimal() and int(size) > 0 for size in sizes.split("-")):
@@ -157,8 +156,7 @@ def encode(images, encoder, *heads, mean, std):
 
     images: n × 3 × s × s, uint8, or float in [0, 1]. heads: networks that take r. mean, std: for
     normalisation, one value per channel. Outputs are float32, with n rows.
-    Autocast is up to the caller: bf16 halves the time and changes the effective rank by some
-    0.2 %. Each module returns to the mode, training or evaluation, that it was in.
+    Autocast is up to the caller: bf16 halves the time, and changes the effective rank by 0.2 %.
     """
     networks = nn.ModuleList([encoder, *heads])
     was_training = {module: module.training for module in networks.modules()}

@@ -64,30 +64,24 @@ class LARS(torch.optim.Optimizer):
     def update(self, w, group):
         """w: a list from group_by_device_and_decay; torch's functions _foreach_… take it whole."""
         g = [tensor.grad for tensor in w]
-        v = [self.momentum_buffer(tensor) for tensor in w]
+        for tensor in w:
+            if "momentum_buffer" not in self.state[tensor]:
+                self.state[tensor]["momentum_buffer"] = torch.zeros_like(tensor)
+        v = [self.state[tensor]["momentum_buffer"] for tensor in w]
         torch._foreach_mul_(v, group["momentum"])
         if w[0].ndim > 1:
-            q = self.trust_ratios(w, g, group)
+            w_norm = torch.stack(torch._foreach_norm(w))            # one number per tensor
+            g_norm = torch.stack(torch._foreach_norm(g))
+            q = group["eta"] * w_norm / (g_norm + group["weight_decay"] * w_norm + 1e-8)
+            if group["clip_lr"]:
+                q = (q / group["lr"]).clamp(max=1)
+            q = torch.where(w_norm > 0, q, 1)
             q_decay = group["weight_decay"] * q
             torch._foreach_addcmul_(v, g, q.unbind())
             torch._foreach_addcmul_(v, w, q_decay.unbind())
         else:
             torch._foreach_add_(v, g)
         torch._foreach_add_(w, v, alpha=-group["lr"])
-
-    def momentum_buffer(self, tensor):
-        if "momentum_buffer" not in self.state[tensor]:
-            self.state[tensor]["momentum_buffer"] = torch.zeros_like(tensor)
-        return self.state[tensor]["momentum_buffer"]
-
-    def trust_ratios(self, w, g, group):
-        """q, one number per tensor."""
-        w_norm = torch.stack(torch._foreach_norm(w))
-        g_norm = torch.stack(torch._foreach_norm(g))
-        trust_ratio = group["eta"] * w_norm / (g_norm + group["weight_decay"] * w_norm + 1e-8)
-        if group["clip_lr"]:
-            trust_ratio = (trust_ratio / group["lr"]).clamp(max=1)
-        return torch.where(w_norm > 0, trust_ratio, 1)
 
 
 def group_by_device_and_decay(params):

@@ -17,7 +17,7 @@ from metrics import alignment, knn_accuracy, representation_metrics, top_k_accur
 from models import encode
 
 # sizes of fixed random subsets for the evaluations; all images if there are fewer
-METRIC_IMAGES = 10_000      # test images for the metrics
+METRIC_IMAGES = 10_000      # test images for the metrics, whose cost grows with their square
 BANK_IMAGES = 2048          # training images that k-NN searches
 VIEW_IMAGES = 256           # test images for the alignment of two views
 
@@ -104,10 +104,8 @@ def encode_views(data, index, views, nets, device):
 def evaluate(method, online_probe, data, device, autocast):
     """{column of log.csv: value}: accuracies in per cent, and metrics.
 
-    Accuracies are on all test images; the metrics, whose cost grows with the number of images
-    squared, on METRIC_IMAGES at most. online_probe: None, for images without labels, leaves out
-    the accuracies. Only the networks run under autocast: in bf16, cosines near 1 are 0.004 apart,
-    too coarse for k-NN.
+    online_probe: None, for images without labels, leaves out the accuracies. Only the networks run
+    under autocast: in bf16, cosines near 1 are 0.004 apart, too coarse for k-NN.
     """
     nets = [method.encoder, method.projector]
     test = torch.arange(len(data["test_x"]))

@@ -1,15 +1,5 @@
 """What a run needs besides learning: its files, its flags, signals to stop, one-line errors.
 
-    config.json     the command, every flag, versions, git commit, device
-    log.csv         one row per epoch
-    last.pt         the newest checkpoint, from which --resume continues exactly
-    backbone.pt     the trained encoder, in torchvision's format
-    encoder.json    what models.load_encoder needs to use it: copy both
-    dynamics.png    accuracy, α, effective rank and I(R;Z) over the epochs
-
-    log = read_log("runs/demo/log.csv")             # {column: [a number per epoch]}
-    print(read_config("runs/demo")["flags"]["--alpha"], last_value(log, "probe_top1"))
-
 All scripts end with status 0; 2 with one line on stderr for bad input; 130 after Ctrl-C.
 """
 import argparse
@@ -32,6 +22,11 @@ import torch
 from distributed import LOCAL_RANK, RANK, WORLD_SIZE
 from metrics import standard_error
 from models import fast_precision
+
+try:
+    import fcntl
+except ImportError:         # Windows
+    fcntl = None
 
 LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "backbone.pt", "encoder.json", "dynamics.png",
                "evaluation.json", "layers.csv", "layers.png")
@@ -92,10 +87,7 @@ def positive(text):
 
 @contextlib.contextmanager
 def one_line_errors(program):
-    """Ends the program with one line on bad input or lack of memory, and quietly on Ctrl-C.
-
-    Any other exception is a bug and keeps its traceback.
-    """
+    """Ends the program with one line on bad input or lack of memory, and quietly on Ctrl-C."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")        # for terminals that cannot show α
     try:
@@ -128,12 +120,6 @@ def duration(seconds):
 
 class StopSignal:
     """Ctrl-C or SIGTERM, as a flag that the training loop looks at after each step.
-
-        with StopSignal() as stop:
-            stop.listen()
-            for … in …:
-                …
-                stop.exit_if_received()
 
     A second signal ends the process at once. With several processes, rank 0 saves and stops.
     """
@@ -209,43 +195,37 @@ def reserved(out, resume=False, overwrite=False):
         yield
         return
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
+    lock = lock_folder(out)     # it ends with this process, however that ends
+    try:
         last = out / "last.pt"
         holds_run = last.exists() or (out / "log.csv").exists()
         if holds_run and not overwrite and not (resume and last.exists()):
             raise BadInput(f"{out} already holds a run: --resume continues it from last.pt, "
                            "--overwrite replaces it, another --out keeps it")
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):      # rmdir fails unless nothing was written
-                out.rmdir()
+        yield
+    finally:
+        with contextlib.suppress(OSError):      # rmdir fails unless nothing was written
+            out.rmdir()
+        if lock is not None:
+            os.close(lock)
 
 
-@contextlib.contextmanager
-def locked(folder):
-    """Locks a folder for this process; the lock ends with it, however that ends."""
+def lock_folder(folder):
+    if fcntl is None:
+        return None
+    lock = os.open(folder, os.O_RDONLY)
     try:
-        import fcntl
-    except ImportError:         # Windows
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise BadInput(f"another process is training in {folder}: wait for it, or choose another "
                        "--out") from None
-    finally:
-        os.close(descriptor)
+    return lock
 
 
 def remove_run(out):
     """Deletes an earlier run's files, and nothing else in the folder."""
-    for pattern in LEFT_BEHIND:
-        for path in out.glob(pattern):
-            path.unlink()
+    for name in LEFT_BEHIND:
+        (out / name).unlink(missing_ok=True)
 
 
 def write_whole(path, write):
@@ -314,15 +294,9 @@ def write_log(out, columns, rows):
 
 
 def read_log(path):
-    """A run's log.csv as {column: [a float per epoch]}; NaN for empty fields.
-
-    Raises OSError, or BadInput if it is not a run's log.
-    """
+    """A run's log.csv as {column: [a float per epoch]}; NaN for empty fields."""
     rows = list(csv.DictReader(Path(path).read_text(encoding="utf-8").splitlines()))
-    try:
-        return {column: [float(row[column] or "nan") for row in rows] for column in rows[0]}
-    except (IndexError, TypeError, ValueError):
-        raise BadInput(f"{path} is not the log of a run") from None
+    return {column: [float(row[column] or "nan") for row in rows] for column in rows[0]}
 
 
 def last_value(log, column):
@@ -383,10 +357,7 @@ def check_same_flags(config, flags, path):
 
 
 def save_backbone(out, encoder, args, data, command):
-    """Writes the encoder's state_dict, on the CPU, in torchvision's format, and its facts.
-
-    args: train.py's flags, from the words in `command`. data: see data.load.
-    """
+    """Writes the encoder's state_dict, on the CPU, in torchvision's format, and its facts."""
     facts = {"arch": args.arch, "width": args.width,
              **{name: data[name] for name in ("stem", "size", "image_size", "mean", "std")},
              "command": shlex.join(["train.py", *command])}

@@ -121,7 +121,11 @@ def network_dynamics(loss, args):
     generator = torch.Generator().manual_seed(args.seed)
     data = blobs(SAMPLES, USUAL_FEATURES, 0.01, draws=args.networks, generator=generator)
     data = standardize(data).float()                            # networks × samples × features
-    layers = draw_layers(args.networks, generator)
+    # five layers of 20 units, then a projector of two layers of 5; initialised like nn.Linear
+    layers = []     # weights (networks × inputs × units) and biases (networks × 1 × units)
+    for inputs, units in itertools.pairwise([USUAL_FEATURES] + 5 * [20] + 2 * [5]):
+        pair = [torch.rand(args.networks, rows, units, generator=generator) for rows in (inputs, 1)]
+        layers.append([((2 * x - 1) / inputs ** 0.5).requires_grad_() for x in pair])
     optimizer = torch.optim.Adam([tensor for layer in layers for tensor in layer], lr=1e-4)
 
     def view_output(x):
@@ -136,18 +140,6 @@ def network_dynamics(loss, args):
             optimizer.step()
         learnt.append(outputs(layers, data).detach())
     return torch.stack([gaussian_mutual_information(data, z, args.epsilon) for z in learnt])
-
-
-def draw_layers(networks, generator):
-    """Five layers of 20 units, then a projector of two layers of 5; initialised like nn.Linear.
-
-    Returns pairs of weights (networks × inputs × units) and biases (networks × 1 × units).
-    """
-    layers = []
-    for inputs, units in itertools.pairwise([USUAL_FEATURES] + 5 * [20] + 2 * [5]):
-        pair = [torch.rand(networks, rows, units, generator=generator) for rows in (inputs, 1)]
-        layers.append([((2 * x - 1) / inputs ** 0.5).requires_grad_() for x in pair])
-    return layers
 
 
 def outputs(layers, x):

@@ -75,17 +75,9 @@ def unit_noise(n, m, eta, generator):
     return normalize_rows(x)
 
 
-def clone_features(x, times):
-    return x.repeat(1, times)
-
-
 def append_zeros(x, times):
     """Appends (times − 1) · m zero features, which the paper calls baby features."""
     return torch.cat([x, torch.zeros_like(x).repeat(1, times - 1)], 1)
-
-
-def clone_instances(x, times):
-    return x.repeat(times, 1)
 
 
 def around(k, n, generator):
@@ -187,9 +179,9 @@ def cloning_part(args):
     n, instances = args.sizes["cloning"]["samples"], args.sizes["cloning"]["instances"]
     panels = []
     for title, change, count, w2_claim, lu_claim in (
-            ("every feature repeated", clone_features, n, "rising", "level"),
+            ("every feature repeated", lambda x, k: x.repeat(1, k), n, "rising", "level"),
             ("features of zeros appended", append_zeros, n, "rising", "level"),
-            ("every sample repeated", clone_instances, instances, "level", "rising")):
+            ("every sample repeated", lambda x, k: x.repeat(k, 1), instances, "level", "rising")):
         samples = {f"η = {eta:.0%}": partial(change_noise, change=change, n=count, eta=eta)
                    for eta in COLLAPSED}
         panels += panels_of(args, title, "times", TIMES, samples,
@@ -225,8 +217,8 @@ def properties(measure, generator, tolerance=1e-3):
     permuted = x[torch.randperm(len(x), generator=generator)]
     return {
         "permuted samples: unchanged": abs(moved(permuted)) < tolerance,
-        "repeated samples: unchanged": abs(moved(clone_instances(x, 2))) < tolerance,
-        "repeated features: worse": moved(clone_features(x, 2)) > tolerance,
+        "repeated samples: unchanged": abs(moved(x.repeat(2, 1))) < tolerance,
+        "repeated features: worse": moved(x.repeat(1, 2)) > tolerance,
         "appended zeros: worse": moved(append_zeros(x, 2)) > tolerance,
     }
 

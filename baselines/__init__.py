@@ -5,11 +5,10 @@
 
     from baselines import METHODS, byol, sinkhorn   classes by name; losses
 
-Each file uses none of the others except shared.py. Settings are from Table 17 of AdaDim's paper
-or, if missing there (as are DINO, SwAV, ReSSL and all augmentations), from solo-learn's CIFAR
-recipes, on which that paper builds. A class's docstring names its exceptions. In Table 17's column
-of projectors, 4096-4096-256 (BYOL) or 2048-4096-256 (NNCLR) are the projector's hidden layer, the
-predictor's, and the output: here --projector 4096-256 --set predictor=4096.
+Settings are from Table 17 of AdaDim's paper or, if missing there (as are DINO, SwAV, ReSSL and
+all augmentations), from solo-learn's CIFAR recipes, on which that paper builds. In Table 17's
+column of projectors, 4096-4096-256 (BYOL) or 2048-4096-256 (NNCLR) are the projector's hidden
+layer, the predictor's, and the output: here --projector 4096-256 --set predictor=4096.
 
 All methods see two views, without additional small crops, in one batch of 2n, so that batch norms
 see both; solo-learn passes each view by itself. A momentum copy has batch norms of its own, in

@@ -3,7 +3,7 @@ import torch
 
 from baselines.shared import recipe
 from losses import matrices
-from methods import Method, Setting, both_views
+from methods import Method, Setting
 
 
 def barlow_twins(z1, z2, off_diagonal_weight=5e-3, scale=0.1):
@@ -40,8 +40,6 @@ class BarlowTwins(Method):
     }
 
     def forward(self, views, index, progress):
-        r = self.encoder(views)                             # 2n × p
-        z = self.projector(r)                               # 2n × d
-        z1, z2 = both_views(z)                              # n × d each
+        r, _, z1, z2 = self.embed(views)
         loss = barlow_twins(z1, z2, **self.args.set)
         return self.result(loss, {}, r, (z1, z2), progress)

@@ -24,9 +24,7 @@ class Byol(MomentumMethod):
         self.predictor = predictor(self.projector, args.set["predictor"])
 
     def forward(self, views, index, progress):
-        r = self.encoder(views)                             # 2n × p
-        z = self.projector(r)                               # 2n × d
-        z1, z2 = both_views(z)                              # n × d each
+        r, z, z1, z2 = self.embed(views)
         p1, p2 = both_views(self.predictor(z))              # n × d each
         target1, target2 = both_views(self.teacher(views))  # n × d each
         loss = byol(p1, target2) + byol(p2, target1)

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from baselines.shared import cosines, recipe, width_of
 from losses import matrices, normalize_rows
-from methods import Method, Setting, both_views, gather
+from methods import Method, Setting, gather
 
 
 def deepcluster_v2(scores, assignments, temperature):
@@ -61,9 +61,7 @@ class DeepClusterV2(Method):
             self.assigned[head, self.index] = labels
 
     def forward(self, views, index, progress):
-        r = self.encoder(views)                             # 2n × p
-        z = self.projector(r)                               # 2n × d
-        z1, z2 = both_views(z)                              # n × d each
+        r, _, z1, z2 = self.embed(views)
         index = gather(index)                               # n
         loss = 0
         for centres, assigned in zip(self.centres, self.assigned):

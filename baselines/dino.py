@@ -66,9 +66,7 @@ class Dino(PrototypeMethod):
                 "teacher_temperature": first + (last - first) * share}
 
     def forward(self, views, index, progress):
-        r = self.encoder(views)                             # 2n × p
-        z = self.projector(r)                               # 2n × d
-        z1, z2 = both_views(z)                              # n × d each
+        r, _, z1, z2 = self.embed(views)
         student1, student2 = self.prototypes(z1), self.prototypes(z2)       # n × K each
         teacher1, teacher2 = both_views(self.teacher(views))                # n × K each
         temperatures = (self.args.set["student_temperature"],

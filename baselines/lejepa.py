@@ -3,7 +3,7 @@ import torch
 
 from baselines.shared import recipe
 from losses import matrices, normalize_rows
-from methods import Method, Setting, both_views, mean
+from methods import Method, Setting, mean
 
 
 def sigreg(z, directions):
@@ -52,9 +52,8 @@ class LeJepa(Method):
 
     def forward(self, views, index, progress):
         weight, count = self.args.set["weight"], self.args.set["directions"]
-        r = self.encoder(views)                             # 2n × p
-        z = self.projector(r)                               # 2n × d
-        z1, z2 = matrices(*both_views(z))                   # n × d each
+        r, _, z1, z2 = self.embed(views)
+        z1, z2 = matrices(z1, z2)                           # n × d each
         # the mean over processes is normal too, and gives all of them the same directions
         drawn = mean(torch.randn(count, z1.shape[1], dtype=z1.dtype, device=z1.device))
         directions = normalize_rows(drawn).T                # d × m

@@ -54,9 +54,7 @@ class MocoV2(MomentumMethod):
         return mlp(p, sizes, batch_norm=settings["batch_norm"] == "yes")
 
     def forward(self, views, index, progress):
-        r = self.encoder(views)                             # 2n × p
-        z = self.projector(r)                               # 2n × d
-        q1, q2 = both_views(z)                              # n × d each
+        r, _, q1, q2 = self.embed(views)
         k1, k2 = both_views(self.teacher(views))            # n × d each
         queue1, queue2 = self.queues[0].rows, self.queues[-1].rows  # may be the same one
         loss = (moco_v2(q1, k2, queue2, self.args.set["temperature"])

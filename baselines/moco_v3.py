@@ -34,9 +34,7 @@ class MocoV3(MomentumMethod):
         return projector_with_norm(p, sizes, affine=False)
 
     def forward(self, views, index, progress):
-        r = self.encoder(views)                             # 2n × p
-        z = self.projector(r)                               # 2n × d
-        z1, z2 = both_views(z)                              # n × d each
+        r, z, z1, z2 = self.embed(views)
         q1, q2 = both_views(self.predictor(z))              # n × d each
         k1, k2 = both_views(self.teacher(views))            # n × d each
         temperature = self.args.set["temperature"]

@@ -35,9 +35,7 @@ class Nnclr(Method):
         return projector_with_norm(p, sizes, affine=True)
 
     def forward(self, views, index, progress):
-        r = self.encoder(views)                             # 2n × p
-        z = self.projector(r)                               # 2n × d
-        z1, z2 = both_views(z)                              # n × d each
+        r, z, z1, z2 = self.embed(views)
         p1, p2 = both_views(self.predictor(z))              # n × d each
         loss = (nnclr(self.nearest(z1), p2, self.args.set["temperature"])
                 + nnclr(self.nearest(z2), p1, self.args.set["temperature"])) / 2

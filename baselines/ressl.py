@@ -3,8 +3,7 @@ import torch.nn.functional as F
 
 from baselines.shared import (MomentumMethod, Queue, cosines, recipe, soft_cross_entropy,
                               width_of)
-from losses import matrices
-from methods import Setting, both_views, gather
+from methods import Setting, gather
 from models import mlp
 
 
@@ -16,7 +15,6 @@ def ressl(q, k, queue, student_temperature, teacher_temperature):
     q: the student's embeddings of the strong view; k: the teacher's of the weak view; both n × d.
     queue: K × d, the teacher's earlier outputs.
     """
-    matrices(q, k, same_width=True)
     queue = queue.detach()
     student = cosines(q, queue) / student_temperature                       # n × K
     teacher = cosines(k.detach(), queue) / teacher_temperature              # n × K
@@ -46,9 +44,7 @@ class Ressl(MomentumMethod):
         return mlp(p, sizes, batch_norm=False)
 
     def forward(self, views, index, progress):
-        r = self.encoder(views)                             # 2n × p
-        z = self.projector(r)                               # 2n × d
-        z1, z2 = both_views(z)                              # n × d each
+        r, _, z1, z2 = self.embed(views)
         _, weak_images = views.chunk(2)                     # n × 3 × s × s
         weak = gather(self.teacher(weak_images))            # n × d
         loss = ressl(z1, weak, self.queue.rows, *self.temperatures)

@@ -18,8 +18,6 @@ from methods import Method, Setting
 from models import mlp
 
 
-# --- functions of tensors -------------------------------------------------------------------------
-
 def cosines(x, y):
     """x̂ ŷᵀ, n × m, of the rows of x (n × d) and y (m × d)."""
     x, = matrices(x)
@@ -44,8 +42,6 @@ def contrast(anchors, others, temperature):
     scores = cosines(anchors, others) / temperature                         # n × n
     return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
 
-
-# --- parts of methods -----------------------------------------------------------------------------
 
 def recipe(**flags):
     """A method's `defaults`: all methods', changed by these flags. LARS is train.py's default."""

@@ -27,9 +27,7 @@ class SimSiam(Method):
         return projector_with_norm(p, sizes, affine=False)
 
     def forward(self, views, index, progress):
-        r = self.encoder(views)                             # 2n × p
-        z = self.projector(r)                               # 2n × d
-        z1, z2 = both_views(z)                              # n × d each
+        r, z, z1, z2 = self.embed(views)
         p1, p2 = both_views(self.predictor(z))              # n × d each
         loss = (simsiam(p1, z2) + simsiam(p2, z1)) / 2
         return self.result(loss, {}, r, (z1, z2), progress)

@@ -3,7 +3,7 @@ import torch
 
 from baselines.shared import PrototypeMethod, Queue, recipe, soft_cross_entropy, width_of
 from losses import matrices
-from methods import Setting, both_views
+from methods import Setting
 
 
 def swav(scores, assignments, temperature):
@@ -55,9 +55,7 @@ class Swav(PrototypeMethod):
         self.queue2 = Queue(size, d)
 
     def forward(self, views, index, progress):
-        r = self.encoder(views)                             # 2n × p
-        z = self.projector(r)                               # 2n × d
-        z1, z2 = both_views(z)                              # n × d each
+        r, _, z1, z2 = self.embed(views)
         scores1, scores2 = self.prototypes(z1), self.prototypes(z2)         # n × K each
         assigned1 = self.assign(scores1, self.queue1)                       # n × K
         assigned2 = self.assign(scores2, self.queue2)                       # n × K

@@ -28,10 +28,6 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def shuffled(n):
-    return torch.randperm(n, generator=generator())
-
-
 def close(a, b, tolerance=1e-9):
     assert float(a) == pytest.approx(float(b), rel=tolerance, abs=tolerance)
 

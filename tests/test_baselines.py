@@ -81,14 +81,6 @@ def test_who_receives_gradients(name):
     assert any(group.get("constant") for group in groups) == (name == "simsiam")
 
 
-def test_dinos_teacher_temperature():
-    """From 0.04 to 0.07 over the first two of four epochs."""
-    dino = method_of("dino", "--epochs", "4", "--set", "first_teacher_temperature=0.04")
-    temperatures = [float(dino.schedule(progress)["teacher_temperature"])
-                    for progress in torch.tensor([0, 0.25, 0.5, 1]).double()]
-    assert temperatures == pytest.approx([0.04, 0.055, 0.07, 0.07])
-
-
 @pytest.mark.parametrize("words, reason", [
     ("--method deepcluster_v2 --batch-size 60", "as many images, and an epoch has 60"),
     ("--method byol --set predictor=8-", "expected layer sizes such as"),

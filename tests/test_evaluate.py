@@ -205,7 +205,6 @@ def test_saved_features_are_what_was_measured(place, tmp_path):
     ("", "give one of"),
     ("{run} --data-dir {tmp}/nowhere", "nowhere"),
     ("{run} --device cuda:77", "--device cuda:77"),
-    ("{run} --json {tmp}/no/where.json", "No such file"),
     ("{tmp}/nowhere", "{tmp}/nowhere is not the folder of a run"),
     ("--weights {tmp}/a.pth", "need a --dataset"),
     ("--weights {tmp}/a.pth --dataset shapes --layers", "--layers looks into a run"),

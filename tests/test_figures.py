@@ -5,7 +5,6 @@
 import csv
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -135,12 +134,6 @@ def test_published_runs_give_the_published_numbers():
     assert rows["mi"]["95 %"] == "-0.46 … 0.25" and rows["mi"]["runs"] == "30"
 
 
-@pytest.mark.parametrize("path", sorted(PUBLISHED.iterdir()), ids=lambda path: path.name)
-def test_published_runs_are_small_and_have_names_for_all_systems(path):
-    assert path.suffix == ".csv" and path.stat().st_size <= 300_000
-    assert all(":" not in run.label for run in figures.read_runs([path]))
-
-
 # --- figures --------------------------------------------------------------------------------------
 
 def test_figures_show_something(four_runs, tmp_path):
@@ -181,20 +174,9 @@ def test_accuracy_for_each_value_of_a_flag(tmp_path):
     axis, = figures.draw_settings(settings).axes
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["60", "150"]
     assert list(axis.containers[0].lines[0].get_ydata()) == [35, 45]
-    values = ["2048-2048-1024", "150", "0.05", "2048-2048-256", "20"]
-    in_order = ["0.05", "20", "150", "2048-2048-256", "2048-2048-1024"]
-    assert sorted(values, key=figures.numbers_in) == in_order
 
 
-# --- bad input ------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("words, told", [
-    ("nothing", "nothing"),
-    ("empty", "config.json"),
-])
-def test_bad_input_is_one_line(words, told, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("empty").mkdir()
-    assert exit_status(figures.main, *words.split()) == 2
+def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
+    assert exit_status(figures.main, tmp_path) == 2
     err = capsys.readouterr().err
-    assert told in err and err.count("\n") == 1
+    assert "config.json" in err and err.count("\n") == 1

@@ -80,7 +80,6 @@ def test_alpha_req_depends_on_its_indices_alone():
         changed[place - 1] *= 1.01                  # stays between its neighbours
         moved = abs(float(alpha_req(with_spectrum(changed))) - 1)
         assert (moved > 1e-4) == matters, place
-    assert alpha_req(torch.zeros(100, 60)).isfinite()
     with pytest.raises(ValueError, match="> 50 rows"):      # as uniformity.py expects
         alpha_req(noise(50, 60))
 

@@ -34,7 +34,6 @@ def test_grids():
 
 @pytest.mark.parametrize("setting, name", [
     ("--alpha 0 --beta 0 --epochs 20", "vicreg-epochs-20"),
-    ("--alpha 0 --beta 0.0001 --mi-scale 1", "alpha-0-beta-0.0001-mi-scale-1"),
     ("--alpha 0.5 --beta 0", "alpha-0.5"),
     ("--alpha ada --beta -1", "adadim-beta-minus-1"),
     (f"--method byol {study.ONE_RECIPE} --w2-weight 30:0", "byol-one-recipe-w2-weight-30-0"),
@@ -106,7 +105,6 @@ def test_the_trainings_end_with_the_study(tmp_path):
 
 
 @pytest.mark.parametrize("flags, words", [
-    ("everything", "everything"),
     ("--methods vicreg,gan", "gan"),
     ("alpha -- --epoch 3", "--epoch"),
 ])
