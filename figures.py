@@ -282,7 +282,8 @@ def draw_lines(axis, logs, column, style, colour):
     epochs = sorted(set.intersection(*map(set, curves)))
     band = [mean_and_deviation([curve[epoch] for curve in curves]) for epoch in epochs]
     mean, deviation = torch.tensor(band).reshape(-1, 2).T       # epochs each
-    axis.plot(epochs, mean, style, color=colour, linewidth=1.5)
+    marker = "." if len(epochs) <= 30 else ""
+    axis.plot(epochs, mean, style, color=colour, linewidth=1.5, marker=marker, markersize=5)
     axis.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.15)
 
 
