@@ -196,16 +196,27 @@ def uniformity(x, t=2.0):
     0 is collapse, lower is more uniform. x: n × d, n ≥ 2.
     """
     x, = matrices(x, rows=2)
-    n = len(x)
-    sums = []           # Σ exp(…) in pieces, as logarithms: n × n may not fit in memory
     with torch.autocast(x.device.type, enabled=False):
         x = normalize_rows(x)
-        for start in range(0, n, PIECE):
-            cosines = x[start:start + PIECE] @ x[start:].T      # piece × (n − start)
-            squared_distance = (2 - 2 * cosines).clamp_min(0)
-            above_diagonal = torch.ones_like(cosines, dtype=torch.bool).triu(1)
-            exponent = torch.where(above_diagonal, -t * squared_distance, -torch.inf)
-            sums.append(torch.logsumexp(exponent.flatten(), dim=0))
+        sums = [log_sum_of_pairs(later_cosines(x, start), t)
+                for start in range(0, len(x), PIECE)]           # n × n may not fit in memory
+        return log_mean_of_pairs(sums, len(x))
+
+
+def later_cosines(x, start):
+    """The cosines of PIECE unit rows, from row `start` on, with themselves and all later rows."""
+    return x[start:start + PIECE] @ x[start:].T                 # piece × (n − start)
+
+
+def log_sum_of_pairs(cosines, t=2.0):
+    """log Σ_{i<j} exp(−t·‖x̂_i − x̂_j‖²). cosines: from later_cosines."""
+    squared_distance = (2 - 2 * cosines).clamp_min(0)
+    above_diagonal = torch.ones_like(cosines, dtype=torch.bool).triu(1)
+    exponent = torch.where(above_diagonal, -t * squared_distance, -torch.inf)
+    return torch.logsumexp(exponent.flatten(), dim=0)
+
+
+def log_mean_of_pairs(sums, n):
     return torch.logsumexp(torch.stack(sums), dim=0) - math.log(n * (n - 1) / 2)
 
 
@@ -251,19 +262,22 @@ def linear_cka(x, y):
 
 
 def kernel_metrics(r, z):
-    """I(R;Z), and H_2 and uniformity of both, by name, without whole n × n kernels in memory."""
-    unit_r, unit_z = (normalize_rows(x) for x in matrices(r, z, rows=2))
-    n = len(unit_r)
-    squares = torch.zeros(3, dtype=torch.float64, device=unit_r.device)    # of the kernels below
+    """I(R;Z), and H_2 and uniformity of both, by name, in one pass over pieces of the kernels."""
+    r, z = (normalize_rows(x) for x in matrices(r, z, rows=2))
+    n = len(r)
+    squares = torch.zeros(3, dtype=torch.float64, device=r.device)      # of the kernels below
+    sums_r, sums_z = [], []
     for start in range(0, n, PIECE):
-        k_r = unit_r[start:start + PIECE] @ unit_r[start:].T    # piece × (n − start)
-        k_z = unit_z[start:start + PIECE] @ unit_z[start:].T
+        k_r, k_z = later_cosines(r, start), later_cosines(z, start)     # piece × (n − start)
         for index, k in enumerate((k_r, k_z, k_r * k_z)):
             on_diagonal = k.diagonal().square().sum()
             squares[index] += on_diagonal + 2 * k.triu(1).square().sum()
+        sums_r.append(log_sum_of_pairs(k_r))
+        sums_z.append(log_sum_of_pairs(k_z))
     h2_r, h2_z, h2_both = -(squares / n ** 2).log()             # H_2(K) = −log(‖K‖² / n²)
     return {"mi": h2_r + h2_z - h2_both, "h2_r": h2_r, "h2_z": h2_z,
-            "uniformity_r": uniformity(r), "uniformity_z": uniformity(z)}
+            "uniformity_r": log_mean_of_pairs(sums_r, n),
+            "uniformity_z": log_mean_of_pairs(sums_z, n)}
 
 
 @torch.no_grad()
