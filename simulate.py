@@ -23,8 +23,8 @@ import sys
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 
+from figures import new_figure
 from losses import info_nce, vicreg
 from run import Parser, at_least, one_line_errors, positive
 
@@ -204,10 +204,9 @@ def report(results):
 
 def draw(path, panels):
     """Draws the panels, two per row: means with bands of a standard deviation on either side."""
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(7.5 if columns == 1 else 13, 4.8 * rows), layout="constrained")
-    for axis, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels):
+    across = min(2, len(panels))
+    figure, axes = new_figure(len(panels), across, 7.5 if across == 1 else 6.5, 4.8)
+    for axis, panel in zip(axes, panels):
         for kind, style, note in (("curves", "-", ""), ("raw", "--", ", raw features")):
             curves = panel.get(kind, {}).items()
             for (label, values), colour in zip(curves, itertools.cycle(SAFE_COLOURS)):
@@ -220,7 +219,6 @@ def draw(path, panels):
             axis.set_xscale("log")
             axis.xaxis.set_major_formatter("{x:g}")
         axis.set(title=panel["title"], xlabel=panel["x"], ylabel=panel["y"])
-        axis.grid(alpha=0.3)
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
     figure.savefig(path, dpi=150)
 

@@ -26,9 +26,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 
 import metrics
+from figures import new_figure
 from losses import cosine_kernel, normalize_rows, renyi_entropy, wasserstein_uniformity
 from run import Parser, at_least, one_line_errors
 from simulate import SAFE_COLOURS, check, draw, report
@@ -239,19 +239,16 @@ def check_properties(seed):
     return results
 
 
-# --- the program --------------------------------------------------------------------------------
-
 def draw_points(path, seed):
     """Coordinates at m = 32, on the sphere and of a Gaussian: they look alike. And N(k·1, I)."""
     generator = torch.Generator().manual_seed(seed)
     samples = {"uniform on the sphere": unit_noise(2000, 32, 0, generator)[:, :2],
                "N(0, I/32)": torch.randn(2000, 2, generator=generator) / 32 ** 0.5}
     samples |= {f"k = {k}": around(k, 500, generator) for k in (1, 4, 32)}
-    figure = Figure(figsize=(15, 3.4), layout="constrained")
-    for axis, (title, x) in zip(figure.subplots(1, len(samples)), samples.items()):
+    figure, axes = new_figure(len(samples), len(samples), 3, 3.4)
+    for axis, (title, x) in zip(axes, samples.items()):
         axis.scatter(*x.T.numpy(), s=8, alpha=0.3, color=SAFE_COLOURS[0])
         axis.set(title=title, xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
-        axis.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
 
 

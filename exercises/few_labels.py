@@ -19,6 +19,7 @@ import torch.nn.functional as F                     # noqa: E402
 from augment import normalise                       # noqa: E402
 from data import DATASETS, load, pixels             # noqa: E402
 from evaluate import linear_probe, load_own_images, load_run        # noqa: E402
+from figures import new_figure                      # noqa: E402
 from metrics import top_k_accuracy                  # noqa: E402
 from models import load_encoder, make_encoder       # noqa: E402
 from probe import encode_images                     # noqa: E402
@@ -108,16 +109,13 @@ def supervised_accuracy(net, p, data, epochs, device):
 
 
 def draw(path, curves, ceiling):
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(5, 3.6), layout="constrained")
-    axis = figure.subplots()
+    figure, (axis,) = new_figure(1, 1, 5, 3.6)
     for name, accuracies in curves.items():
         means = [float(values.mean()) for values in accuracies.values()]
         axis.plot([str(count) for count in accuracies], means, marker="o", label=name)
     if ceiling is not None:
         axis.axhline(ceiling, color="grey", linestyle="--", label="supervised, all labels")
     axis.set(xlabel="labels per class", ylabel="test accuracy (%)", ylim=(0, None))
-    axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(path, dpi=150)
 
