@@ -205,17 +205,23 @@ def load_own_images(facts, data_dir=None):
     return load(facts["dataset"], data_dir or facts["data_dir"], **settings)
 
 
-def measure_images(data, nets, device):
-    """{name: number} on a dataset of data.load; nets: the encoder, and perhaps the projector."""
+def measure_images(data, nets, device, save_to=None):
+    """{name: number} on a dataset of data.load; nets: the encoder, and perhaps the projector;
+    save_to: a file for all images' features, see save_features, or None."""
     n_test = len(data["test_y"])
     labelled = (data["train_y"] >= 0).nonzero().flatten()
     results = {"labelled_train_images": len(labelled), "test_images": n_test}
-    test_r, *test_z = encode_images(data, "test_x", torch.arange(n_test), nets, device)
-    if data["classes"]:
+    test = encode_images(data, "test_x", torch.arange(n_test), nets, device)
+    if save_to is not None:
+        train = encode_images(data, "train_x", torch.arange(len(data["train_y"])), nets, device)
+        save_features(save_to, data, train, test)
+        train_r = train[0][labelled.to(device)]
+    elif data["classes"]:
         train_r, = encode_images(data, "train_x", labelled, nets[:1], device)
-        results |= accuracies(train_r, data["train_y"][labelled].to(device), test_r,
+    if data["classes"]:
+        results |= accuracies(train_r, data["train_y"][labelled].to(device), test[0],
                               data["test_y"].to(device))
-    results |= metrics_of(test_r, *test_z)
+    results |= metrics_of(*test)
     for_lidar = random_subset(n_test, LIDAR_IMAGES, seed=0)
     two_views = encode_views(data, random_subset(n_test, VIEW_IMAGES, seed=0), 2, nets, device)
     many_views = encode_views(data, for_lidar, LIDAR_VIEWS, nets, device)
@@ -225,11 +231,9 @@ def measure_images(data, nets, device):
     return results
 
 
-def save_features(path, data, nets, device):
-    """Writes an npz file for measure_features: training images, then test images."""
-    outputs = [encode_images(data, split, torch.arange(len(data[split])), nets, device)
-               for split in ("train_x", "test_x")]
-    arrays = {name: torch.cat(parts).cpu().numpy() for name, *parts in zip("rz", *outputs)}
+def save_features(path, data, train, test):
+    """Writes an npz file for measure_features. train, test: [r] or [r, z] of all these images."""
+    arrays = {name: torch.cat(parts).cpu().numpy() for name, *parts in zip("rz", train, test)}
     arrays["split"] = np.repeat(["train", "test"], [len(data["train_x"]), len(data["test_x"])])
     if data["classes"]:
         arrays["y"] = torch.cat([data["train_y"], data["test_y"]]).numpy()
@@ -340,9 +344,8 @@ def evaluate_command(args):
         rows = measure_layers(data, *nets, device)
         draw_layers(args.run / "layers.png", rows)
         return rows
-    if args.save_features:
-        save_features(args.save_features, data, nets, device)
-    return {"dataset": args.dataset or facts["dataset"]} | measure_images(data, nets, device)
+    name = args.dataset or facts["dataset"]
+    return {"dataset": name} | measure_images(data, nets, device, args.save_features)
 
 
 def shown(value):
