@@ -22,9 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from data import batches_of_views, plan_batches
-from models import DTYPES, fast_precision, memory_layout
+from models import DTYPES, memory_layout, mixed_precision
 from optim import make_optimizer
-from run import Parser, at_least, one_line_errors, open_device
+from run import (Parser, at_least, one_line_errors, open_device, resolve_auto, set_determinism,
+                 split_arguments)
 
 IMAGES = 4096               # random ones, on the device, that batches are drawn from
 
@@ -71,7 +72,7 @@ def measure(args, size, seconds, device):
     layout = memory_layout(device, args.precision, args.width)
     batches = batches_of_views(data, plan, args.augment, layout)
     optimizer = make_optimizer(args.optimizer, learner.param_groups(args))
-    autocast, scaler = train.mixed_precision(args.precision, device)
+    autocast, scaler = mixed_precision(args.precision, device)
     progress = torch.tensor(0.5, dtype=torch.float64, device=device)
 
     def whole_step():
@@ -116,19 +117,17 @@ def measure(args, size, seconds, device):
 
 def main(argv=None):
     with one_line_errors("bench.py"):
-        argv = list(sys.argv[1:] if argv is None else argv)
-        split = argv.index("--") if "--" in argv else len(argv)
+        own_words, train_words = split_arguments(sys.argv[1:] if argv is None else argv)
         parser = Parser("bench.py", __doc__)
         add = parser.add_argument
         add("--image-size", type=at_least(8), default=32, metavar="N", help="in pixels")
         add("--seconds", type=at_least(0, float), default=60, metavar="N", help="roughly")
-        own = parser.parse_args(argv[:split])
+        own = parser.parse_args(own_words)
         # a tiny learning rate: with NaN, in which noise may end, some kernels are slow, or fast
-        args = train.parse_args(["--arch=resnet18", "--lr=1e-9", *argv[split + 1:]])
+        args = train.parse_args(["--arch=resnet18", "--lr=1e-9", *train_words])
         device = open_device(args.device)
-        torch.backends.cudnn.benchmark = True
-        if args.precision == "auto":
-            args.precision = fast_precision(device)
+        set_determinism(args.deterministic == "yes")
+        resolve_auto(args, None, device)
         print(f"{device}: {args.method}, {args.arch}, width {args.width}, projector "
               f"{args.projector}, {own.image_size} pixels, batches of {args.batch_size}, "
               f"{args.precision}, PyTorch {torch.__version__}", flush=True)

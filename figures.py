@@ -69,7 +69,7 @@ AXIS_LABELS = {
 # columns in the table of last values, with their headings
 SUMMARY = {"probe_top1": "probe (%)", "knn_top1": "k-NN (%)", "erank_r": "erank R",
            "erank_z": "erank Z", "mi": "I(R;Z)", "alpha": "α"}
-MEASURES_OF_R_AND_Z = ("erank", "rankme", "lidar", "alpha_req", "stable_rank", "participation",
+MEASURES_OF_R_AND_Z = ("erank", "rankme", "alpha_req", "stable_rank", "participation",
                        "nesum", "h2", "w2", "uniformity")
 CORRELATED = ("mi", "mi_features", "erank_r_over_mi", "erank_z_over_mi", "cka",
               *(f"{measure}_{letter}" for measure in MEASURES_OF_R_AND_Z for letter in "rz"))

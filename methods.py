@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from distributed import gather, gather_at_once, mean     # noqa: F401  (the last for baselines/)
+from distributed import gather, gather_at_once, mean     # noqa: F401  (two are for baselines/)
 from losses import adadim, matrix_mutual_information, wasserstein_uniformity
 from metrics import effective_rank, uniformity
 from models import mlp

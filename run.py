@@ -29,7 +29,7 @@ except ImportError:         # Windows
     fcntl = None
 
 LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "backbone.pt", "encoder.json", "dynamics.png",
-               "evaluation.json", "layers.csv", "layers.png")
+               "layers.png")
 # flags that may differ when a run is resumed: none of them changes the result
 NO_EFFECT = ("--out", "--data-dir", "--classes", "--resident", "--device", "--compile",
              "--deterministic", "--save-minutes", "--resume", "--overwrite")
@@ -66,6 +66,12 @@ class Parser(argparse.ArgumentParser):
         raise BadInput(f"{message} (--help explains the flags)")
 
 
+def split_arguments(argv):
+    """A script's own arguments, and those after --, which are for train.py."""
+    split = argv.index("--") if "--" in argv else len(argv)
+    return argv[:split], argv[split + 1:]
+
+
 def at_least(low, kind=int):
     """An argparse type: whole numbers, or kind=float numbers, from low up."""
     def parse(text):
@@ -88,6 +94,8 @@ def positive(text):
 @contextlib.contextmanager
 def one_line_errors(program):
     """Ends the program with one line on bad input or lack of memory, and quietly on Ctrl-C."""
+    if RANK > 0:
+        sys.stdout = open(os.devnull, "w")      # of several processes, rank 0 prints
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")        # for terminals that cannot show α
     try:
@@ -111,11 +119,6 @@ def show_progress(text):
     """Rewrites the terminal's last line; does nothing if stdout is not a terminal."""
     if sys.stdout.isatty():
         print(f"\r\033[K{text}", end="", flush=True)
-
-
-def duration(seconds):
-    """h:mm:ss."""
-    return str(datetime.timedelta(seconds=int(seconds)))
 
 
 class StopSignal:
@@ -148,7 +151,7 @@ class StopSignal:
     def __exit__(self, kind, error, traceback):
         for number, handler in self.earlier.items():
             signal.signal(number, handler)
-        if RANK > 0 and self.received and kind is RuntimeError:     # rank 0 has hung up
+        if RANK > 0 and self.received and isinstance(error, RuntimeError):  # rank 0 has hung up
             sys.exit(128 + self.received)
 
 
@@ -177,6 +180,14 @@ def open_device(name):
     return device
 
 
+def set_determinism(exact):
+    """exact: only GPU kernels that give the same bits each time. Otherwise the fastest ones."""
+    if exact:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")     # cuBLAS asks for it
+    torch.use_deterministic_algorithms(exact)
+    torch.backends.cudnn.benchmark = not exact
+
+
 def device_name(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
@@ -190,8 +201,7 @@ def reserved(out, resume=False, overwrite=False):
     Raises BadInput if another process is training in it, or if it holds a run and neither resume
     nor overwrite is set; OSError if it cannot be written to.
     """
-    if RANK > 0:        # rank 0 manages the folder, and prints
-        sys.stdout = open(os.devnull, "w")
+    if RANK > 0:        # rank 0 manages the folder
         yield
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -242,7 +252,7 @@ def write_text(path, text):
     write_whole(path, lambda file: file.write(text.encode()))
 
 
-# --- config.json ------------------------------------------------------------------------------
+# --- its files: config.json, log.csv, last.pt, backbone.pt, encoder.json ------------------------
 
 def flags_of(args):
     """{"--alpha": 0.5, …}: every flag, with a value that JSON can write."""
@@ -251,7 +261,7 @@ def flags_of(args):
 
 
 def git_commit():
-    """The commit of this code, with "+" if files differ from it; "" outside a repository."""
+    """The commit of this code, with "+" if files differ from it; None without git."""
     command = "git describe --always --exclude=* --abbrev=40 --dirty=+".split()
     with contextlib.suppress(OSError):      # there is no git
         return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True,
@@ -283,8 +293,6 @@ def read_config(folder):
         raise BadInput(f"{path} cannot be read ({error}): is {folder} a run's folder?") from error
 
 
-# --- log.csv ----------------------------------------------------------------------------------
-
 def write_log(out, columns, rows):
     """Writes log.csv. rows: dicts {column: number}; an epoch without evaluation lacks some."""
     lines = [",".join(columns)]
@@ -304,8 +312,6 @@ def last_value(log, column):
     numbers = [value for value in log.get(column, []) if not math.isnan(value)]
     return numbers[-1] if numbers else math.nan
 
-
-# --- last.pt, backbone.pt, encoder.json ---------------------------------------------------------
 
 def load_checkpoint(path):
     """A run's last.pt as a dict, on the CPU, see train.py's save(); None if there is none.
@@ -393,8 +399,8 @@ def print_epoch(row, epochs, columns):
     words += [f"{column} {row[column]:.3f}" for column in columns]
     if "probe_top1" in row:
         words.append(f"probe {row['probe_top1']:.1f} %  k-NN {row['knn_top1']:.1f} %")
-    left = row["seconds"] / row["epoch"] * (epochs - row["epoch"])
-    words.append(f"{row['samples_per_s']:,.0f} samples/s  {duration(left)} left")
+    left = datetime.timedelta(seconds=int(row["seconds"] / row["epoch"] * (epochs - row["epoch"])))
+    words.append(f"{row['samples_per_s']:,.0f} samples/s  {left} left")
     show_progress("")
     print("  ".join(words), flush=True)
 
@@ -402,7 +408,7 @@ def print_epoch(row, epochs, columns):
 def print_summary(out, row, untrained, n_test):
     """Prints the last lines of a run. untrained: the baseline's accuracy, or None."""
     files = ", ".join(sorted(path.name for path in out.iterdir()))
-    print(f"finished in {duration(row['seconds'])}; in {out}: {files}")
+    print(f"finished in {datetime.timedelta(seconds=int(row['seconds']))}; in {out}: {files}")
     if "probe_top1" not in row:
         return
     accuracy = row["probe_top1"]

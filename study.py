@@ -20,7 +20,7 @@ import torch
 
 import train
 from baselines import METHODS
-from run import Parser, StopSignal, at_least, one_line_errors, read_config
+from run import Parser, StopSignal, at_least, one_line_errors, read_config, split_arguments
 
 VICREG = "--alpha 0 --beta 0"
 SIMCLR = "--alpha 1 --beta 0"
@@ -119,8 +119,6 @@ SHORTER = {
 }
 
 
-# --- the runner -----------------------------------------------------------------------------------
-
 def folder_name(setting):
     """"--alpha ada --beta -1 --epochs 20" → adadim-beta-minus-1-epochs-20."""
     text = f"{setting} "
@@ -156,7 +154,7 @@ def train_all(waiting, devices, out):
     names = list(waiting)
     free = list(devices)
     running = {}                        # {name: (process, device)}
-    outcomes = {}
+    failed = []
     with StopSignal() as stop:
         stop.listen()
         while (names or running) and not stop.received:
@@ -176,8 +174,9 @@ def train_all(waiting, devices, out):
             for name in ended:
                 process, device = running.pop(name)
                 free.append(device)
+                if process.returncode:
+                    failed.append(name)
                 outcome = "failed" if process.returncode else "finished"
-                outcomes[name] = outcome
                 print(f"{name}: {outcome}; {len(names) + len(running)} runs to go", flush=True)
             time.sleep(0.1)
         for process, _ in running.values():
@@ -187,13 +186,12 @@ def train_all(waiting, devices, out):
     if stop.received:
         print("study.py: stopped; the same command continues", file=sys.stderr)
         sys.exit(128 + stop.received)
-    return [name for name, outcome in outcomes.items() if outcome == "failed"]
+    return failed
 
 
 def parse_args(argv):
     """The study's own arguments, parsed, and the list of those after --, for all runs."""
-    split = argv.index("--") if "--" in argv else len(argv)
-    common = argv[split + 1:]
+    own, common = split_arguments(argv)
     parser = Parser("study.py", __doc__, usage="study.py STUDY … [flags] -- FLAGS OF TRAIN.PY")
     add = parser.add_argument
     add("studies", nargs="*", metavar="STUDY", help=", ".join(STUDIES))
@@ -202,7 +200,7 @@ def parse_args(argv):
     add("--seeds", type=at_least(1), default=2, metavar="N", help="runs of each setting")
     add("--devices", default="auto", metavar="LIST", help="such as cuda:0,cuda:1: one run on each")
     add("--out", type=Path, default=Path("runs/study"), metavar="DIR")
-    args = parser.parse_args(argv[:split])
+    args = parser.parse_args(own)
     args.devices = args.devices.split(",")
     args.methods = args.methods.split(",") if args.methods else []
     if not {*args.studies} <= {*STUDIES}:

@@ -74,8 +74,7 @@ def parse_args(argv):
     add("--alpha-from", default="z", choices=("z", "r"), help="ada: measured on z (published) or r")
     add("--beta", default=1e-4, type=float,
         help="weight of I(R;Z): above 0, training lowers it; below 0, training raises it")
-    add("--mi-scale", default="alpha", choices=("alpha", "1"),
-        help="the factor m in β·m·I(R;Z): alpha (published), or 1")
+    add("--mi-scale", default="alpha", choices=("alpha", "1"), help="the factor m in β·m·I(R;Z)")
     add("--temperature", default=0.1, type=positive, help="τ of InfoNCE")
     add("--vicreg-weights", default="25,25,1", type=three_weights, metavar="S,V,C",
         help="weights of VICReg's invariance, variance and covariance")
@@ -113,7 +112,9 @@ def parse_args(argv):
     add("--overwrite", action="store_true", help="replace the run in --out")
 
     # the defaults of some flags depend on --method; vicreg and simclr are AdaDim with a fixed α
-    name = parser.parse_known_args(argv)[0].method
+    first = run.Parser("train.py", None, add_help=False)
+    first.add_argument("--method", default="adadim")
+    name = first.parse_known_args(argv)[0].method
     method = METHODS.get(name, AdaDim)
     defaults = method.defaults | FAMILY.get(name, {})
     parser.set_defaults(**{flag[2:].replace("-", "_"): value for flag, value in defaults.items()})
@@ -251,8 +252,7 @@ def train(args, command, stop):
     distributed.start(device)
     saved = run.load_checkpoint(args.out / "last.pt") if args.resume else None
     run.resolve_auto(args, saved, device)                   # --precision, --resident
-    torch.use_deterministic_algorithms(args.deterministic == "yes")
-    torch.backends.cudnn.benchmark = args.deterministic == "no"
+    run.set_determinism(args.deterministic == "yes")
 
     # data: keep the images on the device if they fit, otherwise stream them
     data = load(args.dataset, args.data_dir, args.limit_train, args.seed, args.classes,
