@@ -42,7 +42,7 @@ AUGMENTATIONS = {
 }
 
 # random numbers per view, for crop and flip, jitter, grey, solarising and blur
-NUMBERS = (23, 8, 1, 1, 2)
+NUMBERS = (23, 9, 1, 1, 2)
 DRAWS = sum(NUMBERS)
 
 
@@ -188,28 +188,38 @@ def grey(x):
 
 
 def colour_jitter(x, strengths, rand):
-    """Brightness, contrast and saturation in an order drawn for each image, then hue.
+    """Brightness, contrast, saturation and hue, in an order drawn for each image.
 
     x: n × 3 × h × w in [0, 1]. strengths: a Jitter, or four numbers in its order. A factor is
     uniform in 1 ± its strength, the hue's shift in ± its strength, in turns. rand: as torch.rand.
-    Hue comes last because it commutes with the others, except for clipping.
     """
     n = len(x)
     *other_strengths, hue = strengths
     draws = rand(n, 3).unbind(1)
     factors = [1 + strength * (2 * draw - 1) for strength, draw in zip(other_strengths, draws)]
-    order = rand(n, 3).argsort(1)                   # 0: brightness, 1: contrast, 2: saturation
-    factors = torch.stack(factors, 1).gather(1, order)      # n × 3, in their order
-    to_mean_grey = (order == 1).float()
-    to_greys = (order == 2).float()
-    for place in range(3):
-        # each moves the image from, or towards, a base: black, its mean grey, its greys
-        luma = grey(x)
-        mean_grey = column(to_mean_grey, place) * luma.mean((2, 3), keepdim=True)
-        base = torch.addcmul(mean_grey, luma, column(to_greys, place))
-        x = torch.lerp(base, x, column(factors, place)).clamp_(0, 1)
     shift = (2 * rand(n, 1, 1) - 1) * hue
-    return shift_hue(x, shift)
+    order = rand(n, 4).argsort(1)           # 0: brightness, 1: contrast, 2: saturation, 3: hue
+    factors = torch.stack([*factors, torch.ones_like(factors[0])], 1).gather(1, order)      # n × 4
+
+    # hue costs most, so all images' is shifted at once, and each has the others before or after
+    before_hue = (order == 3).cumsum(1) == 0
+    for place in range(3):
+        x = adjust(x, torch.where(before_hue, factors, 1), order, place)
+    x = shift_hue(x, shift)
+    for place in range(1, 4):
+        x = adjust(x, torch.where(before_hue, 1, factors), order, place)
+    return x
+
+
+def adjust(x, factors, order, place):
+    """Moves each image from, or towards, a base: black, its mean grey or its greys.
+
+    factors, order: n × 4. place: the column whose factor and kind are used.
+    """
+    luma = grey(x)
+    mean_grey = column((order == 1).float(), place) * luma.mean((2, 3), keepdim=True)
+    base = torch.addcmul(mean_grey, luma, column((order == 2).float(), place))
+    return torch.lerp(base, x, column(factors, place)).clamp_(0, 1)
 
 
 def column(x, place):

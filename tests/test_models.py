@@ -2,6 +2,8 @@
 
     python -m pytest -q tests/test_models.py
 """
+import itertools
+
 import pytest
 import torch
 import torchvision
@@ -28,6 +30,38 @@ def test_colours_equal_torchvisions():
     assert torch.allclose(turned, tvf.adjust_hue(x, 0.2), atol=1e-4)
     turned_back = augmentation.shift_hue(x, torch.full((4, 1, 1), -0.3))
     assert torch.allclose(turned_back, tvf.adjust_hue(x, -0.3), atol=1e-4)
+
+
+def test_jitter_in_every_order_equals_torchvisions():
+    orders = list(itertools.permutations(range(4)))
+    adjustments = (tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation,
+                   tvf.adjust_hue)
+    amounts = (1.3, 0.5, 1.4, 0.2)
+    x = torch.rand(1, 3, 8, 8, generator=generator()).repeat(24, 1, 1, 1)
+    draws = iter([torch.tensor([[0.8, 0, 0.9]]).repeat(24, 1),          # the factors above
+                  torch.ones(24, 1, 1),                                 # the hue
+                  torch.tensor(orders).argsort(1).float()])             # the order
+    ours = augmentation.colour_jitter(x, (0.5, 0.5, 0.5, 0.2), lambda *shape: next(draws))
+    theirs = []
+    for image, order in zip(x, orders):
+        for kind in order:
+            image = adjustments[kind](image, amounts[kind])
+        theirs.append(image)
+    assert torch.allclose(ours, torch.stack(theirs), atol=5e-3)
+
+
+def test_jitter_has_torchvisions_mean_and_deviation():
+    """Of a blue image, whose greys become lighter if the hue is shifted first."""
+    torch.manual_seed(0)
+    strengths = (0.2, 0.4, 0.8, 0.33)
+    image = torch.tensor([0.05, 0.05, 0.8]).view(3, 1, 1).repeat(1, 2, 2)
+    ours = augmentation.colour_jitter(image.repeat(20000, 1, 1, 1), strengths, torch.rand)
+    jitter = torchvision.transforms.ColorJitter(*strengths)
+    theirs = torch.stack([jitter(image) for _ in range(2000)])
+    for power in (1, 2):
+        a, b = ours.mean((2, 3)) ** power, theirs.mean((2, 3)) ** power     # views × 3
+        error = (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
+        assert ((a.mean(0) - b.mean(0)).abs() < 4 * error).all()
 
 
 def test_blur_equals_torchvisions():
