@@ -25,6 +25,7 @@ from run import Parser, StopSignal, at_least, one_line_errors, read_config, spli
 VICREG = "--alpha 0 --beta 0"
 SIMCLR = "--alpha 1 --beta 0"
 ADADIM = "--alpha ada --beta 0.0001"
+NNCLR = "--method nnclr --projector 2048-2048-2048"
 FOUR_METHODS = (VICREG, SIMCLR, "--alpha 0.5 --beta 0", ADADIM)
 RIVALS = [f"--method {name}" for name in METHODS if name != "adadim"]
 ONE_RECIPE = ("--projector 2048-2048-2048 --augment vicreg --optimizer lars --lr 0.4 "
@@ -53,7 +54,7 @@ def each(setting, *values, methods=("",)):
 
 # {study: its runs}. A run is written as its flags for train.py.
 STUDIES = {
-    "alpha": each("--alpha {} --beta 0", 0, 0.2, 0.4, 0.6, 0.8, 1, "ada", "linear", "cosine"),
+    "alpha": each("--alpha {} --beta 0", 0, 0.2, 0.4, 0.5, 0.6, 0.8, 1, "ada", "linear", "cosine"),
     "alpha-fine": each("--alpha {:g} --beta 0", *(step / 20 for step in range(21))),
     "ablation": [
         *each("--alpha {} --beta 0", "0", "1", "0.5", "ada", "cosine", "linear"),
@@ -68,7 +69,8 @@ STUDIES = {
     "temperature": each("--temperature {}", 0.05, 0.1, 0.2, 0.5, methods=(ADADIM, SIMCLR)),
     "length": each("--epochs {}", 20, 60, 150, methods=FOUR_METHODS),
     "optimizer": each("--optimizer {}", "lars", "adam", "sgd", methods=FOUR_METHODS),
-    "methods": [VICREG, f"{SIMCLR} --projector 2048-2048-128", ADADIM, *RIVALS],
+    "methods": [VICREG, f"{SIMCLR} --augment simclr --projector 2048-2048-128",
+                f"{ADADIM} --augment simclr", *RIVALS],
     "one-recipe": [
         *FOUR_METHODS,
         *each("--alpha {} --beta 0.0001 --mi-scale 1", "1", "0"),       # SimCLR, VICReg + [32]
@@ -79,8 +81,8 @@ STUDIES = {
           for lr, temperature, decay in SIMCLR_SETTINGS),
         *each(VICREG + " --lr 0.3 --weight-decay 1e-06 --vicreg-weights 25,25,{:g}",
               *(nu / 10 for nu in range(3, 18))),
-        *(f"--method nnclr --lr {lr} --set temperature={temperature} --weight-decay {decay:g}"
-          for lr, temperature, decay in SIMCLR_SETTINGS),
+        *(f"{NNCLR} --lr {lr} --set temperature={temperature} --weight-decay {decay:g}"
+          for lr, temperature, decay in SIMCLR_SETTINGS[:-1]),     # its last repeats its tenth
     ],
     "uniformity": [
         *(f"--method {method} {SECOND_SETTINGS[method]}{term}"
@@ -90,20 +92,20 @@ STUDIES = {
     ],
 }
 REPRODUCES = {
-    "alpha": "Table 19, Figure 13: α fixed, from VICReg to SimCLR; measured; growing",
+    "alpha": "Table 19, Figures 6a, 6b, 13b: α fixed, from VICReg to SimCLR; measured; growing",
     "alpha-fine": "Figure 1a: α in steps of 0.05",
     "ablation": "Table 6, row by row",
-    "beta": "§C.7: signs and sizes of β, with ±1, whose effect is obvious",
+    "beta": "Figure 7a, §C.7: signs and sizes of β, with ±1, whose effect is obvious",
     "every": "Figure 18c: α measured more or less often",
-    "alpha-batches": "§A.6: α measured on fewer or more batches",
-    "from": "Figure 6c: α measured on R instead of Z",
+    "alpha-batches": "§A.7: α measured on fewer or more batches",
+    "from": "α measured on R, which one sentence of §4 says, instead of Z",
     "width": "Figure 18a: size of the projector's output, AdaDim and VICReg",
     "temperature": "Figure 18b: InfoNCE's temperature, AdaDim and SimCLR",
     "length": "Figure 17, §C.6: does AdaDim's lead grow with training time?",
-    "optimizer": "Figure 14: LARS, Adam and SGD",
+    "optimizer": "Figure 14: rank and I(R;Z) over training, with LARS, Adam and SGD",
     "methods": "Tables 12 and 15: every method with its own recipe",
     "one-recipe": "Table 22: every method with AdaDim's projector, augmentation, optimiser",
-    "random": "Figure 5a, b, Table 18: 15 settings each of SimCLR, VICReg and NNCLR",
+    "random": "Figure 5a, b, Table 18: 15 settings each of SimCLR and VICReg, 14 of NNCLR",
     "uniformity": "the second paper's table: plain, + L_U, + W2; the same for AdaDim's family",
 }
 
@@ -112,6 +114,7 @@ SHORTER = {
     VICREG: "vicreg",
     SIMCLR: "simclr",
     ADADIM: "adadim",
+    NNCLR: "nnclr-2048",
     "--alpha ada": "adadim",
     ONE_RECIPE: "one-recipe",
     **{setting: "second-recipe" for setting in SECOND_SETTINGS.values()},

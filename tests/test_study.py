@@ -22,7 +22,7 @@ SHORT += ("--arch resnet18 --width 2 --projector 8-8 --limit-train 128 --batch-s
 
 
 def test_grids():
-    assert len(study.runs(["alpha"], seeds=3)) == 27
+    assert len(study.runs(["alpha"], seeds=3)) == 30
     both = study.runs(["alpha", "ablation"], seeds=1)
     assert len(both) == 9 + 5       # 0.5 and the four with β are new
     assert both["adadim-mi-scale-1-seed-0"] == [
