@@ -15,7 +15,6 @@ linear_1pct and linear_10pct train on that share of each class's labels. k-NN an
 of metrics.py; metrics take 10,000 test images, alignment two views of 256, LiDAR ten of 1,000.
 """
 import json
-import math
 from functools import partial
 from pathlib import Path
 
@@ -132,12 +131,12 @@ def accuracies(train_r, train_y, test_r, test_y):
 
 
 def metrics_of(r, z=None):
-    """{name: metric} of r (n × p) and z (n × d), or of r alone; NaN: a ratio to I(R;Z) = 0."""
+    """{name: metric} of r (n × p) and z (n × d), or of r alone."""
     fixed = random_subset(len(r), METRIC_IMAGES, seed=0).to(r.device)
     if z is None:
         results = representation_metrics(r[fixed], r[fixed])
         return {name: value for name, value in results.items() if name.endswith("_r")}
-    return {"erank_r_over_mi": math.nan, **representation_metrics(r[fixed], z[fixed])}
+    return representation_metrics(r[fixed], z[fixed])
 
 
 def measure_features(path, device="cpu"):

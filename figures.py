@@ -71,7 +71,7 @@ SUMMARY = {"probe_top1": "probe (%)", "knn_top1": "k-NN (%)", "erank_r": "erank 
            "erank_z": "erank Z", "mi": "I(R;Z)", "alpha": "α"}
 MEASURES_OF_R_AND_Z = ("erank", "rankme", "alpha_req", "stable_rank", "participation",
                        "nesum", "h2", "w2", "uniformity")
-CORRELATED = ("mi", "mi_features", "erank_r_over_mi", "erank_z_over_mi", "cka",
+CORRELATED = ("mi", "mi_features", "mi_over_erank_r", "mi_over_erank_z", "cka",
               *(f"{measure}_{letter}" for measure in MEASURES_OF_R_AND_Z for letter in "rz"))
 # flags whose values settings.png compares: the run vicreg-epochs-20 is vicreg with --epochs 20
 SETTINGS = ("alpha-batches", "alpha-every", "batch-size", "epochs", "lr", "optimizer", "projector",
@@ -141,15 +141,14 @@ def write_runs(path, runs):
 
 
 def logs_by_label(runs):
-    """{label: [log, …]}, with Equation 2's bound and Table 3's ratios, infinite if I(R;Z) is 0."""
+    """{label: [log, …]}, with Equation 2's bound and Table 3's ratio, for R and for Z."""
     logs = {}
     for run in runs:
         log = dict(run.log)
         mi = log.get("mi", [])
         log["h2_r_minus_mi"] = [h - i for h, i in zip(log.get("h2_r", []), mi)]
         for rank in ("erank_r", "erank_z"):
-            pairs = zip(log.get(rank, []), mi)
-            log[f"{rank}_over_mi"] = [x / i if i != 0 else math.inf for x, i in pairs]
+            log[f"mi_over_{rank}"] = [i / x for i, x in zip(mi, log.get(rank, []))]
         logs.setdefault(run.label, []).append(log)
     return logs
 

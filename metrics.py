@@ -231,12 +231,15 @@ def alignment(x, y):
 def mutual_information(r, z, order=2, kernel="samples"):
     """I(R;Z) in nats of r (n × p) and z (n × d).
 
-    kernel: "samples" compares rows (n × n), as the loss does; "features", §A.3's other reading,
-    compares columns (d × d) and needs p = d.
+    kernel: "samples" compares rows (n × n), as the loss does. Two readings of §A.3's "normalized
+    covariance matrices" compare columns (d × d) and need p = d: "features" as they are,
+    "covariance" centred, which makes I(R;Z) several times as large.
     """
-    if kernel not in ("samples", "features"):
-        raise ValueError(f"kernel must be samples or features, got {kernel!r}")
-    if kernel == "features":
+    if kernel not in ("samples", "features", "covariance"):
+        raise ValueError(f"kernel must be samples, features or covariance, got {kernel!r}")
+    if kernel == "covariance":
+        r, z = (x - x.mean(0) for x in matrices(r, z))
+    if kernel != "samples":
         r, z = r.T, z.T
     return matrix_mutual_information(r, z, order)
 
@@ -285,7 +288,7 @@ def representation_metrics(r, z):
     """{column of log.csv: float}: all metrics that need no labels.
 
     r: n × p, z: n × d, the representations and embeddings of the same n ≥ 2 images. Left out are
-    I(R;Z) of the features' kernels unless p = d, and α-ReQ if there are too few eigenvalues.
+    I(R;Z) on kernels of features unless p = d, and α-ReQ if there are too few eigenvalues.
     """
     values = {}
     for name, x in (("r", r), ("z", z)):
@@ -305,9 +308,9 @@ def representation_metrics(r, z):
     values |= kernel_metrics(r, z)
     values["cka"] = linear_cka(r, z)
     if r.shape == z.shape:
-        values["mi_features"] = mutual_information(r, z, kernel="features")
-    if values["mi"] != 0:
-        values["erank_r_over_mi"] = values["erank_r"] / values["mi"]
+        for kernel in ("features", "covariance"):
+            values[f"mi_{kernel}"] = mutual_information(r, z, kernel=kernel)
+    values["mi_over_erank_r"] = values["mi"] / values["erank_r"]
     return {name: float(value) for name, value in values.items()}
 
 

@@ -107,7 +107,7 @@ def test_a_run_is_measured(place, tmp_path):
         assert measured[name] == pytest.approx(last_value(log, name), rel=1e-3), name
     assert measured["linear_top5"] == 100      # there are three classes
     assert 1 < measured["lidar_r"] < 64 and 1 < measured["lidar_z"] < 8       # of 64 and 8 features
-    assert {"linear_1pct", "linear_10pct", "erank_r_over_mi"} <= measured.keys()
+    assert {"linear_1pct", "linear_10pct", "mi_over_erank_r"} <= measured.keys()
 
     rows = results(tmp_path, place / "run", "--layers")      # r and z are among the layers
     assert list(rows) == ["layer1", "layer2", "layer3", "layer4", "r", "projector 1", "z"]

@@ -5,6 +5,7 @@
 import csv
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import figures
+from metrics import pearson
 from tests.helpers import ROOT, exit_status
 
 PUBLISHED = ROOT / "docs" / "assets" / "runs"
@@ -102,9 +104,9 @@ def test_correlations_of_made_runs(four_runs):
     rows = {row["accuracy and …"]: row for row in figures.correlations(logs_of(*four_runs))}
     assert rows["erank_r"]["r"] == "1.00" and rows["mi"]["r"] == "-1.00"
     assert rows["mi"]["runs"] == "4" and "cka" not in rows
-    pairs = torch.tensor([[10 / 0.4, 30], [20 / 0.3, 50], [30 / 0.2, 70], [40 / 0.1, 90]])
+    pairs = torch.tensor([[0.4 / 10, 30], [0.3 / 20, 50], [0.2 / 30, 70], [0.1 / 40, 90]])
     by_hand = torch.corrcoef(pairs.T)[0, 1]
-    assert rows["erank_r_over_mi"]["r"] == f"{by_hand:.2f}"
+    assert rows["mi_over_erank_r"]["r"] == f"{by_hand:.2f}"
 
 
 def test_interval_of_a_correlation():
@@ -124,15 +126,28 @@ def test_published_runs_give_the_published_numbers():
     for study, only, expected in (
         ("short", "alpha-0.6", "38 ± 0.495"), ("short", "adadim-beta-1", "37 ± 0.594"),
         ("length", "adadim-epochs-150", "35.7 ± 3.28"),
-        ("cifar100", "adadim-every-3", "28.9 ± 0.391"),
+        ("cifar100-proportions", "adadim-every-3", "28.9 ± 0.391"),
         ("uniformity", "moco_v2-second-recipe", "29.9 ± 0.233"),
     ):
         row, = figures.summary(logs_of(PUBLISHED / f"{study}.csv", only=only))
         assert row["probe (%)"].startswith(expected)
     logs = logs_of(PUBLISHED / "length.csv", only="*-epochs-150")
     rows = {row["accuracy and …"]: row for row in figures.correlations(logs)}
-    assert rows["erank_r"]["r"] == "0.89" and rows["erank_r_over_mi"]["r"] == "0.48"
+    assert rows["erank_r"]["r"] == "0.89" and rows["mi_over_erank_r"]["r"] == "-0.63"
     assert rows["mi"]["95 %"] == "-0.46 … 0.25" and rows["mi"]["runs"] == "30"
+
+
+def test_table_18_decides_what_table_3s_ratio_is():
+    """Pearson's |r| of accuracy with I(R;Z) / rank, in the rows that docs/PAPER.md prints."""
+    paper = (ROOT / "docs" / "PAPER.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| .+, 1e-\d \| (.*) \| (.*) \| .* \| (.*) \|$", paper, re.M)
+    assert len(lines) == 15
+    # published are .462, .751 and .337: cut off, or rounded
+    for cells, published in zip(zip(*lines), (0.462, 0.337, 0.751)):    # SimCLR, NNCLR, VICReg
+        models = torch.tensor([[float(number) for number in cell.split(",")] for cell in cells])
+        rank, information, accuracy = models.T
+        assert abs(pearson(information / rank, accuracy)) == pytest.approx(published, abs=1e-3)
+        assert abs(pearson(rank / information, accuracy)) != pytest.approx(published, abs=1e-3)
 
 
 # --- figures --------------------------------------------------------------------------------------
