@@ -34,6 +34,8 @@ LEFT_BEHIND = ("config.json", "log.csv", "last.pt", "backbone.pt", "encoder.json
 NO_EFFECT = ("--out", "--data-dir", "--classes", "--resident", "--device", "--compile",
              "--deterministic", "--save-minutes", "--resume", "--overwrite")
 
+PROGRESS_SECONDS = 1 if sys.stdout.isatty() else 60     # between two lines of progress
+
 DIVERGED = ("try a lower --lr or a longer --warmup-epochs (200 steps or more), with --clip 2; "
             "last.pt holds the run as it was before")
 
@@ -116,9 +118,11 @@ def one_line_errors(program):
 
 
 def show_progress(text):
-    """Rewrites the terminal's last line; does nothing if stdout is not a terminal."""
+    """Rewrites the terminal's last line; in a file or a pipe, adds a line."""
     if sys.stdout.isatty():
         print(f"\r\033[K{text}", end="", flush=True)
+    elif text:
+        print(text, flush=True)
 
 
 class StopSignal:
@@ -384,6 +388,19 @@ def check_finite(step_logs, epoch):
     return matrix
 
 
+def time_left(seconds, share):
+    """The text of the time that remains, if `seconds` did this share of the run."""
+    return f"{datetime.timedelta(seconds=int(seconds / share - seconds))} left"
+
+
+def warn_of_weeks(args, device):
+    """Says, before anything is downloaded, that the default network is not one for a CPU."""
+    if device.type == "cpu" and args.width >= 64 and args.epochs >= 100:
+        print(f"note: {args.arch} for {args.epochs} epochs needs a GPU: a CPU takes weeks. An hour or "
+              "two, in small: --arch resnet18 --width 8 --projector 512-512-512 --epochs 30 "
+              "--alpha-every 2", flush=True)
+
+
 def announce(args, data, method, device):
     """Prints a run's data, networks, device and folder in one line."""
     labels = f"{len(data['classes'])} classes" if data["classes"] else "no labels: no probe"
@@ -399,8 +416,8 @@ def print_epoch(row, epochs, columns):
     words += [f"{column} {row[column]:.3f}" for column in columns]
     if "probe_top1" in row:
         words.append(f"probe {row['probe_top1']:.1f} %  k-NN {row['knn_top1']:.1f} %")
-    left = datetime.timedelta(seconds=int(row["seconds"] / row["epoch"] * (epochs - row["epoch"])))
-    words.append(f"{row['samples_per_s']:,.0f} samples/s  {left} left")
+    left = time_left(row["seconds"], row["epoch"] / epochs)
+    words.append(f"{row['samples_per_s']:,.0f} samples/s  {left}")
     show_progress("")
     print("  ".join(words), flush=True)
 

@@ -249,6 +249,7 @@ def training_step(model, learner, optimizer, scaler, autocast, clip, batch, prog
 def train(args, command, stop):
     """Trains one run. command: the words of the command line. stop: a run.StopSignal."""
     device = run.open_device(args.device)
+    run.warn_of_weeks(args, device)
     distributed.start(device)
     saved = run.load_checkpoint(args.out / "last.pt") if args.resume else None
     run.resolve_auto(args, saved, device)                   # --precision, --resident
@@ -341,14 +342,16 @@ def train(args, command, stop):
             method.after_step(kept, step, progress[step])
             step_logs.append(torch.stack(list(logs.values())))
 
-            # reading a loss waits for the GPU, so look once a second, and before saving
+            # reading a loss waits for the GPU, so look once in a while, and before saving
             now = time.monotonic()
             due = stop.received or now - saved_at >= 60 * args.save_minutes
             saving = RANK == 0 and due and step + 1 < steps     # after the last one: see below
-            if saving or now - shown_at > 1:
+            if saving or now - shown_at > run.PROGRESS_SECONDS:
                 run.check_finite(step_logs, epoch)
+                share = (first_step + step + 1) / total_steps
+                left = run.time_left(seconds_before + now - started, share)
                 run.show_progress(f"epoch {epoch}/{args.epochs}  step {step + 1}/{steps}  "
-                                  f"loss {logs['loss']:.3f}")
+                                  f"loss {logs['loss']:.3f}  {left}")
                 shown_at = now
             if saving:
                 save(epoch - 1, step + 1)
