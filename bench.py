@@ -7,22 +7,19 @@
 whole step   the training loop's work: views, networks, losses, probe, clipping, optimiser
 bare step    the same networks' forward and backward pass, with the outputs' mean as the loss, and
              torch's SGD, on views that are there already
-MFU          the bare step's FLOPs per second of the whole step, over the speed of a matrix product
 
 Times are medians after a first call. Both steps take turns, so that a machine that slows down does
-so for both. Peak memory is that of the GPU; on a CPU, of this process.
+so for both.
 """
-import resource
 import statistics
 import sys
 import time
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from data import batches_of_views, plan_batches
-from models import DTYPES, memory_layout, mixed_precision
+from models import memory_layout, mixed_precision
 from optim import make_optimizer
 from run import (Parser, at_least, one_line_errors, open_device, resolve_auto, set_determinism,
                  split_arguments)
@@ -51,13 +48,6 @@ def timed(functions, device, seconds):
 def bare_loss(method, views):
     """The mean of the embeddings of views (2n × 3 × size × size)."""
     return method.projector(method.encoder(views)).float().mean()
-
-
-def count_flops(method, views):
-    """FLOPs of one forward and backward pass, as torch counts them."""
-    with FlopCounterMode(display=False) as counter:
-        bare_loss(method, views).backward()
-    return counter.get_total_flops()
 
 
 def measure(args, size, seconds, device):
@@ -90,29 +80,18 @@ def measure(args, size, seconds, device):
         loss.backward()
         sgd.step()
 
-    flops = count_flops(method, views)
     if args.compile == "yes":
         learner.compile()
     times = timed({"whole": whole_step, "bare": bare_step}, device, seconds)
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device)
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024      # bytes
-        memory = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-    n = 8192 if device.type == "cuda" else 2048
-    a, b = torch.randn(2, n, n, device=device, dtype=DTYPES[args.precision])
-    product = timed({"product": lambda: a @ b}, device, seconds=1)["product"]
-    speed = 2 * n ** 3 / product                            # FLOP/s
-    return {
+    results = {
         "whole step, ms": 1e3 * times["whole"],
         "images/s": args.batch_size / times["whole"],
         "bare step, ms": 1e3 * times["bare"],
         "whole over bare": times["whole"] / times["bare"],
-        "matrix product, TFLOP/s": speed / 1e12,
-        "MFU, %": 100 * flops / times["whole"] / speed,
-        "peak memory, GB": memory / 1e9,
     }
+    if device.type == "cuda":
+        results["peak memory, GB"] = torch.cuda.max_memory_allocated(device) / 1e9
+    return results
 
 
 def main(argv=None):

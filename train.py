@@ -9,8 +9,7 @@ A run writes to --out: config.json, log.csv (one row per epoch), last.pt (for --
 backbone.pt (the encoder, in torchvision's format) with encoder.json, and dynamics.png.
 
 From top to bottom: flags, learning rate, the networks and one step, and the whole run. losses.py
-has the loss, methods.py the method that weights its terms and sets α, baselines/ the compared
-methods, probe.py the online probe, optim.py LARS, run.py the files of a run.
+has the loss, methods.py what weights its terms and sets α, run.py the files of a run.
 """
 import math
 import sys
@@ -148,8 +147,7 @@ def warmup_steps(args, steps):
     """Default: 10 epochs or a fifth of a short run; at least 200 steps, or half of a tiny run."""
     if args.warmup_epochs is not None:
         return args.warmup_epochs * steps
-    usual = min(10, args.epochs / 5) * steps
-    return max(usual, min(200, args.epochs * steps / 2))
+    return max(min(10, args.epochs / 5) * steps, min(200, args.epochs * steps / 2))
 
 
 def learning_rate(step, base, warmup, total):
@@ -348,8 +346,8 @@ def train(args, command, stop):
             saving = RANK == 0 and due and step + 1 < steps     # after the last one: see below
             if saving or now - shown_at > run.PROGRESS_SECONDS:
                 run.check_finite(step_logs, epoch)
-                share = (first_step + step + 1) / total_steps
-                left = run.time_left(seconds_before + now - started, share)
+                left = run.time_left(seconds_before + now - started,
+                                     (first_step + step + 1) / total_steps)
                 run.show_progress(f"epoch {epoch}/{args.epochs}  step {step + 1}/{steps}  "
                                   f"loss {logs['loss']:.3f}  {left}")
                 shown_at = now
@@ -365,8 +363,7 @@ def train(args, command, stop):
         row["clipped"] *= steps                         # a count of steps, not a share
         row["lr"] = optimizer.param_groups[0]["lr"]
         row["samples_per_s"] = (steps - steps_done) * args.batch_size / seconds
-        for column, value in method.schedule(progress[-1]).items():
-            row[column] = value.item()
+        row |= {name: value.item() for name, value in method.schedule(progress[-1]).items()}
         method.after_epoch(epoch)                       # may set a new α
         if RANK == 0 and (epoch % args.eval_every == 0 or epoch == args.epochs):
             row |= probe.evaluate(method, learner.probe, data, device, autocast)
