@@ -191,8 +191,11 @@ def opened(path):
 def to_rgb(image):
     """Converts a PIL image to upright RGB; scales 16-bit greys, which PIL would clip."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) / 256).clip(0, 255).astype(np.uint8))
+    if image.mode[0] in "IF":
+        greys = np.asarray(image)
+        if image.mode == "F" or greys.max() > 65535:
+            raise ValueError("greys of 32 bits: store them with 8 or 16")
+        image = Image.fromarray((greys // 256).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
 
@@ -230,6 +233,8 @@ class Crops:
 def two_crops(path, scale, size, rand):
     """Two random crops of a file's image: uint8, 2 × size × size × 3."""
     with opened(path) as image:
+        if image.format != "JPEG":
+            image = to_rgb(image)       # Pillow turns a TIFF's size by itself, others' not
         width, height = image.size
         if image.getexif().get(EXIF_ORIENTATION, 1) > 4:    # stored turned by 90°
             width, height = height, width

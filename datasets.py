@@ -59,6 +59,7 @@ WITH_CLASS_FOLDERS = ("imagenet", "imagenet100", "inat21", "cinic10", "folder")
 
 FEWEST = 20                 # images needed in a folder without classes
 MOST_HELD_OUT = 2048        # images held out of it for the metrics
+HIDDEN = (".", "@eaDir", "__MACOSX")        # the beginnings of names that systems add
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 
 
@@ -192,15 +193,18 @@ def find_classes(name, root, chosen):
     if len(classes) < 2:
         raise BadInput(f"{train} has one class only: the probe needs two or more")
     train_x, train_y = find_images(train, classes)
+    empty = set(range(len(classes))).difference(train_y.tolist())
+    if empty:
+        raise BadInput(f"{train / classes[min(empty)]} holds no image")
     test_x, test_y = find_images(held_out, classes)
     return {"classes": classes, "train_x": train_x, "train_y": train_y,
             "test_x": test_x, "test_y": test_y}
 
 
 def find_unlabelled(train, held_out):
-    """Images directly in the folder train and, if there is one, anywhere in held_out."""
-    train_x = sorted(str(path) for path in train.iterdir() if is_image(path.name))
+    """Images anywhere in the folder train and, if there is one, in held_out."""
     test_x = list_images(held_out) if held_out else []
+    train_x = sorted(set(list_images(train)).difference(test_x))
     n = len(train_x)
     if n < FEWEST:
         raise BadInput(f"{train} holds {n} images: {FEWEST} or more are needed, or class folders "
@@ -241,7 +245,7 @@ def first_folder(root, names):
 
 def class_folders(folder):
     return sorted(path.name for path in folder.iterdir()
-                  if path.is_dir() and not path.name.startswith("."))
+                  if path.is_dir() and not path.name.startswith(HIDDEN))
 
 
 def find_images(folder, classes):
@@ -255,14 +259,14 @@ def find_images(folder, classes):
 
 
 def is_image(name):
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(SUFFIXES) and not name.startswith(HIDDEN)
 
 
 def list_images(folder):
     """Paths of the images in a folder and its subfolders, sorted; none hidden."""
     paths = []
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
         paths += [os.path.join(place, name) for name in files if is_image(name)]
     return sorted(paths)
 

@@ -50,7 +50,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps a docstring's line breaks; shows all defaults but None, False and empty ones."""
 
     def _get_help_string(self, action):
-        if not action.default or action.default == argparse.SUPPRESS or "default:" in action.help:
+        hidden = action.default in (None, "", argparse.SUPPRESS)
+        if hidden or isinstance(action.default, bool) or "default:" in action.help:
             return action.help
         return f"{action.help} (default: %(default)s)"
 

@@ -237,6 +237,12 @@ def test_a_folder_without_labels(tmp_path):
     both = torch.cat([d["train_x"], d["test_x"]]).flatten(1)
     assert both.unique(dim=0).shape[0] == 50        # held out, not used twice
 
+    # as cameras and computers leave them: by year, with one more beside, and thumbnails
+    for name, images in {"2025/12": 20, "2026/01": 9, "": 1, "2026/@eaDir": 3}.items():
+        save_images(tmp_path / "nested" / name, random_images(images, 16))
+    d = data.load("folder", tmp_path / "nested", image_size=16)
+    assert len(d["train_x"]) + len(d["test_x"]) == 30 and d["classes"] == []
+
     save_images(tmp_path / "split" / "train", random_images(30, 16))
     save_images(tmp_path / "split" / "val", random_images(3, 16, seed=1))
     d = data.load("folder", tmp_path / "split", image_size=16)
@@ -249,6 +255,7 @@ def test_a_folder_without_labels(tmp_path):
     (["a.png"], "holds 1 images: 20 or more"),
     (["train/a/a.png", "train/b/b.png"], "lacks the folder train, or test"),
     (["train/a/a.png", "train/b/b.png", "test/a/a.png"], "fewer than two test images"),
+    (["train/a/a.png", "train/b/b.txt", "test/a/a.png"], "train/b holds no image"),
 ])
 def test_missing_images_are_one_line(files, words, tmp_path, capsys):
     for file in files:
@@ -362,16 +369,24 @@ def test_crops_of_a_wide_image_have_the_right_sizes(tmp_path):
     assert 0.72 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.38
 
 
-def test_a_camera_held_upright(tmp_path):
-    """A JPEG stored on its side gives the same crops as one stored upright."""
+@pytest.mark.parametrize("name", ["turned.jpg", "turned.tif", "turned.webp"])
+def test_a_camera_held_upright(tmp_path, name):
+    """An image stored on its side gives the same crops as one stored upright."""
     save_images(tmp_path, [smooth_picture(400, 300)])
     exif = Image.Exif()
     exif[data.EXIF_ORIENTATION] = 6         # turn it by 90° clockwise to see it
     lying = Image.open(tmp_path / "00000.png").transpose(Image.Transpose.ROTATE_90)
-    lying.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    lying.save(tmp_path / name, exif=exif, quality=95)
     upright = crops_of(tmp_path / "00000.png", 20, 32)
-    turned = crops_of(tmp_path / "turned.jpg", 20, 32)
+    turned = crops_of(tmp_path / name, 20, 32)
     assert (upright - turned).abs().mean() < 2
+
+
+def test_greys_of_32_bits_are_refused_by_name(tmp_path):
+    """Pillow would make them black, or white."""
+    Image.fromarray(np.full((20, 20), 0.5, np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(OSError, match="float.tif.*32 bits"):
+        data.decode(tmp_path / "float.tif", 16, 16)
 
 
 # --- batches of views -----------------------------------------------------------------------------
