@@ -51,8 +51,8 @@ DRAWS = sum(NUMBERS)
 def augment(x, recipe="vicreg", view=0, generator=None, size=None, cropped=False):
     """One random view of each image: crop, flip, colour jitter, grey, blur, solarise.
 
-    x: n × 3 × s × s, uint8. recipe: a key of AUGMENTATIONS. view: 0 or 1. generator: on x's
-    device. size: of the view in pixels (None: as x). cropped: x is already cropped and flipped.
+    x: n × 3 × s × s, uint8, or float in [0, 1]. recipe: a key of AUGMENTATIONS. view: 0 or 1.
+    generator: on x's device. size: of the view in pixels (None: as x). cropped: x is already cropped and flipped.
     Returns n × 3 × size × size, float32 in [0, 1].
     """
     draws = torch.rand(len(x), DRAWS, generator=generator, device=x.device)
@@ -73,7 +73,8 @@ def augment_with(draws, x, recipe, view=None, size=None, cropped=False):
     def jittered(x, rand):
         return colour_jitter(x, settings["jitter"], rand)
 
-    x = x / 255
+    if x.dtype == torch.uint8:
+        x = x / 255
     if not cropped:
         x = random_resized_crop(x, settings["scale"], taken_from(for_crop), size)
     x = sometimes(x, jittered, settings["jitter_p"][views], for_jitter)
@@ -196,6 +197,8 @@ def colour_jitter(x, strengths, rand):
     """
     n = len(x)
     *other_strengths, hue = strengths
+    if hue > 1 / 3:
+        raise ValueError(f"hue must be at most 1/3 of a turn, got {hue}")
     draws = rand(n, 3).unbind(1)
     factors = [1 + strength * (2 * draw - 1) for strength, draw in zip(other_strengths, draws)]
     order = rand(n, 3).argsort(1)                   # 0: brightness, 1: contrast, 2: saturation

@@ -24,7 +24,8 @@ import metrics
 import study
 import train
 from data import DATASETS
-from models import mlp, resnet
+from methods import mlp
+from models import resnet
 from run import read_log, save_backbone
 from tests.helpers import ROOT, close, random_images, save_images
 
