@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from baselines import METHODS
+from baselines.all_methods import METHODS
 from data import DATASETS, load, random_subset
 from figures import new_figure
 from losses import matrices

@@ -11,7 +11,8 @@ only torch. Copy it, and
 
 Conventions shared by all functions here:
 - Inputs are floating-point matrices, one sample per row: tensors, or NumPy arrays. They are
-  converted to float32, also inside autocast; float64 stays float64.
+  converted to float32, also inside autocast; float64 stays float64. On GPUs, whether products of
+  float32 are rounded to TF32 is your setting; torch's default, and train.py's, is true float32.
 - The result is a 0-dim tensor. Entropies and mutual information are in nats.
 - x̂ is a row x scaled to unit length; ∘ multiplies entry by entry.
 - Values and gradients stay finite on collapsed batches: rows all equal, constant features,
@@ -69,6 +70,12 @@ def spectrum(x):
     return torch.where(finite, values, torch.nan)
 
 
+def root(x, smallest=0):
+    """√x, but 0 without gradient where x ≤ smallest: the root's slope at 0 is infinite."""
+    zero = x <= smallest
+    return x.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+
+
 def cosine_kernel(x):
     """K = x̂ x̂ᵀ (n × n, unit diagonal) of x (n × d): K_R and K_Z in §4."""
     x, = matrices(x)
@@ -81,7 +88,8 @@ def over_blocks(block_sums, n):
     """Sums block_sums(rows) over the n rows of a kernel. rows: a slice of BLOCK rows.
 
     The backward pass recomputes each block: n × n kernels of a large n would fill the memory. A
-    single block, enough for batches of up to 1,024 images, is stored; torch.vmap works only then.
+    single block, enough for batches of up to 1,024 images, is stored. With several, gradients by
+    torch.func or through torch.vmap raise RuntimeError.
     """
     blocks = [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
     if len(blocks) == 1:
@@ -246,30 +254,18 @@ def wasserstein_uniformity(z):
         gram = centred @ centred.T if n < d else centred.T @ centred
         squared = mean.square().sum() + 1 + gram.diagonal().sum() - 2 / d ** 0.5 * root_trace(gram)
 
-    zero = squared <= 1e-12         # within rounding of 0, where the root has no slope
-    distance = squared.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
-    return distance.to(dtype)
+    return root(squared, 1e-12).to(dtype)       # below is within rounding of 0
 
 
 def root_trace(gram):
     """tr G^{1/2} of a positive semi-definite matrix in float64.
 
-    Its gradient is ½ G^{−1/2}, without the directions whose eigenvalues are within rounding of
-    zero: there the root's slope is infinite.
+    Directions whose eigenvalues are within rounding of zero have no gradient. Second derivatives
+    are NaN if two eigenvalues are equal.
     """
-    if not gram.requires_grad:
-        return spectrum(gram).clamp_min(0).sqrt().sum()
-
-    finite = gram.detach().isfinite().all()
-    values, vectors = torch.linalg.eigh(torch.where(finite, gram.detach(), 0))
+    values = spectrum(gram)
     rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
-    null = values <= rounding
-    root = values.masked_fill(null, 0).sqrt()
-    slope = 0.5 / root.masked_fill(null, torch.inf)
-    half_inverse_root = (vectors * slope) @ vectors.T           # ½ G^{−1/2}
-    linear = (half_inverse_root * gram).sum()
-    root_sum = torch.where(finite, root.sum(), torch.nan)
-    return root_sum + linear - linear.detach()                  # root_sum with linear's gradient
+    return root(values, rounding).sum()
 
 
 # --- AdaDim ---------------------------------------------------------------------------------------
@@ -280,33 +276,47 @@ def adadim(r1, r2, z1, z2, alpha, beta=1e-4, mi_scale=None, temperature=0.1,
 
         L = α·InfoNCE + (1 − α)·VICReg + β·m·I(R;Z)
 
-    r1, r2: n × p, z1, z2: n × d, n ≥ 2. I(R;Z) is computed on both views stacked.
-    alpha: α in [0, 1], a number or a 0-dim tensor.
-    beta: β. Above 0 it lowers I(R;Z) ("encourages lower", §4, although that section's last
-        paragraph says that it opposes the decrease), below 0 it raises I(R;Z) (§C.7).
+    r1, r2: n × p, z1, z2: n × d, n ≥ 2. I(R;Z) is computed on both views stacked. With beta = 0,
+        r1 and r2 may be None; I(R;Z) is then left out.
+    alpha: α in [0, 1]: a number, or an array or tensor with one element.
+    beta: β. By Eq. 5 and §4 ("encourages lower"), β > 0 lowers I(R;Z); §C.7 and §4's last
+        paragraph have it raise I(R;Z). It lowers it: docs/RESULTS.md measured 0.068 nats at
+        β = 1, 0.146 at 0 and 0.93 at −1.
     mi_scale: m. None sets m = α, as published; 1 is the constant regulariser of [32].
     vicreg_weights: weights of invariance, variance and covariance, the last being Table 18's ν.
 
     No gradient flows through α or m. The dict holds the terms before weighting, detached:
     info_nce, vicreg, VICReg's own three (invariance, variance, covariance) and mi_loss.
     """
-    r1, r2 = matrices(r1, r2, same_width=True)
     z1, z2 = matrices(z1, z2, rows=2, same_width=True)
-    m = alpha if mi_scale is None else mi_scale
-    if torch.is_tensor(m):
-        m = m.detach()
-    if torch.is_tensor(alpha):
-        alpha = alpha.detach()      # not range-checked: that would synchronise with the device
-    elif not 0 <= alpha <= 1:
+    alpha = as_weight(alpha, z1)
+    # a tensor's range is not checked: that would synchronise with the device
+    if not torch.is_tensor(alpha) and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    m = alpha if mi_scale is None else as_weight(mi_scale, z1)
 
     contrast = info_nce(z1, z2, temperature)
     invariance, variance, covariance = vicreg_terms(z1, z2)
     sim_weight, var_weight, cov_weight = vicreg_weights
     decorrelation = sim_weight * invariance + var_weight * variance + cov_weight * covariance
-    information = matrix_mutual_information(torch.cat([r1, r2]), torch.cat([z1, z2]))
-    loss = alpha * contrast + (1 - alpha) * decorrelation + beta * m * information
-
+    loss = alpha * contrast + (1 - alpha) * decorrelation
     parts = {"info_nce": contrast, "vicreg": decorrelation, "invariance": invariance,
-             "variance": variance, "covariance": covariance, "mi_loss": information}
+             "variance": variance, "covariance": covariance}
+    if r1 is None and beta != 0:
+        raise ValueError(f"without r1 and r2, beta must be 0, got {beta}")
+    if r1 is not None:
+        r1, r2 = matrices(r1, r2, same_width=True)
+        information = matrix_mutual_information(torch.cat([r1, r2]), torch.cat([z1, z2]))
+        loss = loss + beta * m * information
+        parts["mi_loss"] = information
     return loss, {name: term.detach() for name, term in parts.items()}
+
+
+def as_weight(x, like):
+    """x (a number, or an array or tensor with one element) as a number, or a 0-dim tensor.
+
+    like: a tensor that the weight must not promote to another dtype. No gradient flows through x.
+    """
+    if torch.is_tensor(x):
+        return x.detach().reshape(()).to(like.dtype)
+    return x if isinstance(x, (int, float)) else torch.as_tensor(x).item()

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from alpha import MeasuredAlpha, alpha_at
 from distributed import gather, gather_at_once, mean     # noqa: F401  (two are for baselines/)
 from losses import adadim, matrix_mutual_information, wasserstein_uniformity
-from metrics import effective_rank, uniformity
-from models import mlp
+from metrics import uniformity
 
 
 # --- the interface between a method and the training loop -----------------------------------------
@@ -133,48 +133,27 @@ def both_views(x):
     return gather_at_once(*x.chunk(2))
 
 
-# --- AdaDim, and the life of its α ----------------------------------------------------------------
+def mlp(width, sizes, batch_norm=True, activation=None):
+    """The projector: Linear-BN-ReLU for each size but the last, then Linear.
 
-class MeasuredAlpha(nn.Module):
-    """α: the embeddings' effective rank as a share of the largest possible in a batch [§4].
-
-        α = mean over `batches` batches of  erank(z) / min(n, d),  after every `every`-th epoch
-
-    Until it is first set, α is 0: VICReg alone. VICReg decorrelates features, which raises the
-    effective rank; as it rises, α shifts the loss to InfoNCE, which spreads samples.
+    width: of the input. sizes: of the layers, such as "2048-2048-2048". activation: if not ReLU.
+    Raises ValueError if sizes is not positive integers joined by hyphens.
     """
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes.split("-")):
+        raise ValueError(f"expected layer sizes such as 2048-2048-2048, got {sizes!r}")
+    layers = []
+    *hidden, last = map(int, sizes.split("-"))
+    for size in hidden:
+        layers.append(nn.Linear(width, size))
+        if batch_norm:
+            layers.append(nn.BatchNorm1d(size))
+        layers.append(activation or nn.ReLU(inplace=True))
+        width = size
+    layers.append(nn.Linear(width, last))
+    return nn.Sequential(*layers)
 
-    def __init__(self, every=20, batches=10):
-        super().__init__()
-        self.every = every
-        self.batches = batches
-        self.register_buffer("value", torch.zeros(()))          # α, as last set
-        self.register_buffer("shares", torch.zeros(batches))    # of the largest possible rank
-        self.steps = []     # of this epoch, at which to measure; in state_dict(), see below
 
-    def before_epoch(self, epoch, steps, generator):
-        """Draws the steps at which to measure: on training batches, so without extra passes."""
-        self.steps = []
-        if epoch % self.every == 0:
-            order = torch.randperm(steps, generator=generator, device=generator.device)
-            self.steps = sorted(order[:self.batches].tolist())
-
-    def after_step(self, z, step):
-        """z: one view's embeddings, n × d. step: within the epoch, from 0."""
-        if step in self.steps:
-            self.shares[self.steps.index(step)] = effective_rank(z) / min(z.shape)
-
-    def after_epoch(self):
-        """Sets α: this makes the method adaptive."""
-        if self.steps:
-            self.value.copy_(self.shares[:len(self.steps)].mean())
-
-    def get_extra_state(self):      # not a buffer: reading one would wait for the GPU at each step
-        return torch.tensor(self.steps)
-
-    def set_extra_state(self, state):
-        self.steps = state.tolist()
-
+# --- AdaDim: alpha.py has its α -------------------------------------------------------------------
 
 class AdaDim(Method):
     """AdaDim and its special cases: SimCLR, VICReg, a fixed or growing α [Table 6].
@@ -224,20 +203,9 @@ class AdaDim(Method):
         self.measured.after_epoch()
 
 
-def alpha_at(schedule, measured, progress):
-    """α at a step, 0-dim float32. schedule: --alpha. measured: 0-dim. progress: as in forward."""
-    if schedule == "ada":
-        return measured
-    if schedule == "linear":
-        return progress.float()
-    if schedule == "cosine":
-        return (0.5 * (1 - torch.cos(math.pi * progress))).float()
-    return torch.full((), schedule, dtype=torch.float32, device=progress.device)
-
-
 # --- flags of methods, for train.py ---------------------------------------------------------------
 
-METHODS = {"adadim": AdaDim}        # by name; baselines/ adds its own
+METHODS = {"adadim": AdaDim}        # by name; baselines/all_methods.py adds the others
 
 # members of AdaDim's family that --method knows by name: the defaults that make them [Table 6]
 FAMILY = {

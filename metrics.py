@@ -17,7 +17,7 @@ import math
 
 import torch
 
-from losses import (matrices, matrix_mutual_information, normalize_rows, spectrum,
+from losses import (matrices, matrix_mutual_information, normalize_rows, root, spectrum,
                     wasserstein_uniformity)
 
 PIECE = 256         # rows to compare with all others at a time; the fastest size
@@ -42,7 +42,7 @@ def gram_eigenvalues(x):
 def singular_values(x):
     """The min(n, d) singular values of x, not centred, in descending order, float64."""
     x, = matrices(x)
-    return gram_eigenvalues(x).sqrt()
+    return root(gram_eigenvalues(x))
 
 
 def covariance_eigenvalues(x):
@@ -59,7 +59,8 @@ def covariance_eigenvalues(x):
 def entropy_rank(values, eps=0.0):
     """exp(−Σ p log p), p = values/Σvalues + eps; 1 if all values are zero."""
     p = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny) + eps
-    return torch.special.entr(p).sum().exp()        # entr(p) = −p log p, with 0·log 0 = 0
+    p = p.masked_fill(p == 0, 1)                    # 0·log 0 = 0 = 1·log 1, with finite gradients
+    return torch.special.entr(p).sum().exp()        # entr(p) = −p log p
 
 
 def ratio_or_one(x, y):
@@ -79,6 +80,8 @@ def effective_rank(x):
     σ are the singular values of x as it is, not centred. From 1 (all rows along one line; zeros
     too) to min(n, d) (equal singular values). A non-negative r has a large common mean, and so one
     large direction: do not compare its rank with that of an r whose entries have both signs.
+    Where σ = 0, the rank's slope is infinite: directions that x lacks have no gradient here, so as
+    a regulariser it evens out the directions that x has, and opens no new ones.
     """
     return entropy_rank(singular_values(x))
 
@@ -196,16 +199,16 @@ def uniformity(x, t=2.0):
     0 is collapse, lower is more uniform. x: n × d, n ≥ 2.
     """
     x, = matrices(x, rows=2)
-    with torch.autocast(x.device.type, enabled=False):
-        x = normalize_rows(x)
-        sums = [log_sum_of_pairs(later_cosines(x, start), t)
-                for start in range(0, len(x), PIECE)]           # n × n may not fit in memory
-        return log_mean_of_pairs(sums, len(x))
+    x = normalize_rows(x)
+    sums = [log_sum_of_pairs(later_cosines(x, start), t)
+            for start in range(0, len(x), PIECE)]               # n × n may not fit in memory
+    return log_mean_of_pairs(sums, len(x))
 
 
 def later_cosines(x, start):
     """The cosines of PIECE unit rows, from row `start` on, with themselves and all later rows."""
-    return x[start:start + PIECE] @ x[start:].T                 # piece × (n − start)
+    with torch.autocast(x.device.type, enabled=False):
+        return x[start:start + PIECE] @ x[start:].T             # piece × (n − start)
 
 
 def log_sum_of_pairs(cosines, t=2.0):
@@ -323,14 +326,15 @@ def knn_accuracy(train_x, train_y, test_x, test_y, k=20, temperature=0.07):
     k: at most n. temperature: T > 0.
     """
     (train_x,), (test_x,) = matrices(train_x), matrices(test_x)
-    train_y, test_y = torch.as_tensor(train_y), torch.as_tensor(test_y)
+    train_y, test_y = labels_of(train_x, train_y), labels_of(test_x, test_y)
     if not 1 <= k <= len(train_x):
         raise ValueError(f"expected 1 ≤ k ≤ {len(train_x)}, got {k}")
     train_x, test_x = normalize_rows(train_x), normalize_rows(test_x)
     n_classes = int(train_y.max()) + 1
     correct = 0
     for x, y in zip(test_x.split(PIECE), test_y.split(PIECE)):      # m × n may not fit in memory
-        cosine, nearest = (x @ train_x.T).topk(k)               # piece × k each
+        with torch.autocast(x.device.type, enabled=False):
+            cosine, nearest = (x @ train_x.T).topk(k)           # piece × k each
         # subtracting the largest, as in a softmax, changes no share; exp(1/T) could overflow
         weight = ((cosine - cosine[:, :1]) / temperature).exp()
         votes = weight.new_zeros(len(x), n_classes)
@@ -342,7 +346,15 @@ def knn_accuracy(train_x, train_y, test_x, test_y, k=20, temperature=0.07):
 def top_k_accuracy(logits, y, k=1):
     """How often the label in y (n) is among the k largest logits (n × classes), in per cent."""
     guesses = logits.topk(min(k, logits.shape[1])).indices      # n × k
-    return 100 * (guesses == y[:, None]).any(1).float().mean()
+    return 100 * (guesses == labels_of(logits, y)[:, None]).any(1).float().mean()
+
+
+def labels_of(x, y):
+    """The labels y of x's n rows as a tensor. Raises ValueError unless they are n numbers."""
+    y = torch.as_tensor(y)
+    if y.shape != (len(x),):
+        raise ValueError(f"expected {len(x)} labels, got {tuple(y.shape)}")
+    return y
 
 
 def standard_error(accuracy, n):

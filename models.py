@@ -1,10 +1,8 @@
-"""The networks: an encoder x → r and an MLP projector r → z.
+"""The encoder x → r; methods.mlp is the projector r → z.
 
     encoder, p = resnet("resnet18", width=64, stem="small")
     encoder, p = make_encoder("convnext_tiny", image_size=64)       # or any other of torchvision
-    projector = mlp(p, "2048-2048-2048")
     r = encoder(images)        # n × p
-    z = projector(r)           # n × d
     encoder, facts = load_encoder("runs/demo")                      # a trained one
 
 The encoders are torchvision's, so weights trained here load there. A ResNet's r is non-negative,
@@ -128,26 +126,6 @@ def memory_layout(device, precision, width):
     # in the backward pass of narrow networks (PyTorch 2.6 to 2.15, with AVX2 and AVX-512)
     onednn_crashes = device.type == "cpu" and precision == "fp32" and width < 16
     return torch.contiguous_format if onednn_crashes else torch.channels_last
-
-
-def mlp(width, sizes, batch_norm=True, activation=None):
-    """The projector: Linear-BN-ReLU for each size but the last, then Linear.
-
-    width: of the input. sizes: of the layers, such as "2048-2048-2048". activation: if not ReLU.
-    Raises ValueError if sizes is not positive integers joined by hyphens.
-    """
-    if not all(size.isdecimal() and int(size) > 0 for size in sizes.split("-")):
-        raise ValueError(f"expected layer sizes such as 2048-2048-2048, got {sizes!r}")
-    layers = []
-    *hidden, last = map(int, sizes.split("-"))
-    for size in hidden:
-        layers.append(nn.Linear(width, size))
-        if batch_norm:
-            layers.append(nn.BatchNorm1d(size))
-        layers.append(activation or nn.ReLU(inplace=True))
-        width = size
-    layers.append(nn.Linear(width, last))
-    return nn.Sequential(*layers)
 
 
 @torch.no_grad()

@@ -40,13 +40,15 @@ class LARS(torch.optim.Optimizer):
         v ← momentum·v + q·(g + weight_decay·w)
         w ← w − lr·v
 
-    Biases and norms (one dimension) take the plain step, with neither q nor decay. A tensor of
-    zeros has q = 1: it could never leave zero otherwise.
+    Biases and norms (one dimension) take the plain step, with neither q nor decay. So do groups of
+    parameters with plain=True, meant for a transformer's cls_token or layer_scale, and tensors of
+    zeros, which could never leave zero otherwise. A gradient of zeros does not decay its tensor.
     """
 
-    def __init__(self, params, lr, momentum=0.9, weight_decay=1e-4, eta=0.02, clip_lr=True):
+    def __init__(self, params, lr, momentum=0.9, weight_decay=1e-4, eta=0.02, clip_lr=True,
+                 plain=False):
         defaults = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, eta=eta,
-                        clip_lr=clip_lr)
+                        clip_lr=clip_lr, plain=plain)
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -69,14 +71,15 @@ class LARS(torch.optim.Optimizer):
                 self.state[tensor]["momentum_buffer"] = torch.zeros_like(tensor)
         v = [self.state[tensor]["momentum_buffer"] for tensor in w]
         torch._foreach_mul_(v, group["momentum"])
-        if w[0].ndim > 1:
+        if w[0].ndim > 1 and not group.get("plain"):
             w_norm = torch.stack(torch._foreach_norm(w))            # one number per tensor
             g_norm = torch.stack(torch._foreach_norm(g))
             q = group["eta"] * w_norm / (g_norm + group["weight_decay"] * w_norm + 1e-8)
             if group["clip_lr"]:
                 q = (q / group["lr"]).clamp(max=1)
-            q = torch.where(w_norm > 0, q, 1)
-            q_decay = group["weight_decay"] * q
+            adapts = (w_norm > 0) & (g_norm > 0)
+            q = torch.where(adapts, q, 1)
+            q_decay = group["weight_decay"] * q * adapts
             torch._foreach_addcmul_(v, g, q.unbind())
             torch._foreach_addcmul_(v, w, q_decay.unbind())
         else:
@@ -102,10 +105,14 @@ def clip_gradient(params, optimizer, mean_norm, factor):
     covariance term grows with the fourth power of z, and one bad step leads to the next. The
     momentum is scaled by the same factor: it carries a bad step on, and LARS would make up for a
     smaller gradient.
-    mean_norm: 0-dim, the mean over about ten steps, updated in place; 0 before the first step.
+    Call it once per step of the optimiser, not for each part of an accumulated gradient.
+    mean_norm: 0-dim, the mean over about ten steps, updated in place; 0 before the first step. It
+    belongs in checkpoints. factor: 0 never clips.
     Returns 1 if it clipped, else 0 (0-dim: no synchronising with the device).
     """
     params = [p for p in params if p.grad is not None]
+    if not params:
+        return torch.zeros_like(mean_norm)
     gradients = [p.grad for p in params]
     norm = torch.stack(torch._foreach_norm(gradients)).norm()
     limit = factor * mean_norm

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import train
-from baselines import METHODS
+from baselines.all_methods import METHODS
 from run import Parser, StopSignal, at_least, one_line_errors, read_config, split_arguments
 
 VICREG = "--alpha 0 --beta 0"

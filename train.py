@@ -23,7 +23,7 @@ import distributed
 import probe
 import run
 from augment import AUGMENTATIONS, augment_with
-from baselines import METHODS
+from baselines.all_methods import METHODS
 from data import (DATASETS, batches_of_views, fingerprint, load, memory_for_images, mixed_seed,
                   plan_batches, to_device)
 from distributed import RANK, WORLD_SIZE

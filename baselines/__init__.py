@@ -3,7 +3,11 @@
     python train.py --methods                       their papers, defaults and settings
     python train.py --method byol --set momentum=0.996
 
-    from baselines import METHODS, byol, sinkhorn   classes by name; losses
+    from baselines.byol import byol                 a loss
+    from baselines.all_methods import METHODS       the classes by name
+
+A loss needs formulas.py here, and losses.py: copy it with those. Importing one loads neither the
+other methods nor torchvision.
 
 Settings are from Table 17 of AdaDim's paper or, if missing there (as are DINO, SwAV, ReSSL and
 all augmentations), from solo-learn's CIFAR recipes, on which that paper builds. In Table 17's
@@ -15,29 +19,3 @@ see both; solo-learn passes each view by itself. A momentum copy has batch norms
 training mode, as in the methods' public code. With several processes, embeddings are gathered
 first: losses, queues, centres, assignments and clusters are those of the whole batch.
 """
-from baselines.barlow_twins import BarlowTwins, barlow_twins
-from baselines.byol import Byol, byol
-from baselines.deepcluster_v2 import DeepClusterV2, deepcluster_v2
-from baselines.dino import Dino, dino
-from baselines.lejepa import LeJepa, sigreg
-from baselines.moco_v2 import MocoV2, moco_v2
-from baselines.moco_v3 import MocoV3, moco_v3
-from baselines.nnclr import Nnclr, nnclr
-from baselines.ressl import Ressl, ressl
-from baselines.simsiam import SimSiam, simsiam
-from baselines.swav import Swav, sinkhorn, swav
-from methods import METHODS
-
-METHODS |= {
-    "barlow_twins": BarlowTwins,
-    "byol": Byol,
-    "simsiam": SimSiam,
-    "nnclr": Nnclr,
-    "moco_v2": MocoV2,
-    "moco_v3": MocoV3,
-    "dino": Dino,
-    "swav": Swav,
-    "deepcluster_v2": DeepClusterV2,
-    "ressl": Ressl,
-    "lejepa": LeJepa,
-}

@@ -1,5 +1,6 @@
 """BYOL: a predictor guesses a momentum network's output for the other view; no negatives."""
-from baselines.shared import MomentumMethod, paired_cosine, predictor, recipe
+from baselines.formulas import paired_cosine
+from baselines.shared import MomentumMethod, predictor, recipe
 from methods import Setting, both_views
 
 

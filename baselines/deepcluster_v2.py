@@ -2,7 +2,8 @@
 import torch
 import torch.nn.functional as F
 
-from baselines.shared import cosines, recipe, width_of
+from baselines.formulas import cosines
+from baselines.shared import recipe, width_of
 from losses import matrices, normalize_rows
 from methods import Method, Setting, gather
 

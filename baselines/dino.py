@@ -3,10 +3,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from baselines.shared import MomentumCopy, PrototypeMethod, recipe, soft_cross_entropy
+from baselines.formulas import soft_cross_entropy
+from baselines.shared import MomentumCopy, PrototypeMethod, recipe
 from losses import matrices
-from methods import Setting, both_views
-from models import mlp
+from methods import Setting, both_views, mlp
 
 
 def dino(student, teacher, center, student_temperature, teacher_temperature):

@@ -3,10 +3,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from baselines.shared import MomentumMethod, Queue, cosines, recipe, width_of
+from baselines.formulas import cosines
+from baselines.shared import MomentumMethod, Queue, recipe, width_of
 from losses import matrices, normalize_rows
-from methods import Setting, both_views
-from models import mlp
+from methods import Setting, both_views, mlp
 
 
 def moco_v2(q, k, queue, temperature):

@@ -1,5 +1,6 @@
 """MoCo v3: contrast of predictions with a momentum network's outputs for the batch."""
-from baselines.shared import MomentumMethod, contrast, predictor, projector_with_norm, recipe
+from baselines.formulas import contrast
+from baselines.shared import MomentumMethod, predictor, projector_with_norm, recipe
 from methods import Setting, both_views
 
 

@@ -1,6 +1,6 @@
 """NNCLR: contrast with the nearest neighbour of the other view, from a queue."""
-from baselines.shared import (Queue, contrast, cosines, predictor, projector_with_norm, recipe,
-                              width_of)
+from baselines.formulas import contrast, cosines
+from baselines.shared import Queue, predictor, projector_with_norm, recipe, width_of
 from methods import Method, Setting, both_views
 
 

@@ -1,10 +1,9 @@
 """ReSSL: a student predicts a momentum teacher's similarities to a queue, from a stronger view."""
 import torch.nn.functional as F
 
-from baselines.shared import (MomentumMethod, Queue, cosines, recipe, soft_cross_entropy,
-                              width_of)
-from methods import Setting, gather
-from models import mlp
+from baselines.formulas import cosines, soft_cross_entropy
+from baselines.shared import MomentumMethod, Queue, recipe, width_of
+from methods import Setting, gather, mlp
 
 
 def ressl(q, k, queue, student_temperature, teacher_temperature):

@@ -1,5 +1,6 @@
 """SimSiam: BYOL without the momentum network."""
-from baselines.shared import paired_cosine, predictor, projector_with_norm, recipe
+from baselines.formulas import paired_cosine
+from baselines.shared import predictor, projector_with_norm, recipe
 from methods import Method, Setting, both_views
 
 

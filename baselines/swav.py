@@ -1,7 +1,8 @@
 """SwAV: predicts the other view's assignment to prototypes, which are all used equally often."""
 import torch
 
-from baselines.shared import PrototypeMethod, Queue, recipe, soft_cross_entropy, width_of
+from baselines.formulas import soft_cross_entropy
+from baselines.shared import PrototypeMethod, Queue, recipe, width_of
 from losses import matrices
 from methods import Setting
 

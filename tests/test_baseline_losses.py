@@ -9,10 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-import baselines
-from baselines import sinkhorn
-from baselines.deepcluster_v2 import k_means
+from baselines.barlow_twins import barlow_twins
+from baselines.byol import byol
+from baselines.deepcluster_v2 import deepcluster_v2, k_means
+from baselines.dino import dino
+from baselines.lejepa import sigreg
+from baselines.moco_v2 import moco_v2
+from baselines.moco_v3 import moco_v3
+from baselines.nnclr import nnclr
+from baselines.ressl import ressl
 from baselines.shared import Queue
+from baselines.simsiam import simsiam
+from baselines.swav import sinkhorn, swav
 from losses import normalize_rows
 from tests.helpers import close, generator, randn
 
@@ -114,8 +122,8 @@ class Case(NamedTuple):
     others_learn: bool = False      # a target must receive no gradient
 
 
-def nnclr(p, neighbours, temperature):
-    return baselines.nnclr(neighbours, p, temperature)
+def nnclr_of_predictions(p, neighbours, temperature):
+    return nnclr(neighbours, p, temperature)
 
 
 Y = randn(6, 4, seed=1)
@@ -124,17 +132,17 @@ LABELS = torch.tensor([2, -1, 0, 3, 3, -1])
 SHARES = torch.softmax(randn(6, 4, seed=8), 1)
 DIRECTIONS = torch.linalg.qr(randn(4, 4, seed=9)).Q[:, :3]
 LOSSES = {
-    "barlow_twins": Case(baselines.barlow_twins, barlow_oracle, [Y], (0.02, 0.3), True),
-    "byol": Case(baselines.byol, byol_oracle, [Y]),
-    "simsiam": Case(baselines.simsiam, simsiam_oracle, [Y]),
-    "nnclr": Case(nnclr, nnclr_oracle, [Y], (0.3,)),
-    "moco_v2": Case(baselines.moco_v2, moco_v2_oracle, [Y, QUEUE], (0.3,)),
-    "moco_v3": Case(baselines.moco_v3, moco_v3_oracle, [Y], (0.3,)),
-    "dino": Case(baselines.dino, dino_oracle, [Y, randn(4, seed=2)], (0.3, 0.2)),
-    "swav": Case(baselines.swav, swav_oracle, [SHARES], (0.3,)),
-    "deepcluster_v2": Case(baselines.deepcluster_v2, deepcluster_oracle, [LABELS], (0.3,)),
-    "ressl": Case(baselines.ressl, ressl_oracle, [Y, QUEUE], (0.3, 0.2)),
-    "sigreg": Case(baselines.sigreg, sigreg_oracle, [DIRECTIONS], (), True),
+    "barlow_twins": Case(barlow_twins, barlow_oracle, [Y], (0.02, 0.3), True),
+    "byol": Case(byol, byol_oracle, [Y]),
+    "simsiam": Case(simsiam, simsiam_oracle, [Y]),
+    "nnclr": Case(nnclr_of_predictions, nnclr_oracle, [Y], (0.3,)),
+    "moco_v2": Case(moco_v2, moco_v2_oracle, [Y, QUEUE], (0.3,)),
+    "moco_v3": Case(moco_v3, moco_v3_oracle, [Y], (0.3,)),
+    "dino": Case(dino, dino_oracle, [Y, randn(4, seed=2)], (0.3, 0.2)),
+    "swav": Case(swav, swav_oracle, [SHARES], (0.3,)),
+    "deepcluster_v2": Case(deepcluster_v2, deepcluster_oracle, [LABELS], (0.3,)),
+    "ressl": Case(ressl, ressl_oracle, [Y, QUEUE], (0.3, 0.2)),
+    "sigreg": Case(sigreg, sigreg_oracle, [DIRECTIONS], (), True),
 }
 
 
@@ -157,19 +165,19 @@ def test_a_loss_equals_its_oracle(name):
 def test_closed_forms():
     """Of views that agree, and of those that do not; the default weights are the papers'."""
     x = randn(6, 4)
-    close(baselines.barlow_twins(x, Y), barlow_oracle(x, Y))
-    close(baselines.byol(x, 3 * x), 0)
-    close(baselines.byol(x, -x), 4)
-    close(baselines.simsiam(x, 3 * x), -1)
-    close(baselines.deepcluster_v2(x, torch.full((6,), -1), 0.1), 0)
+    close(barlow_twins(x, Y), barlow_oracle(x, Y))
+    close(byol(x, 3 * x), 0)
+    close(byol(x, -x), 4)
+    close(simsiam(x, 3 * x), -1)
+    close(deepcluster_v2(x, torch.full((6,), -1), 0.1), 0)
     orthogonal = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
-    close(baselines.barlow_twins(orthogonal, orthogonal), 0, 1e-8)
+    close(barlow_twins(orthogonal, orthogonal), 0, 1e-8)
     # sigreg tests for a normal distribution
     directions = torch.linalg.qr(randn(8, 8)).Q
-    normal = baselines.sigreg(randn(2000, 8), directions)
+    normal = sigreg(randn(2000, 8), directions)
     assert 0 < normal < 2
-    assert baselines.sigreg(2 * randn(2000, 8), directions) > 50 * normal
-    assert baselines.sigreg(randn(2000, 8) + 1, directions) > 50 * normal
+    assert sigreg(2 * randn(2000, 8), directions) > 50 * normal
+    assert sigreg(randn(2000, 8) + 1, directions) > 50 * normal
 
 
 COLLAPSED = {"zeros": torch.zeros(6, 4), "equal": torch.full((6, 4), 0.3),

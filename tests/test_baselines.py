@@ -11,7 +11,7 @@ from torch import nn
 
 import evaluate
 import train
-from baselines import METHODS
+from baselines.all_methods import METHODS
 from data import batches_of_views, plan_batches
 from datasets import SHAPES, draw_shapes
 from losses import normalize_rows

@@ -14,7 +14,8 @@ from PIL import Image
 import evaluate
 from evaluate import layer_outputs, linear_probe, share_of_labels, train_layers
 from metrics import effective_rank
-from models import mlp, resnet
+from methods import mlp
+from models import resnet
 from run import last_value, read_log
 from datasets import draw_shapes
 from tests.helpers import exit_status, random_images, run, save_images

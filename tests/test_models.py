@@ -11,7 +11,8 @@ from torchvision.transforms import functional as tvf
 
 import augment as augmentation
 from datasets import load_shapes
-from models import encode, make_encoder, mlp, resnet
+from methods import mlp
+from models import encode, make_encoder, resnet
 from tests.helpers import generator, random_images
 
 # --- augmentation -----------------------------------------------------------------------------

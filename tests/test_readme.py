@@ -24,7 +24,7 @@ import metrics
 import study
 import train
 from data import DATASETS
-from models import mlp
+from methods import mlp
 from run import read_log
 from tests.helpers import ROOT, close, random_images, save_images
 

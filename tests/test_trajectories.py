@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import train
-from baselines import METHODS
+from baselines.all_methods import METHODS
 from tests.helpers import generator
 
 IMAGES, N, STEPS, EPOCHS = 26, 8, 3, 3      # an epoch leaves out two images
