@@ -1,14 +1,6 @@
 """α, AdaDim's weight of InfoNCE: measured during training [§4], or on a schedule [Table 6].
 
-    alpha = MeasuredAlpha()
-    for epoch in range(1, epochs + 1):
-        alpha.before_epoch(epoch, steps=len(batches))
-        for step, batch in enumerate(batches):
-            …                                           # adadim(r1, r2, z1, z2, alpha.value)
-            alpha.after_step(z1, step)
-        alpha.after_epoch()
-
-This file needs torch and metrics.py, which needs losses.py: copy the three.
+This file needs torch, metrics.py and losses.py; docs/IN_OTHER_CODE.md has a loop that uses it.
 """
 import math
 
@@ -16,8 +8,6 @@ import torch
 from torch import nn
 
 from metrics import effective_rank
-
-NOT_MEASURED = -1.0
 
 
 class MeasuredAlpha(nn.Module):
@@ -27,8 +17,7 @@ class MeasuredAlpha(nn.Module):
 
     Until it is first set, α is 0: VICReg alone. VICReg decorrelates features, which raises the
     effective rank; as it rises, α shifts the loss to InfoNCE, which spreads samples.
-
-    value: α, 0-dim. It and what has been measured are in state_dict(), for runs that resume.
+    value: α, 0-dim. state_dict() has it, and what has been measured in an epoch.
     """
 
     def __init__(self, every=20, batches=10):
@@ -45,7 +34,7 @@ class MeasuredAlpha(nn.Module):
         epoch: from 1. steps: how many it has. generator: None draws the same in all processes.
         """
         self.steps = []
-        self.shares.fill_(NOT_MEASURED)
+        self.shares.fill_(-1)                                   # not measured
         if epoch % self.every == 0:
             generator = generator or torch.Generator().manual_seed(epoch)
             order = torch.randperm(steps, generator=generator, device=generator.device)
@@ -54,15 +43,13 @@ class MeasuredAlpha(nn.Module):
     def after_step(self, z, step):
         """z: one view's embeddings, n × d, of all processes. step: within the epoch, from 0."""
         if step in self.steps:
-            rank = effective_rank(z.detach())
-            self.shares[self.steps.index(step)] = rank / min(z.shape)
+            self.shares[self.steps.index(step)] = effective_rank(z.detach()) / min(z.shape)
 
     def after_epoch(self):
         """Sets α, if this epoch measured it: this makes the method adaptive."""
-        if self.steps:
-            measured = self.shares[self.shares != NOT_MEASURED]     # an epoch may end early
-            if len(measured):
-                self.value.copy_(measured.mean())
+        measured = self.shares[self.shares != -1]               # an epoch may end early
+        if self.steps and len(measured):
+            self.value.copy_(measured.mean())
 
     def get_extra_state(self):      # not a buffer: reading one would wait for the GPU at each step
         return torch.tensor(self.steps)
@@ -72,11 +59,7 @@ class MeasuredAlpha(nn.Module):
 
 
 def alpha_at(schedule, measured, progress):
-    """α at a step, 0-dim float32.
-
-    schedule: "ada" (measured), "linear" or "cosine" (from 0 to 1), or a number. measured: 0-dim.
-    progress: 0-dim float64, from 0 at the first step of training to 1 at the last.
-    """
+    """α at a step, 0-dim float32. schedule: --alpha. progress: see Method.forward."""
     if schedule == "ada":
         return measured
     if schedule == "linear":

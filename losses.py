@@ -239,7 +239,7 @@ def wasserstein_uniformity(z):
 
     Both are taken as Gaussians: N(μ, Σ) with the mean and covariance (division by n) of ẑ, and
     N(0, I/d). z: n × d. 0 is best, √2 is collapse. If n < d, W2 cannot fall below about
-    √(2 − 2·√((n − 1)/d)).
+    √(2 − 2·√((n − 1)/d)). Second derivatives are NaN where two eigenvalues of Σ are equal.
     From Fang et al., "Rethinking the Uniformity Metric in Self-Supervised Learning" (ICLR 2024);
     it has all four properties that the paper asks for, as uniformity.py shows.
     """
@@ -252,20 +252,11 @@ def wasserstein_uniformity(z):
         centred = (z - mean) / n ** 0.5                         # n × d, Σ = centredᵀ centred
         # both products have the same eigenvalues, except for zeros
         gram = centred @ centred.T if n < d else centred.T @ centred
-        squared = mean.square().sum() + 1 + gram.diagonal().sum() - 2 / d ** 0.5 * root_trace(gram)
-
-    return root(squared, 1e-12).to(dtype)       # below is within rounding of 0
-
-
-def root_trace(gram):
-    """tr G^{1/2} of a positive semi-definite matrix in float64.
-
-    Directions whose eigenvalues are within rounding of zero have no gradient. Second derivatives
-    are NaN if two eigenvalues are equal.
-    """
-    values = spectrum(gram)
-    rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
-    return root(values, rounding).sum()
+        values = spectrum(gram)
+        rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
+        root_trace = root(values, rounding).sum()               # tr Σ^{1/2}
+        squared = mean.square().sum() + 1 + gram.diagonal().sum() - 2 / d ** 0.5 * root_trace
+        return root(squared, 1e-12).to(dtype)   # below is within rounding of 0
 
 
 # --- AdaDim ---------------------------------------------------------------------------------------
@@ -282,18 +273,18 @@ def adadim(r1, r2, z1, z2, alpha, beta=1e-4, mi_scale=None, temperature=0.1,
     beta: β. By Eq. 5 and §4 ("encourages lower"), β > 0 lowers I(R;Z); §C.7 and §4's last
         paragraph have it raise I(R;Z). It lowers it: docs/RESULTS.md measured 0.068 nats at
         β = 1, 0.146 at 0 and 0.93 at −1.
-    mi_scale: m. None sets m = α, as published; 1 is the constant regulariser of [32].
+    mi_scale: m, a number. None sets m = α, as published; 1 is the constant regulariser of [32].
     vicreg_weights: weights of invariance, variance and covariance, the last being Table 18's ν.
 
-    No gradient flows through α or m. The dict holds the terms before weighting, detached:
+    No gradient flows through α. The dict holds the terms before weighting, detached:
     info_nce, vicreg, VICReg's own three (invariance, variance, covariance) and mi_loss.
     """
     z1, z2 = matrices(z1, z2, rows=2, same_width=True)
-    alpha = as_weight(alpha, z1)
     # a tensor's range is not checked: that would synchronise with the device
-    if not torch.is_tensor(alpha) and not 0 <= alpha <= 1:
+    if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-    m = alpha if mi_scale is None else as_weight(mi_scale, z1)
+    alpha = torch.as_tensor(alpha, dtype=z1.dtype).detach().reshape(())
+    m = alpha if mi_scale is None else mi_scale
 
     contrast = info_nce(z1, z2, temperature)
     invariance, variance, covariance = vicreg_terms(z1, z2)
@@ -310,13 +301,3 @@ def adadim(r1, r2, z1, z2, alpha, beta=1e-4, mi_scale=None, temperature=0.1,
         loss = loss + beta * m * information
         parts["mi_loss"] = information
     return loss, {name: term.detach() for name, term in parts.items()}
-
-
-def as_weight(x, like):
-    """x (a number, or an array or tensor with one element) as a number, or a 0-dim tensor.
-
-    like: a tensor that the weight must not promote to another dtype. No gradient flows through x.
-    """
-    if torch.is_tensor(x):
-        return x.detach().reshape(()).to(like.dtype)
-    return x if isinstance(x, (int, float)) else torch.as_tensor(x).item()

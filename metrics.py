@@ -256,14 +256,8 @@ def linear_cka(x, y):
     rotation and scale).
     """
     x, y = (z.double() - z.double().mean(0) for z in matrices(x, y))
-    n = len(x)
-    if n < min(x.shape[1], y.shape[1]):
-        k_x, k_y = x @ x.T, y @ y.T                             # n × n, the smaller products
-        common = (k_x * k_y).sum()
-        own = k_x.norm() * k_y.norm()
-    else:
-        common = (y.T @ x).square().sum()
-        own = (x.T @ x).norm() * (y.T @ y).norm()
+    common = (y.T @ x).square().sum()
+    own = (x.T @ x).norm() * (y.T @ y).norm()
     return common / own.clamp_min(torch.finfo(torch.float64).tiny)
 
 

@@ -41,8 +41,8 @@ class LARS(torch.optim.Optimizer):
         w ← w − lr·v
 
     Biases and norms (one dimension) take the plain step, with neither q nor decay. So do groups of
-    parameters with plain=True, meant for a transformer's cls_token or layer_scale, and tensors of
-    zeros, which could never leave zero otherwise. A gradient of zeros does not decay its tensor.
+    parameters with plain=True, such as a transformer's cls_token and layer_scale; tensors of zeros,
+    which could never leave zero otherwise; and those whose gradient is zero, as in solo-learn.
     """
 
     def __init__(self, params, lr, momentum=0.9, weight_decay=1e-4, eta=0.02, clip_lr=True,

@@ -13,15 +13,7 @@ from baselines.swav import Swav
 from methods import METHODS
 
 METHODS |= {
-    "barlow_twins": BarlowTwins,
-    "byol": Byol,
-    "simsiam": SimSiam,
-    "nnclr": Nnclr,
-    "moco_v2": MocoV2,
-    "moco_v3": MocoV3,
-    "dino": Dino,
-    "swav": Swav,
-    "deepcluster_v2": DeepClusterV2,
-    "ressl": Ressl,
-    "lejepa": LeJepa,
+    "barlow_twins": BarlowTwins, "byol": Byol, "simsiam": SimSiam, "nnclr": Nnclr,
+    "moco_v2": MocoV2, "moco_v3": MocoV3, "dino": Dino, "swav": Swav,
+    "deepcluster_v2": DeepClusterV2, "ressl": Ressl, "lejepa": LeJepa,
 }

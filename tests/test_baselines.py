@@ -183,9 +183,9 @@ def measured(method, data):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_learns_shapes_and_does_not_collapse(name):
-    """In 128 steps k-NN rises from 65 %, on the untrained encoder, to 73–79 %; ranks stay high."""
+    """In 128 steps k-NN rises from 67 %, on the untrained encoder, to 74–79 %; ranks stay high."""
     epochs, steps, n = 8, 16, 64
-    torch.manual_seed(1)
+    torch.manual_seed(2)
     args = train.parse_args(["--method", name, "--projector", "64-32", "--epochs", str(epochs),
                              "--batch-size", str(n), *settings(name)])
     method = METHODS[name](args, small_network(), 32, n_images=1024)

@@ -36,17 +36,22 @@ def test_copied_files_need_each_other_alone(name, needed):
 
 
 def test_copies_work_in_an_empty_folder(tmp_path):
-    for name in ("losses", "metrics", "optim", "test_losses", "augment", "models"):
+    for name in ("losses", "metrics", "optim", "test_losses", "alpha", "augment", "models"):
         shutil.copy(ROOT / f"{name}.py", tmp_path)
     for words in (["-m", "pytest", "-q", "test_losses.py", "-k", "lars or rank"],
-                  ["-c", "import models; models.mlp(4, '3-2')"]):
+                  ["-c", "import alpha, models; alpha.MeasuredAlpha(); models.resnet()"]):
         subprocess.run([sys.executable, *words], cwd=tmp_path, check=True)
 
 
 def test_a_compared_method_needs_no_other():
-    """A file of baselines/ needs none of its siblings but shared.py."""
-    files = [path for path in (ROOT / "baselines").glob("*.py") if path.name != "__init__.py"]
-    assert len(files) == 12
-    for path in files:
-        ours = {module for module in imports_of(path) if not module.startswith("torch")}
-        assert ours <= {"baselines.shared", "methods", "models", "losses"}, path
+    """And importing one loads neither the others, nor torchvision, nor train.py's files."""
+    files = {path.stem for path in (ROOT / "baselines").glob("*.py")}
+    methods = files - {"__init__", "all_methods", "formulas", "shared"}
+    assert len(methods) == 11
+    for name in methods:
+        ours = {module for module in imports_of(ROOT / "baselines" / f"{name}.py")
+                if not module.startswith("torch")}
+        assert ours <= {"baselines.formulas", "baselines.shared", "methods", "losses"}, name
+    code = ("import sys; from baselines.byol import *; from baselines.moco_v2 import *; "
+            "assert not {'torchvision', 'baselines.dino', 'run'} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
