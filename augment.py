@@ -52,8 +52,8 @@ def augment(x, recipe="vicreg", view=0, generator=None, size=None, cropped=False
     """One random view of each image: crop, flip, colour jitter, grey, blur, solarise.
 
     x: n × 3 × s × s, uint8, or float in [0, 1]. recipe: a key of AUGMENTATIONS. view: 0 or 1.
-    generator: on x's device. size: of the view in pixels (None: as x). cropped: x is already cropped and flipped.
-    Returns n × 3 × size × size, float32 in [0, 1].
+    generator: on x's device. size: of the view in pixels (None: as x). cropped: x is already
+    cropped and flipped. Returns n × 3 × size × size, float32 in [0, 1].
     """
     draws = torch.rand(len(x), DRAWS, generator=generator, device=x.device)
     return augment_with(draws, x, recipe, view, size, cropped)

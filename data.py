@@ -3,19 +3,16 @@
     python data.py cifar100     downloads it; draws images and views in figures/cifar100.png
 
 A training set that fits stays on the device as one tensor, and a batch is an index into it. A
-larger one stays a list of files, and worker processes decode and crop the images of each batch.
+larger one stays a list of files, and threads decode and crop the images of each batch.
 batches_of_views() hides the difference. datasets.py has the table of datasets, and finds files.
 """
-import atexit
 import contextlib
 import functools
 import itertools
-import multiprocessing
 import os
-import signal
+import time
 import warnings
-import zlib
-from dataclasses import dataclass
+from collections import deque
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
@@ -23,15 +20,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader
 from torchvision.utils import make_grid
 
-from augment import AUGMENTATIONS, DRAWS, Boxes, augment_with, normalise, random_boxes
+from augment import (AUGMENTATIONS, DRAWS, NUMBERS, Boxes, augment_with, normalise, random_boxes,
+                     taken_from)
 from datasets import DATASETS, random_subset, read_dataset, sizes_of
 from distributed import LOCAL_WORLD_SIZE, RANK, WORLD_SIZE
-from run import BadInput, Parser, at_least, one_line_errors, show_progress
+from run import PROGRESS_SECONDS, BadInput, Parser, at_least, one_line_errors, show_progress
 
 STATISTICS_IMAGES = 2048    # files sampled for mean and standard deviation
+BATCHES_AHEAD = 3           # that threads decode while the device trains
 EXIF_ORIENTATION = 0x0112
 CROPS = 1                   # seeds the crops apart from the rest of the augmentation
 
@@ -111,19 +109,6 @@ def pixels(data, split, index):
     return images[:, :, start:start + side, start:start + side]
 
 
-def fingerprint(data):
-    """A checksum of classes, labels and images; of files, their names and sizes only."""
-    total = zlib.crc32("/".join(data["classes"]).encode(errors="surrogateescape"))
-    for key in ("train_x", "train_y", "test_x", "test_y"):
-        content = data[key]
-        if isinstance(content, list):
-            entries = [f"{os.path.basename(path)} {os.path.getsize(path)}" for path in content]
-            total = zlib.crc32("\n".join(entries).encode(errors="surrogateescape"), total)
-        else:
-            total = zlib.crc32(content.contiguous().numpy(), total)
-    return total
-
-
 def mixed_seed(*numbers):
     """Hashes several numbers, each 0 or more, into one seed."""
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
@@ -147,17 +132,19 @@ def decode_all(paths, size, crop):
     """The central squares of files' images: uint8, n × 3 × crop × crop; see decode()."""
     images = torch.empty(len(paths), 3, crop, crop, dtype=torch.uint8)
     read = functools.partial(decode, size=size, crop=crop)
+    shown_at = time.monotonic()
     with ThreadPool(worker_count()) as pool:        # PIL decodes and resizes without Python's lock
         for i, image in enumerate(pool.imap(read, paths)):
             images[i] = torch.tensor(image).permute(2, 0, 1)
-            if i % 64 == 0:
+            if time.monotonic() - shown_at > PROGRESS_SECONDS:
                 show_progress(f"decoding images: {i:,} of {len(paths):,}")
+                shown_at = time.monotonic()
     show_progress("")
     return images
 
 
 def worker_count():
-    """One thread or worker process per core, divided among torchrun's processes."""
+    """One thread per core, divided among torchrun's processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(16, max(1, cores // LOCAL_WORLD_SIZE))
 
@@ -208,38 +195,30 @@ class PlannedBatch(NamedTuple):
     index: torch.Tensor     # n, int64, on the CPU: indices into the training set
 
 
-@dataclass
-class Crops:
-    """A dataset for DataLoader's workers: a planned batch → 2 × n × 3 × size × size, uint8.
+def start_cropping(pool, planned, paths, scale, size):
+    """Starts two_crops for the images of a planned batch, in a pool of threads.
 
-    Each file is decoded once, and cropped and mirrored twice; augment_with(…, cropped=True) does
-    the rest. An unreadable file makes an error text of the whole batch.
+    scale: of augment.random_boxes. Returns an AsyncResult: get() waits for the list of crops.
     """
-    paths: list
-    scale: tuple            # of augment.random_boxes
-    size: int
-
-    def __getitem__(self, planned):
-        seed, step, index = planned
-        generator = torch.Generator().manual_seed(mixed_seed(seed, step, CROPS))
-        rand = functools.partial(torch.rand, generator=generator)
-        try:
-            crops = [two_crops(self.paths[i], self.scale, self.size, rand) for i in index]
-        except OSError as error:
-            return str(error)       # torch would add a traceback
-        return torch.from_numpy(np.stack(crops, 1)).permute(0, 1, 4, 2, 3)
+    generator = torch.Generator().manual_seed(mixed_seed(planned.seed, planned.step, CROPS))
+    numbers = torch.rand(len(planned.index), 2, NUMBERS[0], generator=generator)
+    tasks = [(paths[i], of_image, scale, size) for i, of_image in zip(planned.index, numbers)]
+    return pool.starmap_async(two_crops, tasks)
 
 
-def two_crops(path, scale, size, rand):
-    """Two random crops of a file's image: uint8, 2 × size × size × 3."""
+def two_crops(path, numbers, scale, size):
+    """Two random crops of a file's image, which is decoded once: uint8, 2 × size × size × 3.
+
+    They are cropped and mirrored; augment_with(…, cropped=True) does the rest. numbers: 2 × k.
+    """
     with opened(path) as image:
         if image.format != "JPEG":
             image = to_rgb(image)       # Pillow turns a TIFF's size by itself, others' not
         width, height = image.size
         if image.getexif().get(EXIF_ORIENTATION, 1) > 4:    # stored turned by 90°
             width, height = height, width
-        drawn = random_boxes(2, scale, rand, shape=height / width)
-        boxes = [Boxes(*map(float, numbers)) for numbers in zip(*drawn)]    # as plain numbers
+        drawn = random_boxes(2, scale, taken_from(numbers), shape=height / width)
+        boxes = [Boxes(*map(float, values)) for values in zip(*drawn)]      # as plain numbers
 
         # a JPEG decodes faster at 1/2, 1/4 or 1/8 of its size: use the smallest one at which no
         # crop needs enlarging
@@ -297,7 +276,7 @@ def batches_of_views(data, plan, recipe, layout=torch.channels_last, view_of=aug
     train_y[index]. All three are on the device of data["train_y"].
 
     data: from load(), moved by to_device(). view_of: augment_with, perhaps compiled. Raises
-    OSError for an unreadable file. Closing this generator ends its worker processes.
+    OSError for an unreadable file.
     """
     device = data["train_y"].device
     generator = torch.Generator(device)
@@ -328,34 +307,19 @@ def image_pairs(data, plan, recipe, device):
             yield planned, index, data["train_x"][index].expand(2, -1, -1, -1, -1)
         return
 
-    # workers read the plan ahead: a whole run's keeps them busy between epochs too
-    plan, ahead = itertools.tee(plan)
-    # plain numbers: sending part of a tensor would copy all of it to shared memory
-    orders = ((planned.seed, planned.step, planned.index.tolist()) for planned in ahead)
-    dataset = Crops(data["train_x"], AUGMENTATIONS[recipe]["scale"], data["image_size"])
-    loader = DataLoader(dataset, sampler=orders, batch_size=None, num_workers=worker_count(),
-                        prefetch_factor=3, pin_memory=device.type == "cuda",
-                        worker_init_fn=ignore_signals)
-    crops = iter(loader)            # starts the workers
-    atexit.register(end_workers)    # called before torch's, which would wait five seconds for each
-    for planned, pairs in zip(plan, crops):
-        if isinstance(pairs, str):
-            raise OSError(pairs)
-        index = planned.index.to(device, non_blocking=True)
-        yield planned, index, pairs.to(device, non_blocking=True)
-
-
-def ignore_signals(worker):
-    """Terminals and schedulers signal a whole process group; the main process ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def end_workers():
-    """Ends the workers that an exception left behind, for which Python would wait."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)       # their end is no error
-    for worker in multiprocessing.active_children():
-        worker.kill()
+    scale = AUGMENTATIONS[recipe]["scale"]
+    with ThreadPool(worker_count()) as pool:
+        started = ((planned, start_cropping(pool, planned, data["train_x"], scale,
+                                            data["image_size"])) for planned in plan)
+        waiting = deque(itertools.islice(started, BATCHES_AHEAD))
+        while waiting:
+            planned, crops = waiting.popleft()
+            pairs = torch.from_numpy(np.stack(crops.get(), 1)).permute(0, 1, 4, 2, 3)
+            waiting.extend(itertools.islice(started, 1))
+            if device.type == "cuda":
+                pairs = pairs.pin_memory()
+            index = planned.index.to(device, non_blocking=True)
+            yield planned, index, pairs.to(device, non_blocking=True)
 
 
 # --- a first look ---------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 
 from baselines.all_methods import METHODS
 from data import DATASETS, load, random_subset
@@ -244,24 +243,17 @@ def save_features(path, data, train, test):
 def layer_outputs(data, split, index, encoder, projector, device):
     """{layer: n × width} of the images data[split][index], from the first stage to r and z.
 
-    Maps of features, and a transformer's tokens, are averaged over their positions; so a ResNet's
-    last stage is r. A projector's hidden layers are the inputs of its Linears but the first.
+    Maps of features are averaged over their positions; so a ResNet's last stage is r. A
+    projector's hidden layers are the inputs of its Linears but the first.
     """
-    is_swin = isinstance(encoder, torchvision.models.SwinTransformer)   # n × h × w × channels
-    positions = {3: 1, 4: (1, 2) if is_swin else (2, 3)}
     outputs = {}
 
     def keep(name, module, inputs, output):
         x = inputs[0] if name.startswith("projector") else output
-        if x.ndim > 2:
-            x = x.mean(positions[x.ndim])
+        x = x.mean((2, 3)) if x.ndim == 4 else x
         outputs.setdefault(name, []).append(x.clone())      # the next layer may be in-place
 
-    modules = dict(encoder.named_modules())
-    containers = ("features", "trunk_output", "encoder.layers", "blocks", "layers")
-    container = next((name for name in containers if name in modules), "")      # "": the encoder
-    children = modules[container].named_children()
-    layers = {name: child for name, child in children if list(child.children())}    # the stages
+    layers = {name: child for name, child in encoder.named_children() if list(child.children())}
     _, *linears = [layer for layer in projector.modules() if isinstance(layer, torch.nn.Linear)]
     layers |= {f"projector {i}": layer for i, layer in enumerate(linears, start=1)}
     layers |= {"r": encoder, "z": projector}

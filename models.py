@@ -1,14 +1,12 @@
 """The encoder x → r; methods.mlp is the projector r → z.
 
     encoder, p = resnet("resnet18", width=64, stem="small")
-    encoder, p = make_encoder("convnext_tiny", image_size=64)       # or any other of torchvision
     r = encoder(images)        # n × p
     encoder, facts = load_encoder("runs/demo")                      # a trained one
 
-The encoders are torchvision's, so weights trained here load there. A ResNet's r is non-negative,
-a mean over the last ReLU's outputs. Networks that end differently (ConvNeXt, ViT, Swin,
-EfficientNet …) give r of both signs: see losses.matrix_mutual_information and
-metrics.effective_rank for what that changes.
+The encoders are torchvision's ResNets, so weights trained here load there; their r is
+non-negative, a mean over the last ReLU's outputs. ENCODERS takes others; if they give r of both
+signs, losses.matrix_mutual_information and metrics.effective_rank tell what that changes.
 """
 import json
 import re
@@ -20,40 +18,23 @@ from torch import nn
 
 from augment import normalise
 
-# torchvision's classification networks, except those with several heads or no linear one
-ARCHITECTURES = tuple(name for name in torchvision.models.list_models(module=torchvision.models)
-                      if not name.startswith(("googlenet", "inception", "squeezenet")))
-RESNETS = tuple(name for name in ARCHITECTURES if "resnet" in name or "resnext" in name)
+RESNETS = tuple(name for name in torchvision.models.list_models(module=torchvision.models)
+                if "resnet" in name or "resnext" in name)
+ENCODERS = {}       # your own, {name for --arch: make}; make(image_size) returns a module and p
 PUBLISHED_WIDTH = 64
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def make_encoder(arch="resnet50", width=PUBLISHED_WIDTH, stem="small", image_size=32):
-    """A network of torchvision without its classifier, and the width p of its output.
+    """An encoder, images → r (n × p), and p. arch: one of RESNETS, see resnet(), or ENCODERS.
 
-    arch: one of ARCHITECTURES. width, stem: of ResNets alone, see resnet().
-    image_size: of the input, in pixels. A ViT is built for this size, and takes no other.
-    Raises ValueError if it does not take images of this size.
+    Raises ValueError for a width that is too small, or an arch that is neither.
     """
-    if arch in RESNETS:
-        return resnet(arch, width, stem)
-    settings = {"image_size": image_size} if arch.startswith("vit_") else {}
-    try:
-        net = torchvision.models.get_model(arch, **settings)
-        with torch.no_grad():
-            net.eval()(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"{arch} does not take images of {image_size} pixels") from error
-
-    *_, name = [name for name, layer in net.named_modules() if isinstance(layer, nn.Linear)]
-    parent_name, _, own_name = name.rpartition(".")
-    parent = net.get_submodule(parent_name)
-    p = getattr(parent, own_name).in_features
-    setattr(parent, own_name, nn.Identity())
-    for layer in parent.children():
-        if isinstance(layer, nn.Dropout):   # meant for the classifier; it would disturb r
-            layer.p = 0.0
-    return net.train(), p
+    if arch in ENCODERS:
+        return ENCODERS[arch](image_size)
+    if arch not in RESNETS:
+        raise ValueError(f"ENCODERS has no {arch!r}: import the file that defines it first")
+    return resnet(arch, width, stem)
 
 
 def load_encoder(folder):

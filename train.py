@@ -24,13 +24,13 @@ import probe
 import run
 from augment import AUGMENTATIONS, augment_with
 from baselines.all_methods import METHODS
-from data import (DATASETS, batches_of_views, fingerprint, load, memory_for_images, mixed_seed,
-                  plan_batches, to_device)
+from data import (DATASETS, batches_of_views, load, memory_for_images, mixed_seed, plan_batches,
+                  to_device)
 from distributed import RANK, WORLD_SIZE
 from figures import draw_run
 from methods import (FAMILY, AdaDim, alpha_type, first_and_last, list_methods, read_settings,
                      three_weights)
-from models import ARCHITECTURES, DTYPES, make_encoder, memory_layout, mixed_precision
+from models import DTYPES, ENCODERS, RESNETS, make_encoder, memory_layout, mixed_precision
 from optim import LEARNING_RATES, clip_gradient, make_optimizer
 from run import BadInput, at_least, positive
 
@@ -58,8 +58,8 @@ def parse_args(argv):
     add("--limit-train", type=at_least(1), metavar="N", help="train on N random images")
 
     add = parser.add_argument_group("networks").add_argument
-    add("--arch", default="resnet50", choices=ARCHITECTURES, metavar="NAME",
-        help="encoder: a classification network of torchvision, such as resnet18 or vit_b_16")
+    add("--arch", default="resnet50", choices=(*RESNETS, *ENCODERS), metavar="NAME",
+        help="encoder: a ResNet of torchvision, such as resnet18, or one of your own")
     add("--width", default=64, type=at_least(1), help="channels of a ResNet's first stage")
     add("--projector", default="2048-2048-2048", metavar="SIZES", help="sizes of its layers")
 
@@ -259,7 +259,7 @@ def train(args, command, stop):
     n_images = len(data["train_x"])
     if n_images < args.batch_size:
         raise BadInput(f"--batch-size {args.batch_size} is more than the {n_images:,} images")
-    config = run.flags_of(args) | {"data": f"{n_images} images, checksum {fingerprint(data)}"}
+    config = run.flags_of(args) | {"data": f"{n_images} images"}
     to_device(data, device)
     steps = n_images // args.batch_size                     # per epoch
     total_steps = steps * args.epochs
@@ -297,7 +297,7 @@ def train(args, command, stop):
             "step_logs": torch.stack(step_logs) if step else torch.empty(0),
             "rows": rows,                               # of log.csv
             "seconds": seconds_before + time.monotonic() - started,
-            "config": config,                           # flags, and a checksum of the images
+            "config": config,                           # flags, and the number of images
             "facts": run.facts_of(data, args.data_dir),     # names of classes, mean, std …
         })
 
@@ -315,7 +315,7 @@ def train(args, command, stop):
         for module in [learner] if WORLD_SIZE == 1 else [method.encoder, method.projector]:
             module.compile()
 
-    # one stream of batches for the whole run: image workers prefetch while an epoch is evaluated
+    # one stream of batches for the whole run: files are read ahead while an epoch is evaluated
     plan = plan_batches(n_images, args.batch_size, args.seed, args.epochs, epochs_done + 1,
                         steps_done)
     layout = memory_layout(device, args.precision, args.width)

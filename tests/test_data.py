@@ -4,11 +4,10 @@
 
 Each dataset is written small, in its official format, where torchvision would download it to.
 """
-import functools
 import hashlib
-import multiprocessing
 import pickle
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from PIL import Image
 
 import data
 import datasets
-from augment import DRAWS, augment_with, normalise, random_resized_crop
+from augment import DRAWS, NUMBERS, augment_with, normalise, random_resized_crop, taken_from
 from run import BadInput
 from tests.helpers import exit_status, generator, random_images, save_images
 
@@ -298,20 +297,8 @@ def test_resident_and_streamed_images_are_the_same(photos):
     assert data.load("folder", photos, room=just_enough - 1, image_size=112)["streamed"] is True
 
 
-def test_other_images_have_another_fingerprint(photos, tmp_path):
-    def checksum(**settings):
-        return data.fingerprint(data.load("folder", tmp_path / "photos", image_size=32, **settings))
-
-    shutil.copytree(photos, tmp_path / "photos")
-    resident, streamed = checksum(), checksum(resident="no")
-    file = next((tmp_path / "photos" / "test").rglob("*.jpg"))
-    file.write_bytes((photos / "train" / "b" / "05" / "00000.jpg").read_bytes())
-    assert checksum() != resident and checksum(resident="no") != streamed
-
-
 @pytest.mark.parametrize("resident", ["yes", "no"])
-def test_an_unreadable_file_is_named(resident, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "worker_count", lambda: 1)
+def test_an_unreadable_file_is_named(resident, photos, tmp_path):
     shutil.copytree(photos, tmp_path / "photos")
     file = tmp_path / "photos" / "train" / "b" / "05" / "00000.jpg"
     d = data.load("folder", tmp_path / "photos", resident="no", image_size=32)
@@ -325,23 +312,21 @@ def test_an_unreadable_file_is_named(resident, photos, tmp_path, monkeypatch):
 
 # --- random crops ---------------------------------------------------------------------------------
 
+def crops_of(path, n, size, seed=0):
+    """n pairs of crops of one file, 2n × 3 × size × size, float; and their random numbers."""
+    numbers = torch.rand(n, 2, NUMBERS[0], generator=generator(seed))
+    crops = np.concatenate([data.two_crops(path, of_image, (0.2, 1), size) for of_image in numbers])
+    return torch.from_numpy(crops).permute(0, 3, 1, 2).float(), numbers
+
+
 def test_a_streamed_crop_is_the_resident_one(tmp_path):
     """The same random numbers cut the same part of a square image from a file and a tensor."""
     picture = smooth_picture(256, 256)
     save_images(tmp_path, [picture])
-    for step in range(10):
-        streamed = data.Crops([tmp_path / "00000.png"], (0.2, 1), 64)[0, step, [0]]
-        seed = data.mixed_seed(0, step, data.CROPS)
-        rand = functools.partial(torch.rand, generator=generator(seed))
-        both = picture.expand(2, -1, -1, -1).float()
-        resident = random_resized_crop(both, (0.2, 1), rand, 64)
-        assert (streamed[:, 0] - resident).abs().mean() < 1     # grey levels of 255
-
-
-def crops_of(path, n, size, seed=0):
-    """n pairs of crops of one file: 2n × 3 × size × size, float."""
-    crops = data.Crops([str(path)], (0.2, 1), size)[seed, 0, [0] * n]
-    return crops.float().flatten(0, 1)
+    streamed, numbers = crops_of(tmp_path / "00000.png", 10, 64)
+    whole = picture.expand(20, -1, -1, -1).float()
+    resident = random_resized_crop(whole, (0.2, 1), taken_from(numbers.flatten(0, 1)), 64)
+    assert ((streamed - resident).abs().mean((1, 2, 3)) < 1).all()      # grey levels of 255
 
 
 def test_crops_of_a_wide_image_have_the_right_sizes(tmp_path):
@@ -355,8 +340,8 @@ def test_crops_of_a_wide_image_have_the_right_sizes(tmp_path):
     picture = torch.stack([red, green, torch.zeros(300, 400)]).round().byte()
     save_images(tmp_path, [picture], ".jpg")
     save_images(tmp_path, [picture], ".png")
-    jpeg = crops_of(tmp_path / "00000.jpg", 200, 32, seed=3)
-    exact = crops_of(tmp_path / "00000.png", 200, 32, seed=3)
+    jpeg, _ = crops_of(tmp_path / "00000.jpg", 200, 32, seed=3)
+    exact, _ = crops_of(tmp_path / "00000.png", 200, 32, seed=3)
     assert (jpeg - exact).abs().mean() < 1
 
     width = (exact[:, 0, 16, -1] - exact[:, 0, 16, 0]) / (255 * 31 / 32) * 400
@@ -377,8 +362,8 @@ def test_a_camera_held_upright(tmp_path, name):
     exif[data.EXIF_ORIENTATION] = 6         # turn it by 90° clockwise to see it
     lying = Image.open(tmp_path / "00000.png").transpose(Image.Transpose.ROTATE_90)
     lying.save(tmp_path / name, exif=exif, quality=95)
-    upright = crops_of(tmp_path / "00000.png", 20, 32)
-    turned = crops_of(tmp_path / name, 20, 32)
+    upright, _ = crops_of(tmp_path / "00000.png", 20, 32)
+    turned, _ = crops_of(tmp_path / name, 20, 32)
     assert (upright - turned).abs().mean() < 2
 
 
@@ -397,9 +382,7 @@ def test_batches_are_the_augmented_images(photos, resident):
     d = data.load("folder", photos, resident=resident, image_size=32)
     order = torch.randperm(48, generator=generator(1))[:24].view(3, 8)
     planned = [data.PlannedBatch(5, step, index) for step, index in enumerate(order)]
-    crops = data.Crops(d["train_x"], (0.08, 1), 32)
-    pairs = [d["train_x"][index].expand(2, -1, -1, -1, -1) if resident == "yes"
-             else crops[5, step, index.tolist()] for step, index in enumerate(order)]
+    pairs = [pair for *_, pair in data.image_pairs(d, planned, "byol", torch.device("cpu"))]
     batches = list(data.batches_of_views(d, planned, "byol"))
     for step, (row, pair, (views, index, labels)) in enumerate(zip(order, pairs, batches)):
         draws = torch.rand(2, 8, DRAWS, generator=generator(data.mixed_seed(5, step)))
@@ -413,9 +396,7 @@ def test_batches_are_the_augmented_images(photos, resident):
     assert torch.equal(last[0], batches[2][0])      # as if the others had been drawn before
 
 
-def test_workers_go_on_between_epochs_and_end_with_the_batches(photos, monkeypatch):
-    """The same process reads the second epoch, and begins before it is asked for."""
-    monkeypatch.setattr(data, "worker_count", lambda: 1)
+def test_files_are_read_ahead_until_the_batches_are_closed(photos):
     d = data.load("folder", photos, resident="no", image_size=32)
     asked = []
 
@@ -424,15 +405,14 @@ def test_workers_go_on_between_epochs_and_end_with_the_batches(photos, monkeypat
             asked.append(planned)
             yield planned
 
-    batches = data.batches_of_views(d, noted(data.plan_batches(48, 24, 0, epochs=2)), "vicreg")
+    before = set(threading.enumerate())
+    batches = data.batches_of_views(d, noted(data.plan_batches(48, 24, 0, epochs=9)), "vicreg")
     next(batches)
-    worker, = multiprocessing.active_children()
-    next(batches)
-    assert len(asked) > 2               # the first epoch is over, and nobody asked for the next
-    next(batches)
-    assert multiprocessing.active_children() == [worker]
+    assert len(asked) == 1 + data.BATCHES_AHEAD
     batches.close()
-    assert not multiprocessing.active_children()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 # --- python data.py -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torchvision
 from PIL import Image
 
 import evaluate
+import models
 from evaluate import layer_outputs, linear_probe, share_of_labels, train_layers
 from metrics import effective_rank
 from methods import mlp
@@ -134,9 +135,15 @@ def test_outputs_of_layers():
     assert widths == {"r": 16, "projector 1": 12, "projector 2": 11, "z": 10}
 
 
-def test_another_network_is_measured_from_its_weights(place, tmp_path):
+def own_encoder(image_size):
+    layers = torch.nn.Flatten(), torch.nn.Linear(3 * image_size ** 2, 24)
+    return torch.nn.Sequential(*layers), 24
+
+
+def test_another_network_is_measured_from_its_weights(place, tmp_path, monkeypatch):
     """Its r has negative entries."""
-    flags = "--arch mobilenet_v3_small --epochs 1 --batch-size 64".split()
+    monkeypatch.setitem(models.ENCODERS, "mine", own_encoder)
+    flags = "--arch mine --epochs 1 --batch-size 64".split()
     assert run(*COMMON, *flags, "--data-dir", place, "--out", tmp_path / "run") == 0
     (tmp_path / "copy").mkdir()
     for name in ("backbone.pt", "encoder.json"):
