@@ -45,11 +45,6 @@ def timed(functions, device, seconds):
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
-def bare_loss(method, views):
-    """The mean of the embeddings of views (2n × 3 × size × size)."""
-    return method.projector(method.encoder(views)).float().mean()
-
-
 def measure(args, size, seconds, device):
     """{quantity: number}. args: train.py's flags; size: of the images."""
     images = torch.randint(256, (IMAGES, 3, size, size), dtype=torch.uint8)
@@ -75,7 +70,7 @@ def measure(args, size, seconds, device):
 
     def bare_step():
         with autocast:
-            loss = bare_loss(method, views)
+            loss = method.projector(method.encoder(views)).float().mean()
         sgd.zero_grad()
         loss.backward()
         sgd.step()
