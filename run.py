@@ -398,8 +398,8 @@ def warn_of_weeks(args, device):
     """Says, before anything is downloaded, that the default network is not one for a CPU."""
     if device.type == "cpu" and args.width >= 64 and args.epochs >= 100:
         print(f"note: {args.arch} for {args.epochs} epochs takes weeks on a CPU. An hour "
-              "of CIFAR-100, in small: --arch resnet18 --width 8 --projector 512-512-512 --epochs 20 "
-              "--alpha-every 1", flush=True)
+              "of CIFAR-100, in small: --arch resnet18 --width 8 --projector 512-512-512 --epochs "
+              "20 --alpha-every 1", flush=True)
 
 
 def announce(args, data, method, device):
